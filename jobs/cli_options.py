@@ -2,100 +2,24 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from clipmill.jobs import completion
 
-
-class Engine(enum.StrEnum):
-    """Where stages run."""
-
-    ray = "ray"
-    local = "local"
-
-
-class Format(enum.StrEnum):
-    """How rows are printed."""
-
-    table = "table"
-    csv = "csv"
-    json = "json"
-    jsonl = "jsonl"
-    parquet = "parquet"
-
-
-class ExportFormat(enum.StrEnum):
-    """The format of an export."""
-
-    webdataset = "webdataset"
-    parquet = "parquet"
-    huggingface = "huggingface"
-    internvid = "internvid"
-    csv = "csv"
-    interleaved = "interleaved"
-
-
-class ExportMedia(enum.StrEnum):
-    """How clips' files are written."""
-
-    none = "none"
-    copy = "copy"
-    exact = "exact"
-
-
-class CutStart(enum.StrEnum):
-    """Which key frame a copied clip begins at."""
-
-    before = "before"
-    nearest = "nearest"
-
-
-class Documents(enum.StrEnum):
-    """What an interleaved document consists of."""
-
-    a = "a"
-    b = "b"
-    c = "c"
-
-
-class StatusFormat(enum.StrEnum):
-    """How the status is printed."""
-
-    table = "table"
-    json = "json"
-
-
-class ImportFormat(enum.StrEnum):
-    """The publisher of imported metadata."""
-
-    internvid = "internvid"
-
-
-class CardFormat(enum.StrEnum):
-    """How a data card is printed."""
-
-    markdown = "markdown"
-    json = "json"
-
-
-class LogLevel(enum.StrEnum):
-    """Which log lines are shown."""
-
-    info = "info"
-    warning = "warning"
-    error = "error"
-
-
-class Environment(enum.StrEnum):
-    """Where a submitted job's dependencies come from."""
-
-    locked = "locked"
-    cluster = "cluster"
-
+Engine = Literal["ray", "local"]
+Format = Literal["table", "csv", "json", "jsonl", "parquet"]
+ExportFormat = Literal["webdataset", "parquet", "huggingface", "internvid", "csv", "interleaved"]
+ExportMedia = Literal["none", "copy", "exact"]
+CutStart = Literal["before", "nearest"]
+Documents = Literal["a", "b", "c"]
+StatusFormat = Literal["table", "json"]
+ImportFormat = Literal["internvid"]
+CardFormat = Literal["markdown", "json"]
+LogLevel = Literal["info", "warning", "error"]
+Environment = Literal["locked", "cluster"]
 
 Dataset = Annotated[Path, typer.Argument(metavar="DATASET", help="the dataset's folder")]
 RecipeArgument = Annotated[

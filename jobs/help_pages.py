@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import enum
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 from typer import BadParameter, TyperException
@@ -79,11 +78,8 @@ class Command(_Page, TyperCommand):
 def _said_plainly(error: BadParameter) -> str:
     """The message without pydantic's prefix, with a suggested value if there is one."""
     message = error.message.removeprefix("Value error, ")
-    kind = getattr(getattr(error.param, "type_descriptor", None), "annotation", None)
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        given = re.match(r"'(.*)' is not one of", message)
-        known = [str(choice.value) for choice in kind]
-        near = difflib.get_close_matches(given[1], known, n=1) if given else []
+    if given := re.match(r"'(.*)' is not one of", message):
+        near = difflib.get_close_matches(given[1], _choices(error.param), n=1)
         said = f"; did you mean {near[0]}?" if near else ""
         return f"{message.rstrip('.')}{said}"
     return message
@@ -117,11 +113,16 @@ def shown(param: Any, *, both: bool = False) -> str:
     name = max(param.opts, key=len)
     if param.is_flag:
         return " / ".join([name, *param.secondary_opts]) if both else name
-    kind = param.type_descriptor.annotation
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return f"{name} {'|'.join(str(choice.value) for choice in kind)}"
+    if choices := _choices(param):
+        return f"{name} {'|'.join(choices)}"
     words = {Path: "PATH", int: "NUMBER", float: "NUMBER"}
-    return f"{name} {param.metavar or words.get(kind, 'TEXT')}"
+    return f"{name} {param.metavar or words.get(param.type_descriptor.annotation, 'TEXT')}"
+
+
+def _choices(param: Any) -> tuple[str, ...]:
+    """The words that a parameter allows; empty if it takes any."""
+    kind = getattr(getattr(param, "type_descriptor", None), "annotation", None)
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def default_shown(param: Any) -> str:
@@ -131,7 +132,7 @@ def default_shown(param: Any) -> str:
         return ""
     if param.param_type_name == "option" and param.is_flag:
         return str(max(param.opts, key=len))
-    return str(getattr(value, "value", value))
+    return str(value)
 
 
 def limits_shown(param: Any) -> str:

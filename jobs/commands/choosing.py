@@ -16,7 +16,6 @@ from clipmill.jobs.cli_options import (
     Engine,
     ExportFormat,
     ExportMedia,
-    Format,
     MemoryLimit,
     Output,
     OutputFormat,
@@ -60,7 +59,7 @@ def export(
             help="none; copy: cut at key frames, without "
             "re-encoding; exact: re-encoded, frame-accurate"
         ),
-    ] = ExportMedia.none,
+    ] = "none",
     redact: Annotated[
         bool,
         typer.Option(
@@ -145,26 +144,24 @@ def export(
         ExportRequest(
             dataset.absolute(),
             output.absolute(),
-            format_.value,
+            format_,
             subset=subset,
             where=where,
             redact=redact,
             shard_bytes=size_in_bytes(shard_size, "--shard-size"),
             caption=caption,
             uncaptioned=keep_uncaptioned,
-            interleaving=interleaving_options(
-                format_.value, documents.value if documents else None, drop, seed
-            ),
+            interleaving=interleaving_options(format_, documents, drop, seed),
             cut=cut_options(
-                media.value,
+                media,
                 audio=audio,
-                start=start.value if start else None,
+                start=start,
                 encoder=encoder,
                 crf=crf,
                 preset=preset,
                 short_side=short_side,
             ),
-            engine=engine.value if engine else None,
+            engine=engine,
         ),
         memory_limit=memory_limit,
     )
@@ -201,13 +198,11 @@ def subset_create(
 
 
 @subsets.command("list")
-def subset_list(
-    dataset: Dataset, format_: OutputFormat = Format.table, output: Output = None
-) -> None:
+def subset_list(dataset: Dataset, format_: OutputFormat = "table", output: Output = None) -> None:
     """List the frozen subsets of a dataset."""
     from clipmill.jobs.subset import list_subsets
 
-    list_subsets(dataset, format=format_.value, output=output)
+    list_subsets(dataset, format=format_, output=output)
 
 
 @subsets.command("show")
@@ -219,14 +214,12 @@ def subset_show(
             metavar="NAME", help="the subset's name", autocompletion=completion.subset_names
         ),
     ],
-    format_: Annotated[
-        CardFormat, typer.Option("--format", help="output format")
-    ] = CardFormat.markdown,
+    format_: Annotated[CardFormat, typer.Option("--format", help="output format")] = "markdown",
 ) -> None:
     """Print the data card of a frozen subset."""
     from clipmill.jobs.subset import show
 
-    show(dataset, name, format=format_.value)
+    show(dataset, name, format=format_)
 
 
 @subsets.command("explain")
@@ -240,9 +233,7 @@ def subset_explain(
         int,
         typer.Option(metavar="K", min=0, max=100, help="clips to show on each side of a threshold"),
     ] = 3,
-    format_: Annotated[
-        StatusFormat, typer.Option("--format", help="output format")
-    ] = StatusFormat.table,
+    format_: Annotated[StatusFormat, typer.Option("--format", help="output format")] = "table",
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Show what a recipe or a predicate would keep, rule by rule, without freezing anything."""
@@ -255,7 +246,7 @@ def subset_explain(
         seed=seed,
         overrides=set_ or [],
         near=near,
-        format=format_.value,
+        format=format_,
         memory_limit=memory_limit,
     )
 

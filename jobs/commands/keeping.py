@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from clipmill.jobs.cli_options import Dataset, Format, OutputFormat, Wait
+from clipmill.jobs.cli_options import Dataset, OutputFormat, Wait
 from clipmill.jobs.help_pages import Commands
 
 app = Commands("Maintain a dataset")
@@ -27,14 +27,14 @@ def verify(
         bool,
         typer.Option("--media/--no-media", help="also read the video files: checksums and lengths"),
     ] = True,
-    format_: OutputFormat = Format.table,
+    format_: OutputFormat = "table",
     wait: Wait = False,
 ) -> None:
     """Re-read everything; print one line per fault, and exit with status 1 if there are any."""
     from clipmill.jobs.verify import verify_dataset
 
     raise typer.Exit(
-        verify_dataset(dataset, repairs=repair, media=media, format=format_.value, wait=wait)
+        verify_dataset(dataset, repairs=repair, media=media, format=format_, wait=wait)
     )
 
 

@@ -10,7 +10,6 @@ import typer
 from clipmill.jobs import completion
 from clipmill.jobs.cli_options import (
     Dataset,
-    Format,
     Kinds,
     LogLevel,
     MemoryLimit,
@@ -26,14 +25,12 @@ app = Commands("Explore a dataset")
 @app.command()
 def status(
     dataset: Dataset,
-    format_: Annotated[
-        StatusFormat, typer.Option("--format", help="output format")
-    ] = StatusFormat.table,
+    format_: Annotated[StatusFormat, typer.Option("--format", help="output format")] = "table",
 ) -> None:
     """Show inputs, kept, rejected, failed, pending, seconds, rows per second for each stage."""
     from clipmill.jobs.query import print_status
 
-    print_status(dataset, format_.value)
+    print_status(dataset, format_)
 
 
 @app.command()
@@ -48,12 +45,12 @@ def show(
     play: Annotated[
         bool, typer.Option("--open", help="cut the spans to temporary files and play them")
     ] = False,
-    format_: OutputFormat = Format.table,
+    format_: OutputFormat = "table",
 ) -> None:
     """Show clips: their rows with captions and scores, their frames, and their spans as video."""
     from clipmill.jobs.show import show as show_clips
 
-    show_clips(dataset, clip_ids, frames=frames, format=format_.value, output=output, play=play)
+    show_clips(dataset, clip_ids, frames=frames, format=format_, output=output, play=play)
 
 
 @app.command()
@@ -61,7 +58,7 @@ def sql(
     dataset: Dataset,
     query: Annotated[str | None, typer.Argument(help="one query; without it, a prompt")] = None,
     file: Annotated[Path | None, typer.Option(help="read the query from this file")] = None,
-    format_: OutputFormat = Format.table,
+    format_: OutputFormat = "table",
     output: Output = None,
     allow_external: Annotated[
         bool,
@@ -76,7 +73,7 @@ def sql(
         dataset,
         query,
         file=file,
-        format=format_.value,
+        format=format_,
         output=output,
         allow_external=allow_external,
         memory_limit=memory_limit,
@@ -87,7 +84,7 @@ def sql(
 def failures(
     dataset: Dataset,
     kind: Kinds = None,
-    format_: OutputFormat = Format.table,
+    format_: OutputFormat = "table",
     output: Output = None,
     all_: Annotated[
         bool, typer.Option("--all", help="also failures that a retry resolved")
@@ -96,7 +93,7 @@ def failures(
     """Show what failed, why, and how often it was tried."""
     from clipmill.jobs.query import print_failures
 
-    print_failures(dataset, kinds=kind or [], format=format_.value, output=output, history=all_)
+    print_failures(dataset, kinds=kind or [], format=format_, output=output, history=all_)
 
 
 @app.command()
@@ -141,22 +138,22 @@ def logs(
             autocompletion=completion.run_ids,
         ),
     ] = None,
-    level: Annotated[LogLevel, typer.Option(help="this level and above")] = LogLevel.info,
+    level: Annotated[LogLevel, typer.Option(help="this level and above")] = "info",
     follow: Annotated[
         bool, typer.Option("--follow", help="keep printing new lines until the run ends")
     ] = False,
-    format_: OutputFormat = Format.table,
+    format_: OutputFormat = "table",
     output: Output = None,
 ) -> None:
     """Show what a run's driver and workers logged: shards, failures, warnings, tracebacks."""
     from clipmill.jobs.logs import show_logs
 
-    show_logs(dataset, run, level=level.value, follow=follow, format=format_.value, output=output)
+    show_logs(dataset, run, level=level, follow=follow, format=format_, output=output)
 
 
 @app.command()
-def runs(dataset: Dataset, format_: OutputFormat = Format.table, output: Output = None) -> None:
+def runs(dataset: Dataset, format_: OutputFormat = "table", output: Output = None) -> None:
     """List the runs so far, with models, prompts and fingerprints."""
     from clipmill.jobs.query import print_runs
 
-    print_runs(dataset, format=format_.value, output=output)
+    print_runs(dataset, format=format_, output=output)

@@ -67,12 +67,7 @@ def run(
     from clipmill.pipeline.run import dataset_folder, load
 
     loaded = load(
-        recipe,
-        dataset,
-        overrides=set_ or [],
-        sources=sources or [],
-        engine=engine.value if engine else None,
-        wait=wait,
+        recipe, dataset, overrides=set_ or [], sources=sources or [], engine=engine, wait=wait
     )
     folder = dataset_folder(loaded, dataset)
     execute(
@@ -165,7 +160,7 @@ def submit(
             help="locked: the versions that this "
             "release was tested with; cluster: what the nodes have installed"
         ),
-    ] = Environment.locked,
+    ] = "locked",
     wait: Annotated[bool, typer.Option("--wait", help="follow the log until the job ends")] = False,
 ) -> None:
     """Submit the run to a Ray cluster as a job."""
@@ -179,7 +174,7 @@ def submit(
         overrides=set_ or [],
         until=until,
         limit=limit,
-        locked=environment is Environment.locked,
+        locked=environment == "locked",
         wait=wait,
     )
 
@@ -187,10 +182,10 @@ def submit(
 @app.command()
 def demo(
     dataset: Annotated[Path, typer.Option(help="the dataset's folder")] = Path("demo-dataset"),
-    engine: Annotated[Engine, typer.Option(help="where stages run")] = Engine.ray,
+    engine: Annotated[Engine, typer.Option(help="where stages run")] = "ray",
 ) -> None:
     """Run the full recipe on a small rendered world, offline, and measure it against the truth."""
     _say_that_it_begins("Making the world …")
     from clipmill.jobs.demo.demo import run_demo
 
-    run_demo(dataset.absolute(), engine=engine.value)
+    run_demo(dataset.absolute(), engine=engine)
