@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipmill.dataset import Clips, Dataset, Subset, open
+    from clipmill.importing import import_internvid
+    from clipmill.pipeline.catalog.index_writer import IndexReport
+    from clipmill.pipeline.exports.run_export import Exported, ExportWatcher
+    from clipmill.pipeline.ingest.span_import import ImportReport
+    from clipmill.pipeline.removal.purge import Purged
+    from clipmill.pipeline.removal.under_lock import Removal
+    from clipmill.pipeline.status import IngestStatus, StageStatus, Status
     from clipmill.pipeline.training import ClipDataset
+    from clipmill.pipeline.verify.findings import Finding, Repaired, Verification
     from clipmill.running import RunResult, StageProgress, retry, run
     from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected, UsageError
     from clipmill.stages.protocol import (
@@ -37,19 +45,32 @@ __all__ = [
     "Clips",
     "DataFile",
     "Dataset",
+    "ExportWatcher",
+    "Exported",
+    "Finding",
+    "ImportReport",
+    "IndexReport",
+    "IngestStatus",
     "Middle",
     "ModelReference",
     "PerSecond",
+    "Purged",
+    "Removal",
+    "Repaired",
     "RowFailed",
     "RowRejected",
     "Rows",
     "RunResult",
     "Stage",
     "StageProgress",
+    "StageStatus",
+    "Status",
     "Subset",
     "Uniform",
     "UsageError",
+    "Verification",
     "Workspace",
+    "import_internvid",
     "open",
     "resource",
     "retry",
@@ -63,19 +84,32 @@ _PLACES = {
     "Clips": "dataset",
     "DataFile": "stages.references",
     "Dataset": "dataset",
+    "ExportWatcher": "pipeline.exports.run_export",
+    "Exported": "pipeline.exports.run_export",
+    "Finding": "pipeline.verify.findings",
+    "ImportReport": "pipeline.ingest.span_import",
+    "IndexReport": "pipeline.catalog.index_writer",
+    "IngestStatus": "pipeline.status",
     "Middle": "stages.protocol",
     "ModelReference": "stages.references",
     "PerSecond": "stages.protocol",
+    "Purged": "pipeline.removal.purge",
+    "Removal": "pipeline.removal.under_lock",
+    "Repaired": "pipeline.verify.findings",
     "RowFailed": "schemas.errors",
     "RowRejected": "schemas.errors",
     "Rows": "stages.protocol",
     "RunResult": "running",
     "Stage": "stages.protocol",
     "StageProgress": "running",
+    "StageStatus": "pipeline.status",
+    "Status": "pipeline.status",
     "Subset": "dataset",
     "Uniform": "stages.protocol",
     "UsageError": "schemas.errors",
+    "Verification": "pipeline.verify.findings",
     "Workspace": "stages.protocol",
+    "import_internvid": "importing",
     "open": "dataset",
     "resource": "stages.protocol",
     "retry": "running",

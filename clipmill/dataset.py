@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import html
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,45 +15,27 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
-from clipmill.pipeline.catalog.kept_frames import ClipSpan
 from clipmill.pipeline.catalog.user_sql import readable_errors
-from clipmill.pipeline.dataset.run_records import latest_run, require_dataset
-from clipmill.pipeline.dataset.versions import code_version
-from clipmill.pipeline.exports.request import (
-    Documents,
-    Engine,
-    ExportRequest,
-    Format,
-    cut_options,
-    interleaving_options,
-    size_in_bytes,
-)
-from clipmill.pipeline.exports.run_export import run_export
-from clipmill.pipeline.recipes.overrides import as_overrides
-from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, subset_recipe_path
-from clipmill.pipeline.status import status_report
-from clipmill.pipeline.subsets.data_card import data_card
-from clipmill.pipeline.subsets.explain import explain_recipe
-from clipmill.pipeline.subsets.freeze import (
-    FrozenSubset,
-    create_subset,
-    load_subset,
-    still_there,
-    subset_names,
-)
-from clipmill.pipeline.subsets.subset_recipe import (
-    SubsetRecipe,
-    load_subset_recipe,
-    predicate_recipe,
-)
+from clipmill.pipeline.catalog.views import VIEWS
+from clipmill.pipeline.dataset.run_records import check_links, latest_run, require_dataset
 from clipmill.schemas.errors import ERROR_KINDS, ClipmillError, UsageError
 from clipmill.schemas.extras import extras_explained
-from clipmill.schemas.sql_text import literal
+from clipmill.schemas.sql_text import literal, quoted
 
+# The rest is imported by the calls that need it: a query should not wait for exports.
 if TYPE_CHECKING:
     import duckdb
 
+    from clipmill.pipeline.catalog.index_writer import IndexReport
+    from clipmill.pipeline.exports.request import Documents, Engine, Format
+    from clipmill.pipeline.exports.run_export import Exported, ExportWatcher
+    from clipmill.pipeline.recipes.overrides import Settings
+    from clipmill.pipeline.removal.under_lock import Removal
+    from clipmill.pipeline.status import Status
+    from clipmill.pipeline.subsets.freeze import FrozenSubset
+    from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
     from clipmill.pipeline.training import ClipDataset
+    from clipmill.pipeline.verify.findings import Verification
 
 _SHOWN_CLIPS = 20
 
@@ -84,12 +66,18 @@ class Dataset:
         memory_limit: str | None = None,
         allow_external: bool = False,
     ) -> None:
-        self.path = require_dataset(Path(path).expanduser()).absolute()
+        self._given = require_dataset(Path(path).expanduser())
+        self.path = self._given.absolute()
         self._memory_limit = memory_limit
         self._allow_external = allow_external
         self._current: Catalog | None = None
         self._watched: list[Path] = []
         self._seen: list[int | None] = []
+
+    @property
+    def _shown(self) -> Path:
+        """The path for messages: as it was given, while that leads here."""
+        return self._given if self._given.absolute() == self.path else self.path
 
     def __repr__(self) -> str:
         return f"clipmill.open({str(self.path)!r})"
@@ -123,6 +111,16 @@ class Dataset:
         with self._asking() as catalog:
             return catalog.relation(query)
 
+    @contextmanager
+    def stream(self, query: str) -> Iterator[pa.RecordBatchReader]:
+        """The rows of one read-only statement, batch by batch, for results larger than memory.
+
+        Inside the `with` block, this process's memory is limited, since functions in SQL may take
+        any amount.
+        """
+        with self._asking() as catalog, catalog.bounded():
+            yield catalog.ask(query)
+
     def clips(
         self,
         where: str | None = None,
@@ -148,32 +146,135 @@ class Dataset:
         with self._asking() as catalog:
             return Clips(self, catalog.relation(query).to_arrow_table())
 
-    def status(self) -> dict[str, Any]:
-        """Inputs, kept, rejected, failed and pending rows per stage; as `status --format json`."""
-        return status_report(self.path)
+    def views(self) -> dict[str, list[str]]:
+        """All that SQL may name, with its columns: views, and the tables of each step."""
+        with self._asking() as catalog:
+            names = [*VIEWS, *(f"steps.{table.step}" for table in catalog.layout.steps)]
+            return {
+                name: [
+                    column
+                    for column, *_ in catalog.execute(
+                        f"SELECT * FROM {'.'.join(map(quoted, name.split('.', 1)))} LIMIT 0"
+                    ).description
+                ]
+                for name in names
+            }
 
-    def failures(self, kind: str | None = None) -> duckdb.DuckDBPyRelation:
-        """What failed and why: `stage, key, kind, message, attempts, at`."""
-        if kind is not None and kind not in ERROR_KINDS:
-            raise UsageError(f"kind={kind!r}: allowed: {', '.join(ERROR_KINDS)}")
-        condition = "" if kind is None else f" WHERE kind = {literal(kind)}"
-        return self.sql(f"SELECT * FROM failures{condition} ORDER BY stage, key")
+    def status(self) -> Status:
+        """Inputs, kept, rejected, failed and pending rows per stage; as `status --format json`."""
+        from clipmill.pipeline.status import status_report
+
+        return status_report(self._shown)
+
+    def failures(
+        self, kinds: str | Sequence[str] = (), *, history: bool = False
+    ) -> duckdb.DuckDBPyRelation:
+        """What failed and why: `stage, key, kind, message, attempts, at`.
+
+        history: also failures that a retry resolved.
+        """
+        wanted = [kinds] if isinstance(kinds, str) else list(kinds)
+        for kind in wanted:
+            if kind not in ERROR_KINDS:
+                raise UsageError(f"kinds: {kind!r}; allowed: {', '.join(ERROR_KINDS)}")
+        condition = f" WHERE kind IN ({', '.join(map(literal, wanted))})" if wanted else ""
+        view = "failures_all" if history else "failures"
+        return self.sql(f"SELECT * FROM {view}{condition} ORDER BY stage, key")
 
     def report(
-        self, output: str | os.PathLike[str] | None = None, *, subset: str | None = None
+        self,
+        output: str | os.PathLike[str] | None = None,
+        *,
+        subset: str | None = None,
+        samples: int = 36,
+        seed: int = 0,
     ) -> Path:
-        """Writes one self-contained HTML page about the dataset or a subset; gives its path."""
+        """Writes one self-contained HTML page about the dataset or a subset; returns its path.
+
+        samples: how many sample clips to show at most; `seed` chooses them.
+        """
         from clipmill.jobs.report.page import write_report
 
-        path = Path(output) if output is not None else Path(f"{self.path.name}-report.html")
-        write_report(self.path, path, subset=subset)
-        return path
+        page = write_report(
+            self._shown,
+            None if output is None else Path(output),
+            subset=subset,
+            sample_count=samples,
+            seed=seed,
+        )
+        return page.path
+
+    # Keeping it in order
+
+    def verify(
+        self,
+        *,
+        media: bool = True,
+        repair: bool = False,
+        wait: bool = False,
+        on_step: Callable[[str], None] = lambda step: None,
+    ) -> Verification:
+        """Re-reads everything; `faults` of the result is empty if all is well.
+
+        media: also read the video files, for checksums and lengths.
+        repair: set aside what is broken and can be made again; the next run makes it.
+        """
+        from clipmill.pipeline.verify import verify
+        from clipmill.pipeline.verify.repair import verify_and_repair
+
+        if media:
+            check_links(self.path)
+        shown = str(self._shown)
+        try:
+            if repair:
+                return verify_and_repair(
+                    self.path, shown_as=shown, media=media, wait=wait, say=on_step
+                )
+            return verify(self.path, shown_as=shown, media=media, say=on_step)
+        except PermissionError as error:
+            raise ClipmillError(
+                f"not allowed to read {error.filename}; run verify as the owner of the dataset"
+            ) from error
+
+    def remove(
+        self,
+        *,
+        videos: Sequence[str] = (),
+        uploaders: Sequence[str] = (),
+        reason: str | None = None,
+        dry_run: bool = False,
+        wait: bool = False,
+    ) -> Removal:
+        """Removes videos, by id or uploader, from tables, media and later exports, for good.
+
+        A dry run changes nothing and counts what would be removed.
+        """
+        from clipmill.pipeline.removal.under_lock import remove_videos
+
+        return remove_videos(
+            self.path, videos, uploaders, reason=reason, dry_run=dry_run, wait=wait
+        )
+
+    def index(self, *, wait: bool = False) -> IndexReport | None:
+        """Updates the index, as every run does at its end; None if there is nothing to index."""
+        import duckdb
+
+        from clipmill.pipeline.catalog.index_writer import update_index
+        from clipmill.pipeline.dataset.locks import dataset_lock
+
+        with dataset_lock(self.path, "index", wait=wait):
+            try:
+                return update_index(self.path)
+            except (OSError, duckdb.Error) as error:
+                raise ClipmillError(f"the index could not be made: {error}") from error
 
     # Choosing
 
     @property
     def subsets(self) -> list[str]:
         """The names of the frozen subsets."""
+        from clipmill.pipeline.subsets.freeze import subset_names
+
         return subset_names(self.path)
 
     def subset(
@@ -183,23 +284,59 @@ class Dataset:
         where: str | None = None,
         name: str | None = None,
         seed: int | None = None,
+        settings: Settings = (),
         **parameters: Any,
     ) -> Subset:
         """A frozen subset: an existing one, by its name alone, or else a new one.
 
-        `recipe` is a ready-made name or a YAML file, `where` an SQL condition instead of one, and
-        `parameters` are the recipe's, e.g. `clips=10_000`. The same recipe, seed and parameters
-        over the same clips give the same subset.
+        Options as in `create_subset`: `dataset.subset("internvid-div", seed=42, clips=10_000)`.
         """
-        alone = where is None and name is None and seed is None and not parameters
+        alone = where is None and name is None and seed is None and not (settings or parameters)
         if recipe is not None and alone and recipe in self.subsets:
-            return Subset(self, load_subset(self.path, recipe))
-        loaded = _subset_recipe(recipe, where, seed, parameters)
+            return self.load_subset(recipe)
+        return self.create_subset(
+            recipe, where=where, name=name, seed=seed, settings=settings, **parameters
+        )
+
+    def load_subset(self, name: str) -> Subset:
+        """A subset that was frozen before."""
+        from clipmill.pipeline.subsets.freeze import load_subset
+
+        frozen = load_subset(self._shown, name)
+        return Subset(self, replace(frozen, folder=frozen.folder.absolute()))
+
+    def create_subset(
+        self,
+        recipe: str | None = None,
+        *,
+        where: str | None = None,
+        name: str | None = None,
+        seed: int | None = None,
+        settings: Settings = (),
+        on_step: Callable[[str], None] = lambda step: None,
+        **parameters: Any,
+    ) -> Subset:
+        """Freezes the clips that a recipe or a condition selects.
+
+        The same recipe, seed and parameters over the same clips give the same subset, which is then
+        not frozen again.
+
+        recipe: a ready-made name or a YAML file.
+        where: an SQL condition instead of a recipe.
+        name: by default the recipe's, or made from the condition.
+        settings, parameters: the recipe's parameters, e.g. `clips=10_000`, and scorers, e.g.
+            `settings={"scorers.aesthetic": "any"}`.
+        """
+        from clipmill.pipeline.dataset.versions import code_version
+        from clipmill.pipeline.subsets.freeze import check_name, create_subset
+
+        loaded = _subset_recipe(recipe, where, seed, settings, parameters)
+        name = check_name(name if name is not None else loaded.name)
         with self._asking() as catalog, catalog.bounded():
-            frozen, _ = create_subset(
-                catalog, loaded, name=name or loaded.name, code_version=code_version()
+            frozen, is_new = create_subset(
+                catalog, loaded, name=name, code_version=code_version(), on_step=on_step
             )
-        return Subset(self, frozen)
+        return Subset(self, frozen, is_new)
 
     def explain(
         self,
@@ -207,12 +344,20 @@ class Dataset:
         *,
         where: str | None = None,
         seed: int | None = None,
+        settings: Settings = (),
+        near: int = 3,
+        on_step: Callable[[str], None] = lambda step: None,
         **parameters: Any,
     ) -> dict[str, Any]:
-        """What a subset recipe would keep, rule by rule; nothing is frozen."""
-        loaded = _subset_recipe(recipe, where, seed, parameters)
+        """What `create_subset` would keep, rule by rule; nothing is frozen.
+
+        near: how many clips to show on each side of a threshold.
+        """
+        from clipmill.pipeline.subsets.explain import explain_recipe
+
+        loaded = _subset_recipe(recipe, where, seed, settings, parameters)
         with self._asking() as catalog, catalog.bounded():
-            return explain_recipe(catalog, loaded).plain()
+            return explain_recipe(catalog, loaded, near=near, on_step=on_step).plain()
 
     def export(
         self,
@@ -236,11 +381,21 @@ class Dataset:
         documents: Documents | None = None,
         drop: float | None = None,
         seed: int | None = None,
-    ) -> dict[str, Any]:
-        """Writes clips for training, as `clipmill export` does; returns the manifest.
+        watcher: ExportWatcher | None = None,
+    ) -> Exported:
+        """Writes clips for training, as `clipmill export` does.
 
         Call it again after an interruption to continue.
         """
+        from clipmill.pipeline.dataset.versions import code_version
+        from clipmill.pipeline.exports.request import (
+            ExportRequest,
+            cut_options,
+            interleaving_options,
+            size_in_bytes,
+        )
+        from clipmill.pipeline.exports.run_export import run_export
+
         request = ExportRequest(
             self.path,
             Path(output).expanduser().absolute(),
@@ -248,7 +403,7 @@ class Dataset:
             subset=subset,
             where=where,
             redact=redact,
-            shard_bytes=size_in_bytes(shard_size, "shard_size"),
+            shard_bytes=size_in_bytes(shard_size, "--shard-size"),
             caption=caption,
             uncaptioned=keep_uncaptioned,
             interleaving=interleaving_options(format, documents, drop, seed),
@@ -264,7 +419,12 @@ class Dataset:
             engine=engine,
         )
         with extras_explained():
-            return run_export(request, code_version=code_version()).manifest
+            return run_export(
+                request,
+                code_version=code_version(),
+                memory_limit=self._memory_limit,
+                watcher=watcher,
+            )
 
     def training(
         self, subset: str | None = None, where: str | None = None, **options: Any
@@ -313,10 +473,16 @@ class Subset:
 
     dataset: Dataset
     frozen: FrozenSubset
+    is_new: bool = False
+    """Whether this call froze it."""
 
     @property
     def name(self) -> str:
         return self.frozen.name
+
+    @property
+    def folder(self) -> Path:
+        return self.frozen.folder
 
     @property
     def hash(self) -> str:
@@ -334,18 +500,26 @@ class Subset:
     def __repr__(self) -> str:
         return f"<subset {self.name!r}: {len(self):,} clips, {self.hash[:19]}…>"
 
+    def changes(self) -> dict[str, Any]:
+        """What has become of its clips in the dataset since it was frozen."""
+        from clipmill.pipeline.subsets.freeze import still_there
+
+        with self.dataset._asking() as catalog:
+            return still_there(catalog, self.frozen)
+
     def card(self) -> str:
         """Its data card, as Markdown."""
-        return data_card(
-            self.frozen, still_there(self.dataset._catalog(), self.frozen), SUBSET_FOLDER
-        )
+        from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER
+        from clipmill.pipeline.subsets.data_card import data_card
+
+        return data_card(self.frozen, self.changes(), SUBSET_FOLDER)
 
     def _repr_markdown_(self) -> str:
         return self.card()
 
     def export(
         self, output: str | os.PathLike[str], format: Format = "webdataset", **options: Any
-    ) -> dict[str, Any]:
+    ) -> Exported:
         """Writes its clips for training; same options as `Dataset.export`."""
         return self.dataset.export(output, format, subset=self.name, **options)
 
@@ -385,6 +559,7 @@ class Clips(Sequence[dict[str, Any]]):
 
     def _repr_html_(self) -> str:
         from clipmill.jobs.report.pictures import make_strips
+        from clipmill.pipeline.catalog.kept_frames import ClipSpan
 
         rows = list(self)
         spans = [
@@ -419,20 +594,28 @@ class Clips(Sequence[dict[str, Any]]):
 
 
 def _subset_recipe(
-    recipe: str | None, where: str | None, seed: int | None, parameters: Mapping[str, Any]
+    recipe: str | None,
+    where: str | None,
+    seed: int | None,
+    settings: Settings,
+    parameters: Mapping[str, Any],
 ) -> SubsetRecipe:
+    from clipmill.pipeline.recipes.overrides import as_overrides
+    from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, subset_recipe_path
+    from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe, predicate_recipe
+
     if (recipe is None) == (where is None):
         raise UsageError("give a recipe's name or file, or a condition with where=; one of both")
+    overrides = [*as_overrides(settings), *as_overrides(parameters)]
     if where is not None:
-        if parameters:
-            raise UsageError(f"{next(iter(parameters))}: a condition has no parameters")
+        if overrides:
+            raise UsageError(
+                f"{overrides[0]}: a condition has no parameters; put the value into it"
+            )
         return predicate_recipe(where, seed=seed)
     assert recipe is not None  # one of the two is given
     return load_subset_recipe(
-        subset_recipe_path(recipe),
-        seed=seed,
-        ready_made=SUBSET_FOLDER,
-        overrides=as_overrides(parameters),
+        subset_recipe_path(recipe), seed=seed, ready_made=SUBSET_FOLDER, overrides=overrides
     )
 
 

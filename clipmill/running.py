@@ -14,7 +14,8 @@ from typing import Any
 from clipmill.dataset import Dataset
 from clipmill.pipeline import run as runs
 from clipmill.pipeline.engine.standstill import Seen
-from clipmill.pipeline.recipes.overrides import as_overrides
+from clipmill.pipeline.recipes.overrides import Settings, as_overrides
+from clipmill.pipeline.status import StageStatus, Status
 from clipmill.schemas.errors import ERROR_KINDS, UsageError
 
 _log = logging.getLogger("clipmill.run")
@@ -36,14 +37,18 @@ class StageProgress:
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a run. `stages` are those of `Dataset.status()`, over all runs."""
+    """The result of a run; `status` is that of the dataset after it, over all runs."""
 
     dataset: Dataset
     did_anything: bool
     messages: tuple[str, ...] = field(repr=False)
-    stages: Sequence[Mapping[str, Any]] = field(repr=False)
+    status: Status = field(repr=False)
 
-    def __getitem__(self, stage: str) -> Mapping[str, Any]:
+    @property
+    def stages(self) -> list[StageStatus]:
+        return self.status["stages"]
+
+    def __getitem__(self, stage: str) -> StageStatus:
         """The counts of one stage: inputs, kept, rejected, failed, pending."""
         for found in self.stages:
             if found["stage"] == stage:
@@ -56,12 +61,12 @@ def run(
     *,
     sources: _PathLike | Sequence[_PathLike] | None = None,
     dataset: _PathLike | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Settings = (),
     engine: str | None = None,
     until: str | None = None,
     limit: int | None = None,
     wait: bool = False,
-    progress: Callable[[StageProgress], None] | None = None,
+    progress: Callable[[StageProgress], None] | runs.Watcher | None = None,
 ) -> RunResult:
     """Does what is not done yet of a recipe, like `clipmill run`.
 
@@ -69,6 +74,7 @@ def run(
     sources: lists, folders, patterns, files or URLs instead of the recipe's.
     settings: by `label.setting`, e.g. `{"split_clips.threshold": 35}`.
     progress: called in this process, from any thread, each time a stage has processed some rows.
+        A `clipmill.pipeline.run.Watcher`, which may change between releases, sees everything.
 
     Messages go to the logger `clipmill.run`. Raises ClipmillError if the run can't continue; what
     is committed stays, and the same call continues from there.
@@ -79,11 +85,11 @@ def run(
         None if recipe is None else os.fspath(recipe),
         folder,
         sources=[os.fspath(source) for source in given],
-        overrides=as_overrides(settings or {}),
+        overrides=as_overrides(settings),
         engine=engine,
         wait=wait,
     )
-    watcher = _Watcher(progress)
+    watcher = progress if isinstance(progress, runs.Watcher) else _Watcher(progress)
     place = runs.dataset_folder(loaded, folder)
     did = runs.run(
         loaded,
@@ -94,7 +100,7 @@ def run(
         watcher=watcher,
         take_sources=recipe is not None or bool(given),
     )
-    return _result(place, did, watcher)
+    return _result(Dataset(place), did, watcher)
 
 
 def retry(
@@ -102,27 +108,27 @@ def retry(
     kinds: Sequence[str] = (),
     *,
     wait: bool = False,
-    progress: Callable[[StageProgress], None] | None = None,
+    progress: Callable[[StageProgress], None] | runs.Watcher | None = None,
 ) -> RunResult:
     """Retries failed rows, of the given `kinds` or of all, and only those."""
     for kind in kinds:
         if kind not in ERROR_KINDS:
             raise UsageError(f"kinds: {kind!r}; allowed: {', '.join(ERROR_KINDS)}")
-    place = dataset.path if isinstance(dataset, Dataset) else Path(dataset).expanduser().absolute()
-    watcher = _Watcher(progress)
+    found = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+    watcher = progress if isinstance(progress, runs.Watcher) else _Watcher(progress)
     did = runs.run(
-        runs.load(None, place, wait=wait),
-        place,
+        runs.load(None, found.path, wait=wait),
+        found.path,
         retry_kinds=list(kinds),
         wait=wait,
         watcher=watcher,
     )
-    return _result(place, did, watcher)
+    return _result(found, did, watcher)
 
 
-def _result(place: Path, did: bool, watcher: _Watcher) -> RunResult:
-    found = Dataset(place)
-    return RunResult(found, did, tuple(watcher.messages), tuple(found.status()["stages"]))
+def _result(dataset: Dataset, did: bool, watcher: runs.Watcher) -> RunResult:
+    messages = watcher.messages if isinstance(watcher, _Watcher) else ()
+    return RunResult(dataset, did, tuple(messages), dataset.status())
 
 
 class _Watcher(runs.Watcher):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from clipmill.jobs import completion
+from clipmill.schemas.errors import ERROR_KINDS, UsageError
 
 Engine = Literal["ray", "local"]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
@@ -50,10 +51,20 @@ Set = Annotated[
         autocompletion=completion.settings,
     ),
 ]
+
+
+def _known_kinds(kinds: list[str] | None) -> list[str]:
+    for kind in kinds or []:
+        if kind not in ERROR_KINDS:
+            raise UsageError(f"--kind {kind}: allowed: {', '.join(ERROR_KINDS)}")
+    return kinds or []
+
+
 Kinds = Annotated[
     list[str] | None,
     typer.Option(
         "--kind",
+        callback=_known_kinds,
         metavar="K",
         help="only failures of this kind: permanent, transient, "
         "blocked, bad_media, model or crash; repeatable",

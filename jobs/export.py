@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from clipmill.pipeline.dataset.versions import code_version
-from clipmill.pipeline.exports.request import ExportRequest
-from clipmill.pipeline.exports.run_export import Exported, ExportWatcher, run_export
+import clipmill
+from clipmill.jobs.cli_options import ExportFormat
 from clipmill.pipeline.exports.units import FAILURES
-from clipmill.schemas.words import counted, plain_hours
+from clipmill.schemas.words import counted, plain_hours, plain_size
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -24,25 +24,31 @@ _STEPS = {
 }
 
 
-def export(request: ExportRequest, *, memory_limit: str | None = None) -> None:
+def export(
+    dataset: Path,
+    output: Path,
+    format: ExportFormat,
+    *,
+    memory_limit: str | None = None,
+    caption: str = "caption",
+    **options: Any,
+) -> None:
     """Exports, and prints what became of the clips."""
+    opened = clipmill.open(dataset, memory_limit=memory_limit)
+    output = output.absolute()
     with _Shown() as shown:
-        done = run_export(
-            request,
-            code_version=code_version(),
-            memory_limit=memory_limit,
-            watcher=ExportWatcher(shown.begin, shown.step),
+        done = opened.export(
+            output,
+            format,
+            caption=caption,
+            watcher=clipmill.ExportWatcher(shown.begin, shown.step),
+            **options,
         )
-    _say(request, done)
-
-
-def _say(request: ExportRequest, done: Exported) -> None:
-    manifest = done.manifest
     if done.was_finished:
-        print(f"{request.output} already contains this export, complete: nothing to do.")
-    for note in manifest["notes"]:
+        print(f"{output} already contains this export, complete: nothing to do.")
+    for note in done["notes"]:
         print(note, file=sys.stderr)
-    counts = manifest["counts"]
+    counts, files = done["counts"], done["files"]
     failed = sum(counts["failed"].values())
     left_out = sum(counts["left_out"].values())
     print(
@@ -50,37 +56,27 @@ def _say(request: ExportRequest, done: Exported) -> None:
         f"{left_out:,} left out{_reasons(counts['left_out'])}, "
         f"{failed:,} failed{_reasons(counts['failed'])}"
     )
-    files = manifest["files"]
-    size = sum(file["size_bytes"] for file in files)
     shards = counted(len(files), "file")
-    if request.format == "interleaved":
+    if format == "interleaved":
         shards += f" of {counted(sum(file['items'] for file in files), 'document')}"
     print(
-        f"{shards}, {_size(size)}, of {counted(manifest['videos'], 'video')} and "
-        f"{plain_hours(manifest['hours'])}, in {request.output}"
+        f"{shards}, {plain_size(sum(file['size_bytes'] for file in files))}, of "
+        f"{counted(done['videos'], 'video')} and {plain_hours(done['hours'])}, in {output}"
     )
     if counts["left_out"].get("no caption"):
         print(
-            f"Clips without {request.caption} are left out of this format; --keep-uncaptioned "
+            f"Clips without {caption} are left out of this format; --keep-uncaptioned "
             "keeps them, --caption COLUMN uses another text.",
             file=sys.stderr,
         )
     if failed:
-        print(f"What failed and why: {request.output / FAILURES}", file=sys.stderr)
+        print(f"What failed and why: {output / FAILURES}", file=sys.stderr)
 
 
 def _reasons(counts: dict[str, int]) -> str:
     if not counts:
         return ""
     return " (" + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) + ")"
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 class _Shown:

@@ -5,59 +5,32 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from clipmill.pipeline.dataset.locks import dataset_lock, remove_if_empty
-from clipmill.pipeline.dataset.run_records import check_place
-from clipmill.pipeline.ingest.sources import fixed_shards_note
-from clipmill.pipeline.ingest.span_import import ImportReport, import_spans
-from clipmill.pipeline.recipes.recipe import SHARD_VIDEOS
+import clipmill
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.words import counted
 
+if TYPE_CHECKING:
+    from clipmill import ImportReport
+
 
 def import_internvid(
-    dataset: Path,
-    files: Sequence[Path],
-    *,
-    shard_videos: int | None = None,
-    limit: int | None = None,
-    exclude_ids: Path | None = None,
-    wait: bool = False,
+    dataset: Path, files: Sequence[Path], *, limit: int | None = None, **asked: Any
 ) -> None:
-    """Imports InternVid's published rows, and prints what became of each.
-
-    `shard_videos` is the number of videos per shard, if given.
-    """
-    dataset = dataset.expanduser().absolute()
-    check_place(dataset)
-    is_new = not dataset.exists()
-    dataset.mkdir(parents=True, exist_ok=True)
-    try:
-        with dataset_lock(dataset, "import", wait=wait):
-            if shard_videos is not None:
-                note = fixed_shards_note(dataset, shard_videos, "--shard-videos", by_hand=True)
-                if note is not None:
-                    Console(stderr=True, highlight=False).print(note, soft_wrap=True)
-            with _progress(files, passes=1 if limit is None else 2) as report:
-                found = import_spans(
-                    dataset,
-                    files,
-                    shard_videos=shard_videos or SHARD_VIDEOS,
-                    limit=limit,
-                    exclude_ids=exclude_ids,
-                    report_bytes=report,
-                )
-    except BaseException:
-        if is_new:
-            remove_if_empty(dataset)
-        raise
+    """Imports InternVid's published rows, and prints what became of each."""
+    with _progress(files, passes=1 if limit is None else 2) as report:
+        found = clipmill.import_internvid(dataset, files, limit=limit, on_bytes=report, **asked)
+    if found.note is not None:
+        Console(stderr=True, highlight=False).print(found.note, soft_wrap=True)
     for line in describe(found, limit):
         print(line)
     if found.kept:
-        print(f"Next: clipmill run internvid-metadata --dataset {shell_word(dataset)}")
+        place = dataset.expanduser().absolute()
+        print(f"Next: clipmill run internvid-metadata --dataset {shell_word(place)}")
 
 
 def describe(report: ImportReport, limit: int | None) -> Iterator[str]:

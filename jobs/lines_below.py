@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import printable
 from clipmill.schemas.step_tables import EXPANDED_RULE, MENDED_RULE, REMOVED_RULE
 from clipmill.schemas.words import counted
+
+if TYPE_CHECKING:
+    from clipmill import Status
 
 WHEN_TO_RETRY = {
     "transient": "later",
@@ -30,7 +33,7 @@ _OF_NO_SETTING = {
 _LONGEST_MESSAGE = 100
 
 
-def lines_below(report: dict[str, Any]) -> Iterator[str]:
+def lines_below(report: Status) -> Iterator[str]:
     """Lines for a `status_report`; those that begin with two spaces are commands to paste."""
     dataset = shell_word(report["dataset"])
     yield from _rejected(report, dataset)
@@ -45,7 +48,7 @@ def lines_below(report: dict[str, Any]) -> Iterator[str]:
         yield f"  clipmill run --dataset {dataset}"
 
 
-def _rejected(report: dict[str, Any], dataset: str) -> Iterator[str]:
+def _rejected(report: Status, dataset: str) -> Iterator[str]:
     found = report["rejections"]
     if not found:
         return
@@ -69,7 +72,7 @@ def _rejected(report: dict[str, Any], dataset: str) -> Iterator[str]:
         )
 
 
-def _failed(report: dict[str, Any], dataset: str) -> Iterator[str]:
+def _failed(report: Status, dataset: str) -> Iterator[str]:
     found = report["failures"]
     if not found:
         return

@@ -10,7 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
+import clipmill
 from clipmill.jobs.progress_bars import TerminalProgress, saying
+from clipmill.jobs.status import show_status
 from clipmill.pipeline import run as runs
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 
@@ -39,9 +41,13 @@ def run(loaded: LoadedRecipe, dataset: Path, **asked: Any) -> bool:
     return runs.run(loaded, dataset, watcher=TerminalWatcher(), **asked)
 
 
-def closing_table(dataset: Path) -> None:
-    """The state of the dataset, on standard output."""
-    from clipmill.jobs.query import print_status
+def run_recipe(recipe: str | None, **asked: Any) -> None:
+    """`clipmill.run`, followed on standard error; then the state of the dataset."""
+    show_status(clipmill.run(recipe, progress=TerminalWatcher(), **asked).status)
+    sys.stdout.flush()
 
-    print_status(dataset)
+
+def retry_failures(dataset: Path, kinds: Sequence[str], *, wait: bool) -> None:
+    """`clipmill.retry`, followed likewise."""
+    show_status(clipmill.retry(dataset, kinds, progress=TerminalWatcher(), wait=wait).status)
     sys.stdout.flush()

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from clipmill.jobs.formats import plain, write_rows
+import clipmill
+from clipmill.jobs.formats import plain
 from clipmill.jobs.funnel import print_funnel, print_near
 from clipmill.jobs.progress_bars import saying
-from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
-from clipmill.pipeline.catalog.user_sql import readable_errors
-from clipmill.pipeline.dataset.versions import code_version
-from clipmill.pipeline.exports.output_places import check_output
+from clipmill.jobs.sql import answer
 from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, described, subset_recipe_path
-from clipmill.pipeline.subsets.data_card import data_card
-from clipmill.pipeline.subsets.explain import explain_recipe
-from clipmill.pipeline.subsets.freeze import check_name, create_subset, load_subset, still_there
-from clipmill.pipeline.subsets.subset_recipe import (
-    SubsetRecipe,
-    load_subset_recipe,
-    predicate_recipe,
-)
 from clipmill.schemas.errors import UsageError, printable
 from clipmill.schemas.words import counted, plain_hours
 
@@ -38,20 +27,19 @@ def create(
     memory_limit: str | None = None,
 ) -> None:
     """Freezes a subset, and prints its funnel and hash."""
-    loaded = _load(recipe, where, overrides, seed)
-    name = check_name(name if name is not None else loaded.name)
-    with _catalog(dataset, memory_limit) as catalog, saying() as say, readable_errors():
-        subset, is_new = create_subset(
-            catalog, loaded, name=name, code_version=code_version(), on_step=say
+    _check_choice(recipe, where, overrides)
+    with clipmill.open(dataset, memory_limit=memory_limit) as opened, saying() as say:
+        subset = opened.create_subset(
+            recipe, where=where, name=name, seed=seed, settings=overrides, on_step=say
         )
-    info = subset.info
-    if not is_new:
-        print(f"The subset {name!r} already exists, with the same clips and rules: nothing to do.")
-    else:
+    name, info = subset.name, subset.info
+    if subset.is_new:
         print_funnel(info, info["catalog"], info["funnel"])
+    else:
+        print(f"The subset {name!r} already exists, with the same clips and rules: nothing to do.")
     print(
         f"{name}: {counted(info['n_clips'], 'clip')} of {counted(info['n_videos'], 'video')}, "
-        f"{plain_hours(info['hours'])}, in {subset.folder}\n{info['hash']}"
+        f"{plain_hours(info['hours'])}, in {subset.folder}\n{subset.hash}"
     )
 
 
@@ -67,11 +55,13 @@ def explain(
     memory_limit: str | None = None,
 ) -> None:
     """Prints what a recipe would keep, rule by rule; freezes nothing."""
-    if format not in ("table", "json"):
-        raise UsageError(f"--format {format}: allowed: table, json")
-    loaded = _load(recipe, where, overrides, seed)
-    with _catalog(dataset, memory_limit) as catalog, saying() as say, readable_errors():
-        found = plain(explain_recipe(catalog, loaded, near=near, on_step=say).plain())
+    _check_choice(recipe, where, overrides)
+    with clipmill.open(dataset, memory_limit=memory_limit) as opened, saying() as say:
+        found = plain(
+            opened.explain(
+                recipe, where=where, seed=seed, settings=overrides, near=near, on_step=say
+            )
+        )
     if format == "json":
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
@@ -81,28 +71,26 @@ def explain(
 
 def list_subsets(dataset: Path, *, format: str = "table", output: Path | None = None) -> None:
     """The frozen subsets of a dataset, oldest first."""
-    check_output(dataset, output)
     columns = "*"
     if format == "table":
         columns = (
             "name, recipe, strftime(created_at, '%Y-%m-%d %H:%M') AS created_at, n_clips, "
             "n_videos, round(hours, 2) AS hours"
         )
-    with open_catalog(dataset) as catalog:
-        rows = catalog.ask(f"SELECT {columns} FROM subsets ORDER BY subsets.created_at, name")
-        with readable_errors():
-            write_rows(rows, format, output)
+    query = f"SELECT {columns} FROM subsets ORDER BY subsets.created_at, name"
+    with clipmill.open(dataset) as opened:
+        answer(opened, query, format, output)
 
 
 def show(dataset: Path, name: str, *, format: str = "markdown") -> None:
     """Prints the data card of a frozen subset."""
-    with open_catalog(dataset) as catalog, readable_errors():
-        subset = load_subset(dataset, name)
-        since = still_there(catalog, subset)
-    if format == "json":
-        print(json.dumps(plain({**subset.info, "since": since}), indent=2, ensure_ascii=False))
-        return
-    print(printable(data_card(subset, since, SUBSET_FOLDER)), end="")
+    with clipmill.open(dataset) as opened:
+        subset = opened.load_subset(name)
+        if format == "json":
+            found = plain({**subset.info, "since": subset.changes()})
+            print(json.dumps(found, indent=2, ensure_ascii=False))
+            return
+        print(printable(subset.card()), end="")
 
 
 def recipes(name: str | None) -> None:
@@ -113,30 +101,14 @@ def recipes(name: str | None) -> None:
     print(*described(SUBSET_FOLDER), sep="\n")
 
 
-def _load(
-    recipe: str | None, where: str | None, overrides: Sequence[str], seed: int | None
-) -> SubsetRecipe:
-    """The selection: a recipe, or a predicate instead."""
+def _check_choice(recipe: str | None, where: str | None, overrides: Sequence[str]) -> None:
     if (recipe is None) == (where is None):
         raise UsageError(
             "give a RECIPE (`clipmill subset recipes` lists the ready-made ones), or "
             "a predicate with --where"
             + (", not both" if where else ', e.g. --where "aesthetic > 5"')
         )
-    if where is not None:
-        if overrides:
-            raise UsageError(
-                f"--set {overrides[0]}: a predicate has no parameters; put the value into --where"
-            )
-        return predicate_recipe(where, seed=seed)
-    assert recipe is not None  # one of the two is given
-    return load_subset_recipe(
-        subset_recipe_path(recipe), overrides=overrides, seed=seed, ready_made=SUBSET_FOLDER
-    )
-
-
-@contextmanager
-def _catalog(dataset: Path, memory_limit: str | None) -> Iterator[Catalog]:
-    """The catalog, for a recipe that may be a stranger's."""
-    with open_catalog(dataset, memory_limit=memory_limit) as catalog, catalog.bounded():
-        yield catalog
+    if where is not None and overrides:
+        raise UsageError(
+            f"--set {overrides[0]}: a predicate has no parameters; put the value into --where"
+        )

@@ -7,22 +7,21 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+import clipmill
 from clipmill.jobs.formats import write_rows
 from clipmill.jobs.progress_bars import saying
-from clipmill.pipeline.dataset.locks import dataset_lock
-from clipmill.pipeline.dataset.run_records import check_links, latest_run, require_dataset
-from clipmill.pipeline.verify import Report, verify
-from clipmill.pipeline.verify.findings import Finding, as_text
-from clipmill.pipeline.verify.repair import Repaired, repair
+from clipmill.pipeline.dataset.run_records import latest_run
 from clipmill.schemas.command_line import shell_word, start_a_run
 from clipmill.schemas.damage import DamagedFile
-from clipmill.schemas.errors import ClipmillError
-from clipmill.schemas.storage import writing_to
+from clipmill.schemas.errors import storable
 from clipmill.schemas.words import counted
+
+if TYPE_CHECKING:
+    from clipmill import Finding, Repaired, Verification
 
 _COLUMNS = ("severity", "check", "where", "what", "next_step")
 
@@ -37,45 +36,27 @@ def verify_dataset(
 ) -> int:
     """Verifies a dataset and prints the findings; returns the exit status.
 
-    With `repairs`, files that can be made again are set aside under the dataset's lock, and the
-    status is 1 only if faults remain that this could not repair.
+    With `repairs`, files that can be made again are set aside, and the status is 1 only if faults
+    remain that this could not repair.
     """
-    require_dataset(dataset)
-    if media:
-        check_links(dataset)
-    lock = (
-        dataset_lock(dataset, "verify --repair", wait=wait) if repairs else contextlib.nullcontext()
-    )
-    with lock, saying() as say:
-        try:
-            report = verify(
-                dataset, shown_as=str(dataset), media=media, holds_lock=repairs, say=say
-            )
-        except PermissionError as error:
-            raise ClipmillError(
-                f"not allowed to read {error.filename}; run verify as the owner of the dataset"
-            ) from error
-        repaired = None
-        if repairs and report.faults:
-            say("setting aside")
-            with writing_to(dataset):
-                repaired = repair(dataset, report)
-    _print(report, repaired, format)
+    with saying() as say:
+        found = clipmill.open(dataset).verify(media=media, repair=repairs, wait=wait, on_step=say)
+    _print(found, format)
     sys.stdout.flush()  # the faults before the summary, if both go to the same place
-    print(_summary(report, media=media), file=sys.stderr)
-    if repaired is not None:
-        print(_repaired(dataset, repaired), file=sys.stderr)
-        return 1 if repaired.left else 0
-    return 1 if report.faults else 0
+    print(_summary(found, media=media), file=sys.stderr)
+    if found.repaired is not None:
+        print(_repaired(dataset, found.repaired), file=sys.stderr)
+        return 1 if found.repaired.left else 0
+    return 1 if found.faults else 0
 
 
-def _print(report: Report, repaired: Repaired | None, format: str) -> None:
+def _print(report: Verification, format: str) -> None:
     found = [
         *(("fault", finding) for finding in report.faults),
         *(("note", finding) for finding in report.notes),
     ]
     if format == "json":
-        print(json.dumps(_plain(report, repaired), indent=1, ensure_ascii=False))
+        print(json.dumps(_plain(report), indent=1, ensure_ascii=False))
     elif format == "table":
         for severity, finding in found:
             print(_line(severity, finding))
@@ -84,9 +65,9 @@ def _print(report: Report, repaired: Repaired | None, format: str) -> None:
             (
                 severity,
                 finding.check,
-                as_text(finding.where),
-                as_text(finding.what),
-                as_text(finding.next_step),
+                storable(finding.where),
+                storable(finding.what),
+                storable(finding.next_step),
             )
             for severity, finding in found
         ]
@@ -108,10 +89,10 @@ def _line(severity: str, finding: Finding) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def _plain(report: Report, repaired: Repaired | None) -> dict[str, Any]:
+def _plain(report: Verification) -> dict[str, Any]:
     def plain(findings: list[Finding]) -> list[dict[str, Any]]:
         return [
-            {name: as_text(asdict(finding)[name]) for name in _COLUMNS[1:]} for finding in findings
+            {name: storable(asdict(finding)[name]) for name in _COLUMNS[1:]} for finding in findings
         ]
 
     found: dict[str, Any] = {
@@ -121,12 +102,12 @@ def _plain(report: Report, repaired: Repaired | None) -> dict[str, Any]:
         "notes": plain(report.notes),
         "pending_shards": report.pending,
         "is_running": report.is_running,
-        "others": [as_text(name) for name in report.others],
+        "others": [storable(name) for name in report.others],
     }
-    if repaired is not None:
+    if (repaired := report.repaired) is not None:
         found["repaired"] = {
             "folder": str(repaired.folder) if repaired.folder else None,
-            "moved": [as_text(name) for name in repaired.moved],
+            "moved": [storable(name) for name in repaired.moved],
             "awaited": list(repaired.awaited),
             "reopened_removals": repaired.reopened,
             "left": plain(list(repaired.left)),
@@ -134,7 +115,7 @@ def _plain(report: Report, repaired: Repaired | None) -> dict[str, Any]:
     return found
 
 
-def _summary(report: Report, *, media: bool) -> str:
+def _summary(report: Verification, *, media: bool) -> str:
     checked = report.checked
     parts = [
         counted(checked["runs"], "run record"),

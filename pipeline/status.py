@@ -6,12 +6,12 @@ import itertools
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from clipmill.pipeline.catalog import views
 from clipmill.pipeline.catalog.catalog import Catalog, Layout, open_catalog
 from clipmill.pipeline.catalog.index import ShardFiles
-from clipmill.pipeline.catalog.reasons import reasons
+from clipmill.pipeline.catalog.reasons import Reasons, reasons
 from clipmill.pipeline.dataset.commit_fence import last_moved
 from clipmill.pipeline.dataset.shards import committed_shards, shard_name
 from clipmill.pipeline.dataset.steps import Step, StepId, inputs_of, steps_of
@@ -24,7 +24,73 @@ from clipmill.schemas.step_tables import StepTable, kept, outcomes
 _RANK = "CASE outcome WHEN 'kept' THEN 0 WHEN 'rejected' THEN 1 ELSE 2 END"
 
 
-def status_report(dataset: Path) -> dict[str, Any]:
+class Outcomes(TypedDict):
+    """Keys by outcome."""
+
+    kept: int
+    rejected: int
+    failed: int
+
+
+class IngestStatus(Outcomes):
+    """The rows of lists, and the shards that they were made."""
+
+    inputs: int
+    shards: int
+
+
+class StageStatus(Outcomes):
+    """What became of the keys that a stage was given."""
+
+    stage: str
+    inputs: int
+    pending: int
+    shards_done: int
+    shards_total: int
+    seconds: float
+    rows_per_second: float | None
+    lost: int
+    accounted: bool
+
+
+class RunStatus(TypedDict):
+    """The newest run."""
+
+    run_id: str
+    state: str
+    started_at: str
+    finished_at: str | None
+    engine: str
+    recipe_name: str
+
+
+class Totals(TypedDict):
+    """What the dataset holds, and how many frames were decoded for it."""
+
+    videos: int
+    clips: int
+    hours: float
+    source_frames: int
+    decoded_frames: int
+
+
+class Status(Reasons):
+    """What `status_report` finds.
+
+    `moved_at` is when the running command last made progress, None if none is running. `lists`
+    count each list's lines and rows.
+    """
+
+    dataset: str
+    run: RunStatus | None
+    moved_at: str | None
+    ingest: IngestStatus
+    lists: list[dict[str, Any]]
+    stages: list[StageStatus]
+    totals: Totals
+
+
+def status_report(dataset: Path) -> Status:
     """Per stage the keys by outcome, with totals; the JSON that `clipmill status` promises.
 
     `inputs` are the keys that a stage's committed shards were given, so that inputs = kept +
@@ -47,7 +113,7 @@ def status_report(dataset: Path) -> dict[str, Any]:
             "dataset": str(dataset),
             "run": _run(layout),
             "moved_at": _moved_at(layout.dataset),
-            "ingest": {"inputs": sum(ingest.values()), **ingest, "shards": shards},
+            "ingest": {"inputs": _sum(ingest), **ingest, "shards": shards},
             "lists": [asdict(counts) for counts in kept_counts(layout.dataset)],
             "stages": stages,
             "totals": _totals(catalog, footers),
@@ -55,9 +121,18 @@ def status_report(dataset: Path) -> dict[str, Any]:
         }
 
 
-def _run(layout: Layout) -> dict[str, Any] | None:
-    wanted = ("run_id", "state", "started_at", "finished_at", "engine", "recipe_name")
-    return {name: layout.record.get(name) for name in wanted} if layout.record else None
+def _run(layout: Layout) -> RunStatus | None:
+    record = layout.record
+    if record is None:
+        return None
+    return {
+        "run_id": record["run_id"],
+        "state": record["state"],
+        "started_at": record["started_at"],
+        "finished_at": record["finished_at"],
+        "engine": record["engine"],
+        "recipe_name": record["recipe_name"],
+    }
 
 
 def _moved_at(dataset: Path) -> str | None:
@@ -98,7 +173,7 @@ def _footers(catalog: Catalog) -> dict[StepId, _Footers]:
     return {(step, print_): _Footers(*sums) for step, print_, *sums in rows}
 
 
-def _totals(catalog: Catalog, footers: dict[StepId, _Footers]) -> dict[str, Any]:
+def _totals(catalog: Catalog, footers: dict[StepId, _Footers]) -> Totals:
     # The clips themselves, without the captions and scores that the view joins to them.
     makers = [
         table for table in catalog.layout.steps if table.name in ("download_videos", "split_clips")
@@ -127,14 +202,14 @@ def _totals(catalog: Catalog, footers: dict[StepId, _Footers]) -> dict[str, Any]
 
 def _stage(
     catalog: Catalog, label: str, steps: list[Step], footers: dict[StepId, _Footers], doubled: bool
-) -> dict[str, Any]:
+) -> StageStatus:
     by_label = {table.step: table for table in catalog.layout.steps}
     counts = _outcome_counts(catalog, [by_label[step.label] for step in steps], doubled)
     pending, lost = _missing(catalog, steps, doubled)
     own = [footers[step.id] for step in steps if step.id in footers]
     seconds = round(sum(sums.seconds for sums in own), 3)
     done, total = _shards(catalog.layout, steps[-1])
-    finished = sum(counts.values())
+    finished = _sum(counts)
     return {
         "stage": label,
         "inputs": finished + lost,
@@ -149,7 +224,7 @@ def _stage(
     }
 
 
-def _outcome_counts(catalog: Catalog, steps: list[StepTable], doubled: bool) -> dict[str, int]:
+def _outcome_counts(catalog: Catalog, steps: list[StepTable], doubled: bool) -> Outcomes:
     """Distinct keys by outcome; of inner steps, what did not reach the last one.
 
     `doubled` says that a clip may be in two groups of shards.
@@ -175,9 +250,13 @@ def _outcome_counts(catalog: Catalog, steps: list[StepTable], doubled: bool) -> 
     return _by_outcome(rows)
 
 
-def _by_outcome(rows: list[tuple[int, int]]) -> dict[str, int]:
+def _by_outcome(rows: list[tuple[int, int]]) -> Outcomes:
     found = dict(rows)
-    return {name: found.get(rank, 0) for rank, name in enumerate(("kept", "rejected", "failed"))}
+    return {"kept": found.get(0, 0), "rejected": found.get(1, 0), "failed": found.get(2, 0)}
+
+
+def _sum(counts: Outcomes) -> int:
+    return counts["kept"] + counts["rejected"] + counts["failed"]
 
 
 def _missing(catalog: Catalog, steps: list[Step], doubled: bool) -> tuple[int, int]:

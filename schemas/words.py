@@ -8,6 +8,15 @@ def counted(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
+def plain_size(size: float) -> str:
+    """`12 bytes`, `3.5 MB`: bytes, in units of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
 def plain_hours(hours: float) -> str:
     """`14 s`, `6 min`, `1,312.5 hours`: a duration, which tables store in hours."""
     return plain_time(hours * 3600)

@@ -44,7 +44,7 @@ def test_sql_that_writes_is_refused(made, query, said):
         opened.sql(query).fetchall()
 
 
-def test_a_damaged_file_is_named(dataset):
+def test_damaged_file_is_named(dataset):
     [shard, *_] = sorted(dataset.glob("split_clips/*/*.parquet"))
     shard.write_bytes(b"not a table")
     shutil.rmtree(dataset / "index")
@@ -54,7 +54,7 @@ def test_a_damaged_file_is_named(dataset):
         opened.sql("FROM steps.split_clips").fetchall()
 
 
-def test_cells_that_run_again_and_again_keep_nothing_open(dataset):
+def test_cells_run_again_leave_nothing_open(dataset):
     """The dataset changes between them, as it does while a run goes on."""
     opened = clipmill.open(dataset)
     counts = []
@@ -93,6 +93,22 @@ def test_missing_dataset_is_a_clear_error(tmp_path):
         clipmill.open(tmp_path / "none")
 
 
+def test_rows_come_in_batches_too(made):
+    with clipmill.open(made.dataset) as opened:
+        with opened.stream("SELECT clip_id FROM clips") as batches:
+            count = sum(batch.num_rows for batch in batches)
+        assert count == len(opened.clips(limit=None))
+        with pytest.raises(clipmill.UsageError, match="no_such"), opened.stream("FROM no_such"):
+            pass
+
+
+def test_views_have_the_columns_that_sql_may_name(made):
+    with clipmill.open(made.dataset) as opened:
+        views = opened.views()
+        assert {"clips", "videos", "failures", "steps.split_clips"} <= set(views)
+        assert views["clips"] == opened.sql("FROM clips").columns
+
+
 def test_clips_have_rows_and_pictures(made):
     with clipmill.open(made.dataset) as opened:
         clips = opened.clips("aesthetic > 0", limit=3)
@@ -122,6 +138,7 @@ def test_status_and_failures_equal_the_commands(made):
         assert opened.failures().fetchall() == []
         with pytest.raises(clipmill.UsageError, match="allowed: "):
             opened.failures("weather")
+        assert opened.failures(["model", "crash"], history=True).fetchall() == []
 
 
 def test_subset_is_frozen_found_again_and_exported(dataset, tmp_path):
@@ -134,12 +151,121 @@ def test_subset_is_frozen_found_again_and_exported(dataset, tmp_path):
         assert opened.sql("SELECT name FROM subsets").fetchall() == [("good",)]
         manifest = subset.export(tmp_path / "out", "parquet")
         assert manifest["counts"]["exported"] == len(subset)
+        assert not manifest.was_finished
+        assert subset.export(tmp_path / "out", "parquet").was_finished
         found = opened.explain(where="aesthetic > 0")
         assert found["funnel"]
         with pytest.raises(clipmill.UsageError, match="one of both"):
             opened.subset()
     random = clipmill.open(dataset).subset("internvid-random", seed=1, clips=2)
     assert (len(random), random.info["seed"]) == (2, 1)
+
+
+def test_subset_is_created_or_loaded_on_request(dataset):
+    steps: list[str] = []
+    with clipmill.open(dataset) as opened:
+        made = opened.create_subset(
+            "internvid-random", seed=1, settings=["clips=2"], on_step=steps.append
+        )
+        assert made.is_new
+        assert steps[-1] == "writing the clips"
+        again = opened.create_subset("internvid-random", seed=1, settings={"clips": 2})
+        assert (again.is_new, again.hash) == (False, made.hash)
+        assert opened.load_subset("internvid-random").hash == made.hash
+        assert made.folder == dataset / "subsets" / "internvid-random"
+        opened.remove(videos=[opened.clips(limit=None)[0]["video_id"]])
+        changes = opened.load_subset("internvid-random").changes()
+        assert changes["removed"] + changes["not_in_catalog"] <= 2
+        with pytest.raises(clipmill.UsageError, match="no subset"):
+            opened.load_subset("internvid-div")
+        found = opened.explain(where="aesthetic > 4", near=1)
+        assert len(found["funnel"][0]["near"][0]["inside"]) <= 1
+
+
+def test_export_reports_progress(made, tmp_path):
+    begun: list[str] = []
+    counts: list[int] = []
+    with clipmill.open(made.dataset, memory_limit="500MB") as opened:
+        done = opened.export(
+            tmp_path / "out",
+            "csv",
+            watcher=clipmill.ExportWatcher(
+                lambda step, clips: begun.append(step), lambda clips, failed: counts.append(clips)
+            ),
+        )
+    assert begun == ["select", "write"]
+    assert sum(counts) >= done["counts"]["exported"] > 0
+    assert (tmp_path / "out" / done["files"][0]["name"]).is_file()
+
+
+def test_verify_finds_faults_and_sets_aside_what_can_be_made_again(dataset):
+    with clipmill.open(dataset) as opened:
+        steps: list[str] = []
+        assert opened.verify(media=False, on_step=steps.append).faults == []
+        assert steps[0] == "listing"
+        (dataset / "clutter.parquet.tmp").write_bytes(b"")
+        [shard, *_] = sorted(dataset.glob("caption_frames/*/*.parquet"))
+        shard.write_bytes(b"not a table")
+        found = opened.verify(media=False)
+        assert found.repaired is None
+        [fault, *_] = [fault for fault in found.faults if shard.name in fault.where]
+        assert isinstance(fault, clipmill.Finding)
+        assert "--repair" in fault.next_step
+        mended = opened.verify(media=False, repair=True)
+        assert mended.repaired is not None
+        assert str(shard.relative_to(dataset)) in mended.repaired.moved
+        assert not shard.exists()
+
+
+def test_removed_videos_are_gone_at_once(dataset):
+    with clipmill.open(dataset) as opened:
+        video = opened.clips()[0]["video_id"]
+        planned = opened.remove(videos=[video], dry_run=True)
+        assert planned.is_dry_run
+        assert opened.clips(f"video_id = '{video}'")
+        done = opened.remove(videos=[video], reason="asked to")
+        assert isinstance(done, clipmill.Removal)
+        assert done.removed is not None
+        assert planned.removed is not None
+        assert (done.removed.clips, done.removed.rows) == (
+            planned.removed.clips,
+            planned.removed.rows,
+        )
+        assert done.left == {}
+        assert not opened.clips(f"video_id = '{video}'")
+        assert opened.sql("SELECT reason FROM removed").fetchall() == [("asked to",)]
+        again = opened.remove(videos=[video])
+        assert (again.removed, again.removed_before) == (None, (video,))
+        with pytest.raises(clipmill.UsageError, match="no such video"):
+            opened.remove(videos=["generic-none"])
+
+
+def test_index_is_built_on_request(dataset):
+    shutil.rmtree(dataset / "index")
+    with clipmill.open(dataset) as opened:
+        report = opened.index()
+        assert report is not None
+        assert report.n_clips == len(opened.clips(limit=None))
+        assert report.n_new == report.n_parts > 0
+
+
+def test_published_metadata_makes_a_new_dataset(tmp_path):
+    row = {
+        "YoutubeID": "abcdefghijk",
+        "Start_timestamp": "00:00:01.000",
+        "End_timestamp": "00:00:03.000",
+        "Caption": "someone walks",
+    }
+    (tmp_path / "published.jsonl").write_text(json.dumps(row) + "\n")
+    read: list[int] = []
+    report = clipmill.import_internvid(
+        tmp_path / "new", [tmp_path / "published.jsonl"], shard_videos=2, on_bytes=read.append
+    )
+    assert (report.rows, report.kept, report.new_videos, report.note) == (1, 1, 1, None)
+    assert sum(read) > 0
+    with clipmill.open(tmp_path / "new") as opened:
+        assert opened.status()["ingest"]["kept"] == 1
+        assert opened.index() is None
 
 
 def test_report_is_a_page(made, tmp_path):

@@ -133,37 +133,29 @@ def export(
 ) -> None:
     """Write clips for training; run again to resume an interrupted export."""
     from clipmill.jobs.export import export as write
-    from clipmill.pipeline.exports.request import (
-        ExportRequest,
-        cut_options,
-        interleaving_options,
-        size_in_bytes,
-    )
 
     write(
-        ExportRequest(
-            dataset.absolute(),
-            output.absolute(),
-            format_,
-            subset=subset,
-            where=where,
-            redact=redact,
-            shard_bytes=size_in_bytes(shard_size, "--shard-size"),
-            caption=caption,
-            uncaptioned=keep_uncaptioned,
-            interleaving=interleaving_options(format_, documents, drop, seed),
-            cut=cut_options(
-                media,
-                audio=audio,
-                start=start,
-                encoder=encoder,
-                crf=crf,
-                preset=preset,
-                short_side=short_side,
-            ),
-            engine=engine,
-        ),
+        dataset,
+        output,
+        format_,
         memory_limit=memory_limit,
+        subset=subset,
+        where=where,
+        redact=redact,
+        shard_size=shard_size,
+        caption=caption,
+        keep_uncaptioned=keep_uncaptioned,
+        documents=documents,
+        drop=drop,
+        seed=seed,
+        media=media,
+        audio=audio,
+        start=start,
+        encoder=encoder,
+        crf=crf,
+        preset=preset,
+        short_side=short_side,
+        engine=engine,
     )
 
 

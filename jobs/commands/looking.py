@@ -28,7 +28,7 @@ def status(
     format_: Annotated[StatusFormat, typer.Option("--format", help="output format")] = "table",
 ) -> None:
     """Show inputs, kept, rejected, failed, pending, seconds, rows per second for each stage."""
-    from clipmill.jobs.query import print_status
+    from clipmill.jobs.status import print_status
 
     print_status(dataset, format_)
 
@@ -67,7 +67,7 @@ def sql(
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Query the catalog with DuckDB, read-only."""
-    from clipmill.jobs.query import run_sql
+    from clipmill.jobs.sql import run_sql
 
     run_sql(
         dataset,
@@ -91,7 +91,7 @@ def failures(
     ] = False,
 ) -> None:
     """Show what failed, why, and how often it was tried."""
-    from clipmill.jobs.query import print_failures
+    from clipmill.jobs.failures import print_failures
 
     print_failures(dataset, kinds=kind or [], format=format_, output=output, history=all_)
 
@@ -154,6 +154,6 @@ def logs(
 @app.command()
 def runs(dataset: Dataset, format_: OutputFormat = "table", output: Output = None) -> None:
     """List the runs so far, with models, prompts and fingerprints."""
-    from clipmill.jobs.query import print_runs
+    from clipmill.jobs.runs import print_runs
 
     print_runs(dataset, format=format_, output=output)

@@ -62,45 +62,27 @@ def run(
 ) -> None:
     """Run what is not done yet. Running again does only what is missing."""
     _say_that_it_begins("Reading the recipe …")
-    from clipmill.jobs.run import closing_table
-    from clipmill.jobs.run import run as execute
-    from clipmill.pipeline.run import dataset_folder, load
+    from clipmill.jobs.run import run_recipe
 
-    loaded = load(
-        recipe, dataset, overrides=set_ or [], sources=sources or [], engine=engine, wait=wait
-    )
-    folder = dataset_folder(loaded, dataset)
-    execute(
-        loaded,
-        folder,
+    run_recipe(
+        recipe,
+        dataset=dataset,
+        sources=sources,
+        settings=set_ or [],
+        engine=engine,
         until=until,
         limit=limit,
-        take_sources=recipe is not None or bool(sources),
         wait=wait,
     )
-    closing_table(folder)
 
 
 @app.command()
 def retry(dataset: Dataset, kind: Kinds = None, wait: Wait = False) -> None:
     """Retry failed rows, and only those, with the newest run's recipe."""
     _say_that_it_begins("Looking for failed rows …")
-    from clipmill.jobs.run import closing_table
-    from clipmill.jobs.run import run as execute
-    from clipmill.pipeline.dataset.run_records import require_dataset
-    from clipmill.pipeline.run import load
-    from clipmill.schemas.errors import ERROR_KINDS, UsageError
+    from clipmill.jobs.run import retry_failures
 
-    for word in kind or []:
-        if word not in ERROR_KINDS:
-            raise UsageError(f"--kind {word}: allowed: {', '.join(ERROR_KINDS)}")
-    execute(
-        load(None, require_dataset(dataset), wait=wait),
-        dataset.absolute(),
-        retry_kinds=kind or [],
-        wait=wait,
-    )
-    closing_table(dataset)
+    retry_failures(dataset, kind or [], wait=wait)
 
 
 @app.command("import")

@@ -19,7 +19,8 @@ from rich.console import Console
 from clipmill.jobs.demo.measure import Figure, measure
 from clipmill.jobs.demo.render import render_film, write_duplicate, write_html_page, write_truncated
 from clipmill.jobs.demo.world import Film, load_truth, make_world, save_truth
-from clipmill.jobs.run import closing_table, run
+from clipmill.jobs.run import run
+from clipmill.jobs.status import print_status
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
 from clipmill.schemas.command_line import shell_word
@@ -65,7 +66,8 @@ def run_demo(dataset: Path, *, engine: str) -> None:
         _run(loaded, dataset, server)
     finally:
         server.server_close()
-    closing_table(dataset)
+    print_status(dataset)
+    sys.stdout.flush()
     figures = measure(dataset, films, BROKEN)
     _print(dataset, figures)
     if missed := [figure.name for figure in figures if not figure.reached]:

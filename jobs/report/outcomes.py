@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clipmill.jobs.report.sample_clips import shortened
 from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.status import Status
 from clipmill.pipeline.subsets.freeze import FrozenSubset
 from clipmill.schemas.command_line import shell_word
 
@@ -87,7 +89,7 @@ class RuleStep:
     notes: list[str]
 
 
-def funnel(report: dict[str, Any], catalog: Catalog) -> list[FunnelStep]:
+def funnel(report: Status, catalog: Catalog) -> list[FunnelStep]:
     """The stages in order, ingest first, from `status_report`."""
     keys = {table.stage: table.key for table in catalog.layout.steps}
     nouns = {"source_key": "sources", "video_id": "videos", "clip_id": "clips"}
@@ -110,7 +112,7 @@ def funnel(report: dict[str, Any], catalog: Catalog) -> list[FunnelStep]:
     return steps
 
 
-def _counts(found: dict[str, Any]) -> tuple[int, int, int, int, int]:
+def _counts(found: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
     return (
         found["inputs"],
         found["kept"],

@@ -29,7 +29,7 @@ from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.run_records import require_dataset
 from clipmill.pipeline.dataset.shards import commit, temporary_beside
 from clipmill.pipeline.exports.output_places import check_output
-from clipmill.pipeline.status import status_report
+from clipmill.pipeline.status import Status, status_report
 from clipmill.pipeline.subsets.freeze import FrozenSubset, load_subset
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.words import counted
@@ -59,17 +59,26 @@ class Card:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class WrittenReport:
+    """Where a page is, how many samples it shows, and its size."""
+
+    path: Path
+    samples: int
+    size_bytes: int
+
+
 def write_report(
     dataset: Path,
-    output: Path,
+    output: Path | None = None,
     *,
     subset: str | None = None,
     sample_count: int = sample_clips.DEFAULT,
     seed: int = 0,
     on_step: Callable[[str], None] = lambda said: None,
-) -> tuple[int, int]:
-    """Writes the page; returns how many samples it shows and its size in bytes."""
-    output = output.expanduser()
+) -> WrittenReport:
+    """Writes the page; without `output` to `NAME-report.html` here, NAME being the dataset's."""
+    output = (output or Path(f"{dataset.absolute().name or 'dataset'}-report.html")).expanduser()
     check_output(dataset, output)
     if output.is_dir():
         raise UsageError(
@@ -93,20 +102,15 @@ def write_report(
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ClipmillError(f"--output {output}: cannot be written: {error.strerror}") from error
-    return sum(len(group.samples) for group in context["groups"]), len(page)
+    shown = sum(len(group.samples) for group in context["groups"])
+    return WrittenReport(output, shown, len(page))
 
 
 def report_on(dataset: Path, output: Path | None, **wanted: Any) -> None:
-    """The command: writes the page, and prints one line about it.
-
-    Without `output` it is written to `NAME-report.html` in the working directory, where NAME is
-    that of the dataset's folder.
-    """
-    if output is None:
-        output = Path(f"{dataset.absolute().name or 'dataset'}-report.html")
+    """The command: writes the page, and prints one line about it."""
     with saying() as say:
-        shown, size_bytes = write_report(dataset, output, on_step=say, **wanted)
-    print(f"{output}: {counted(shown, 'sample clip')}, {numbers.size(size_bytes)}")
+        done = write_report(dataset, output, on_step=say, **wanted)
+    print(f"{done.path}: {counted(done.samples, 'sample clip')}, {numbers.size(done.size_bytes)}")
 
 
 def _selected(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
@@ -136,7 +140,7 @@ def _selected(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
 def _context(
     catalog: Catalog,
     dataset: Path,
-    status: dict[str, Any],
+    status: Status,
     subset: FrozenSubset | None,
     sample_count: int,
     seed: int,

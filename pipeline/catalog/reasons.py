@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TypedDict
 
 from clipmill.pipeline.catalog.catalog import Catalog
 
@@ -12,7 +12,34 @@ from clipmill.pipeline.catalog.catalog import Catalog
 _COMPARED = re.compile(r"(-?\d+(?:\.(\d+))?) ([<>]) -?[\d.]+")
 
 
-def reasons(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
+class RejectionReason(TypedDict):
+    """Rows that one rule rejected."""
+
+    rule: str
+    count: int
+    detail: str
+    keep: str | None
+
+
+class FailureReason(TypedDict):
+    """Failures of one kind."""
+
+    kind: str
+    count: int
+    message: str | None
+    messages: int
+    can_be_retried: int
+    parts: int
+
+
+class Reasons(TypedDict):
+    """Why rows were rejected or failed."""
+
+    rejections: list[RejectionReason]
+    failures: list[FailureReason]
+
+
+def reasons(catalog: Catalog) -> Reasons:
     """`rejections` by rule and `failures` by kind, the most common first.
 
     For a rule that compares, `detail` is of the row furthest from the limit, and `keep` the setting
@@ -27,7 +54,7 @@ def reasons(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
         "ORDER BY n DESC, rule"
     ).fetchall()
     settings = _settings(catalog)
-    rejections = []
+    rejections: list[RejectionReason] = []
     for rule, count, furthest, example in rows:
         detail = furthest or example or ""
         rejections.append(
@@ -44,11 +71,18 @@ def reasons(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
         "FROM failures GROUP BY kind "
         "ORDER BY n DESC, kind"
     ).fetchall()
-    names = ("kind", "count", "message", "messages", "can_be_retried", "parts")
-    return {
-        "rejections": rejections,
-        "failures": [dict(zip(names, row, strict=True)) for row in rows],
-    }
+    failures: list[FailureReason] = [
+        {
+            "kind": kind,
+            "count": count,
+            "message": message,
+            "messages": messages,
+            "can_be_retried": can_be_retried,
+            "parts": parts,
+        }
+        for kind, count, message, messages, can_be_retried, parts in rows
+    ]
+    return {"rejections": rejections, "failures": failures}
 
 
 def _settings(catalog: Catalog) -> dict[str, str]:

@@ -6,7 +6,7 @@ import functools
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
@@ -57,8 +57,9 @@ class ExportWatcher:
     """Callbacks of a running export; any of them may be omitted."""
 
     begin: Callable[[str, int | None], None] = lambda step, clips: None
+    """Called with `select`, `cut`, `render` or `write`, and how many clips that step has."""
     step: Callable[[int, int], None] = lambda clips, failed: None
-    say: Callable[[str], None] = lambda text: None
+    """Called with how many more clips are done, and how many of these failed."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ class Exported:
 
     manifest: dict[str, Any]
     was_finished: bool
-    notes: tuple[str, ...] = field(default=())
+
+    def __getitem__(self, name: str) -> Any:
+        """An entry of the manifest: counts, files, videos, hours, notes, provenance."""
+        return self.manifest[name]
 
 
 def run_export(

@@ -75,6 +75,8 @@ class ImportReport:
     new_videos: int = 0
     grown_videos: int = 0
     shards: list[str] = field(default_factory=list)
+    note: str | None = None
+    """If the dataset has shards of another size, which stay as they are."""
 
 
 def import_spans(

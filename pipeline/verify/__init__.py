@@ -14,7 +14,7 @@ import duckdb
 
 from clipmill.pipeline.dataset.commit_fence import is_held
 from clipmill.pipeline.dataset.steps import Step
-from clipmill.pipeline.verify.findings import Book, Finding, Remake, Report
+from clipmill.pipeline.verify.findings import Book, Finding, Remake, Verification
 from clipmill.pipeline.verify.groups import GroupChecks
 from clipmill.pipeline.verify.layout import SOURCES_STEP, Survey, check_notes, read_survey
 from clipmill.pipeline.verify.media_checks import MediaChecks
@@ -26,7 +26,7 @@ from clipmill.pipeline.verify.subset_checks import SubsetChecks, check_index
 from clipmill.schemas.folders import REMOVED, RUNS, json_files
 from clipmill.schemas.scratch import ScratchFolder
 
-__all__ = ["Finding", "Report", "verify"]
+__all__ = ["Finding", "Verification", "verify"]
 
 _BY_COMPARING = frozenset(
     ("accounting", "orphan", "missing", "media_missing", "removal", "subset", "index")
@@ -44,7 +44,7 @@ def verify(
     media: bool = True,
     holds_lock: bool = False,
     say: Callable[[str], None] = lambda said: None,
-) -> Report:
+) -> Verification:
     """Checks a dataset; `holds_lock` says that the caller holds its lock.
 
     `shown_as` names the dataset in next steps. Without `media`, files of videos are not opened.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from clipmill.schemas.command_line import shell_word, start_a_run
+from clipmill.schemas.folders import SOURCES
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,25 @@ class Finding:
     at_rest: bool = False
 
 
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair did: files moved, where to, and the shards that a run is to make."""
+
+    folder: Path | None
+    moved: tuple[str, ...]
+    awaited: tuple[str, ...]
+    reopened: int
+    left: tuple[Finding, ...]
+
+    @property
+    def needs_sources(self) -> bool:
+        """Whether the recipe's sources must be looked at again."""
+        return any(name.startswith(f"{SOURCES}/") for name in self.awaited)
+
+
 @dataclass
-class Report:
-    """All that was found, and how much was looked at."""
+class Verification:
+    """All that was found, and how much was looked at; `repaired` if a repair was asked for."""
 
     dataset: str
     faults: list[Finding] = field(default_factory=list)
@@ -64,13 +82,14 @@ class Report:
     pending: int = 0
     others: list[str] = field(default_factory=list)
     is_running: bool = False
+    repaired: Repaired | None = None
 
 
 class Book:
     """Collects findings, with next steps in terms of the command line."""
 
     def __init__(self, dataset: str) -> None:
-        self.report = Report(dataset)
+        self.report = Verification(dataset)
         self.dataset = dataset
 
     @property
@@ -142,8 +161,3 @@ def some(keys: Iterable[str]) -> str:
     names = sorted(keys)
     shown = ", ".join(repr(name)[1:-1] for name in names[:3])
     return f"{shown}{', …' if len(names) > 3 else ''}"
-
-
-def as_text(name: str) -> str:
-    """A file's name as text can hold it: names of files are bytes, and need not be UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -12,44 +12,43 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from clipmill.pipeline.dataset.locks import dataset_lock
 from clipmill.pipeline.dataset.shards import base_shard, shard_order, write_json
 from clipmill.pipeline.dataset.steps import Step
 from clipmill.pipeline.dataset.tombstones import tombstones, write_tombstone
-from clipmill.pipeline.verify.findings import (
-    Book,
-    Finding,
-    Remake,
-    Reopen,
-    Report,
-    SetAside,
-    as_text,
-)
+from clipmill.pipeline.verify import verify
+from clipmill.pipeline.verify.findings import Book, Remake, Reopen, Repaired, SetAside, Verification
 from clipmill.pipeline.verify.layout import SOURCES_STEP, Survey, read_survey
+from clipmill.schemas.errors import storable
 from clipmill.schemas.folders import QUARANTINE, QUARANTINE_REASON, RETRIES, SOURCES
+from clipmill.schemas.storage import writing_to
 
 
-@dataclass(frozen=True)
-class Repaired:
-    """What a repair did: files moved, where to, and the shards that a run is to make."""
+def verify_and_repair(
+    dataset: Path,
+    *,
+    shown_as: str | None = None,
+    media: bool = True,
+    wait: bool = False,
+    say: Callable[[str], None] = lambda said: None,
+) -> Verification:
+    """Verifies a dataset under its lock, and sets aside what can be made again."""
 
-    folder: Path | None
-    moved: tuple[str, ...]
-    awaited: tuple[str, ...]
-    reopened: int
-    left: tuple[Finding, ...]
-
-    @property
-    def needs_sources(self) -> bool:
-        """Whether the recipe's sources must be looked at again."""
-        return any(name.startswith(f"{SOURCES}/") for name in self.awaited)
+    with dataset_lock(dataset, "verify --repair", wait=wait):
+        found = verify(dataset, shown_as=shown_as, media=media, holds_lock=True, say=say)
+        if found.faults:
+            say("setting aside")
+            with writing_to(dataset):
+                found.repaired = repair(dataset, found)
+    return found
 
 
-def repair(dataset: Path, report: Report) -> Repaired:
+def repair(dataset: Path, report: Verification) -> Repaired:
     """Carries out the remedies of a report's faults; the caller holds the dataset's lock.
 
     `left` are the faults that have none.
@@ -86,13 +85,13 @@ def repair(dataset: Path, report: Report) -> Repaired:
                 "faults": [
                     {
                         "check": fault.check,
-                        "where": as_text(fault.where),
-                        "what": as_text(fault.what),
+                        "where": storable(fault.where),
+                        "what": storable(fault.what),
                     }
                     for fault in report.faults
                     if fault.remedies
                 ],
-                "moved": [as_text(name) for name in files],
+                "moved": [storable(name) for name in files],
                 "awaited": sorted(awaited),
             },
         )

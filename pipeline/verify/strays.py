@@ -12,11 +12,12 @@ import duckdb
 import pyarrow as pa
 
 from clipmill.pipeline.dataset.steps import Step
-from clipmill.pipeline.verify.findings import Book, as_text
+from clipmill.pipeline.verify.findings import Book
 from clipmill.pipeline.verify.layout import Survey, list_folder
 from clipmill.pipeline.verify.shard_checks import ShardRows
 from clipmill.schemas import folders
 from clipmill.schemas.damage import DamagedFile, reading, what_is_there
+from clipmill.schemas.errors import storable
 from clipmill.schemas.file_locks import is_free
 from clipmill.schemas.words import counted
 
@@ -49,7 +50,7 @@ class Names:
         """Those of the names that are not in the table."""
         found = set(names)
         # Tables hold text: they can't name anything else.
-        no_text = {name for name in found if as_text(name) != name}
+        no_text = {name for name in found if storable(name) != name}
         given = pa.table({"name": pa.array(found - no_text, pa.string())})
         if not given.num_rows:
             return no_text

@@ -19,10 +19,10 @@ import yaml
 
 from clipmill.jobs.importing import import_internvid
 from clipmill.jobs.indexing import index_dataset
-from clipmill.jobs.query import print_status
 from clipmill.jobs.remove import remove
 from clipmill.jobs.report.page import report_on
 from clipmill.jobs.run import run
+from clipmill.jobs.status import print_status
 from clipmill.jobs.verify import verify_dataset
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.dataset.commit_fence import is_held

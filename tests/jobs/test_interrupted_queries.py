@@ -16,7 +16,7 @@ COMMAND = """
 import sys
 import duckdb
 import clipmill.jobs.cli
-import clipmill.jobs.query
+import clipmill.jobs.status
 
 def ask(*_):
     connection = duckdb.connect(config={"threads": 1})
@@ -25,7 +25,7 @@ def ask(*_):
         connection.execute("CREATE OR REPLACE TABLE t AS SELECT hash(i) AS h "
                            "FROM range(20000000) AS r(i)")
 
-clipmill.jobs.query.print_status = ask
+clipmill.jobs.status.print_status = ask
 sys.argv = ["clipmill", "status", "anything"]
 clipmill.jobs.cli.main()
 """

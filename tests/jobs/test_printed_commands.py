@@ -21,7 +21,6 @@ import typer
 from clipmill.jobs.cli import app
 from clipmill.jobs.export import export
 from clipmill.jobs.subset import create, show
-from clipmill.pipeline.exports.request import ExportRequest
 from tests.scored_catalog import aesthetic, build, embeddings, random_clips
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,6 +161,6 @@ def test_data_card_reproduces_the_subset(dataset, tmp_path, capsys, kind):
 
 def test_exports_card_reproduces_the_export(dataset, tmp_path):
     output = dataset.parent / "an export"
-    export(ExportRequest(dataset, output, "huggingface", where="aesthetic > 4"))
+    export(dataset, output, "huggingface", where="aesthetic > 4")
     said = pasted((output / "README.md").read_text(), dataset.parent)
     assert said.returncode == 0, said.stderr

@@ -21,9 +21,14 @@ import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
+from typer.testing import CliRunner
 
-from clipmill.jobs import query
+from clipmill.jobs.cli import app
+from clipmill.jobs.failures import print_failures
 from clipmill.jobs.formats import plain, write_rows
+from clipmill.jobs.runs import print_runs
+from clipmill.jobs.sql import prompt, run_sql
+from clipmill.jobs.status import print_status
 from clipmill.pipeline.status import status_report
 from clipmill.schemas.errors import UsageError
 from tests.synthetic import Truth, build_dataset
@@ -38,7 +43,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
 
 
 def said(capsys: pytest.CaptureFixture[str], dataset: Path, text: str, **details) -> str:
-    query.run_sql(dataset, text, **details)
+    run_sql(dataset, text, **details)
     return capsys.readouterr().out
 
 
@@ -78,7 +83,7 @@ def test_parquet_keeps_types(truth: Truth, tmp_path: Path, capsys):
 
 def test_table_in_a_pipe_has_one_line_per_row(truth: Truth, capsys):
     """However long the text; the number of rows goes to standard error."""
-    query.run_sql(truth.path, "SELECT repeat('long ', 100) AS text, NULL AS nothing")
+    run_sql(truth.path, "SELECT repeat('long ', 100) AS text, NULL AS nothing")
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
     assert "long " * 99 in out
@@ -90,13 +95,13 @@ def test_output_file_is_written_completely_or_not_at_all(truth: Truth, tmp_path:
     target = tmp_path / "out.csv"
     target.write_text("what was there")
     with pytest.raises(UsageError):
-        query.run_sql(truth.path, "SELECT error('stop') FROM clips", format="csv", output=target)
+        run_sql(truth.path, "SELECT error('stop') FROM clips", format="csv", output=target)
     assert target.read_text() == "what was there"
-    query.run_sql(truth.path, TWO, format="csv", output=target)
+    run_sql(truth.path, TWO, format="csv", output=target)
     assert len(target.read_text().splitlines()) == 3
     assert os.listdir(tmp_path) == ["out.csv"]
     with pytest.raises(UsageError, match="existing folder"):
-        query.run_sql(truth.path, TWO, format="csv", output=tmp_path / "no" / "out.csv")
+        run_sql(truth.path, TWO, format="csv", output=tmp_path / "no" / "out.csv")
 
 
 def test_titles_control_characters_do_not_reach_the_terminal(capsys):
@@ -131,9 +136,9 @@ def test_query_may_come_from_a_file_or_a_pipe(truth: Truth, tmp_path: Path, caps
     monkeypatch.setattr(sys, "stdin", io.StringIO("SELECT 1 AS one"))
     assert said(capsys, truth.path, None, format="csv") == "one\n1\n"
     with pytest.raises(UsageError, match="not both"):
-        query.run_sql(truth.path, "SELECT 1", file=tmp_path / "q.sql")
+        run_sql(truth.path, "SELECT 1", file=tmp_path / "q.sql")
     with pytest.raises(UsageError, match="no such file"):
-        query.run_sql(truth.path, None, file=tmp_path / "none.sql")
+        run_sql(truth.path, None, file=tmp_path / "none.sql")
 
 
 def test_prompt_continues_after_an_error(truth: Truth, capsys):
@@ -143,7 +148,7 @@ def test_prompt_continues_after_an_error(truth: Truth, capsys):
     )
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text(typed)
-        query.prompt(truth.path, format="csv")
+        prompt(truth.path, format="csv")
     out, err = capsys.readouterr()
     assert out.endswith("n\n64\n")
     assert "clips: clip_id, video_id" in out
@@ -156,34 +161,34 @@ def test_prompt_continues_after_an_error(truth: Truth, capsys):
 def test_prompt_ends_with_the_input(truth: Truth):
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text("SELECT 1\n\x03\x04")
-        query.prompt(truth.path)
+        prompt(truth.path)
 
 
 def test_failures_can_be_narrowed(truth: Truth, capsys):
     """By kind; the history also has those that a retry resolved."""
-    query.print_failures(truth.path, format="json")
+    print_failures(truth.path, format="json")
     standing = json.loads(capsys.readouterr().out)
-    query.print_failures(truth.path, kinds=["bad_media", "permanent"], format="json")
+    print_failures(truth.path, kinds=["bad_media", "permanent"], format="json")
     some = json.loads(capsys.readouterr().out)
     assert {row["kind"] for row in some} == {"bad_media", "permanent"}
     assert len(some) < len(standing)
-    query.print_failures(truth.path, format="json", history=True)
+    print_failures(truth.path, format="json", history=True)
     assert len(json.loads(capsys.readouterr().out)) > len(standing)
-    with pytest.raises(UsageError, match="allowed: permanent, transient"):
-        query.print_failures(truth.path, kinds=["bad"])
+    done = CliRunner().invoke(app, ["failures", str(truth.path), "--kind", "bad"])
+    assert str(done.exception).startswith("--kind bad: allowed: permanent, transient")
 
 
 def test_runs_show_models_and_settings(truth: Truth, capsys):
-    query.print_runs(truth.path)
+    print_runs(truth.path)
     out = capsys.readouterr().out
     assert "org/writer@abc" in out
-    query.print_runs(truth.path, format="json")
+    print_runs(truth.path, format="json")
     rows = json.loads(capsys.readouterr().out)
     assert rows[-1]["stages"][4]["prompts"] == {"prompt": "Merge {coarse} and {fine}."}
 
 
 def test_status_as_json_has_the_promised_keys(truth: Truth, capsys):
-    query.print_status(truth.path, "json")
+    print_status(truth.path, "json")
     report = json.loads(capsys.readouterr().out)
     assert {"dataset", "stages", "totals"} <= set(report)
     for stage in report["stages"]:
@@ -202,7 +207,7 @@ def test_status_as_json_has_the_promised_keys(truth: Truth, capsys):
 
 
 def test_status_shows_accounting_and_its_errors(truth: Truth, tmp_path: Path, capsys):
-    query.print_status(truth.path)
+    print_status(truth.path)
     out = capsys.readouterr().out
     assert "Every input is kept, rejected or failed" in out
     assert "frames of source video: 1.000" in out
@@ -212,7 +217,7 @@ def test_status_shows_accounting_and_its_errors(truth: Truth, tmp_path: Path, ca
     broken = build_dataset(tmp_path / "dataset", shards=1)
     path = broken.path / "tag_clips" / "t1" / "000000.parquet"
     pq.write_table(pq.read_table(path).slice(2), path)
-    query.print_status(broken.path)
+    print_status(broken.path)
     assert "ACCOUNTING IS BROKEN at tag_clips" in capsys.readouterr().out
 
 
@@ -245,10 +250,11 @@ def _on_terminal(code: str, columns: int) -> str:
 def test_80_columns_are_enough(truth: Truth):
     """Status is a grid; rows that are too wide for one become blocks, one line per column."""
     shown = _on_terminal(
-        "from pathlib import Path\nfrom clipmill.jobs import query\n"
-        f"d = Path({str(truth.path)!r})\nquery.print_status(d)\n"
-        "query.run_sql(d, 'SELECT * FROM clips LIMIT 1')\n"
-        "query.run_sql(d, \"SELECT repeat('x', 900) AS text\")\n",
+        "from pathlib import Path\nfrom clipmill.jobs.sql import run_sql\n"
+        "from clipmill.jobs.status import print_status\n"
+        f"d = Path({str(truth.path)!r})\nprint_status(d)\n"
+        "run_sql(d, 'SELECT * FROM clips LIMIT 1')\n"
+        "run_sql(d, \"SELECT repeat('x', 900) AS text\")\n",
         80,
     )
     lines = [line.rstrip("\r") for line in shown.splitlines()]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.jobs import query
+from clipmill.jobs.failures import print_failures
 from clipmill.jobs.report.outcomes import failures as failures_of_the_report
 from clipmill.jobs.run import run
 from clipmill.pipeline.catalog.catalog import open_catalog
@@ -282,7 +282,7 @@ def mixed(tmp_path) -> Path:
 
 def said_by(capsys, dataset: Path, **more) -> tuple[list[dict], list[str]]:
     capsys.readouterr()
-    query.print_failures(dataset, format="json", **more)
+    print_failures(dataset, format="json", **more)
     out, err = capsys.readouterr()
     return json.loads(out), err.splitlines()
 
@@ -330,7 +330,7 @@ def test_no_command_is_suggested_if_the_list_has_settings(tmp_path, capsys):
     rows, said = said_by(capsys, tmp_path / "d")
     assert [row["retry"] for row in rows if row["stage"] == "ingest"] == [None]
     assert said[1].startswith("# 1 row failed at ingest, which no retry changes: fix")
-    query.print_failures(tmp_path / "d")
+    print_failures(tmp_path / "d")
     assert str(path) in capsys.readouterr().out
 
 

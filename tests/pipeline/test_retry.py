@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmill.jobs import query
+from clipmill.jobs.failures import print_failures
 from clipmill.jobs.run import run
 from clipmill.jobs.verify import verify_dataset
 from clipmill.pipeline.catalog.catalog import open_catalog
@@ -186,7 +186,7 @@ def test_first_message_stays_if_a_retry_fails_differently(words, tmp_path, capsy
     path.write_text(json.dumps(record))
     assert run(load(None, data.dataset), data.dataset, retry_kinds=[])
     capsys.readouterr()
-    query.print_failures(data.dataset, format="json")
+    print_failures(data.dataset, format="json")
     out, err = capsys.readouterr()
     (row,) = json.loads(out)
     assert row["message"] == "still nothing for v-a-1"
@@ -195,10 +195,10 @@ def test_first_message_stays_if_a_retry_fails_differently(words, tmp_path, capsy
     assert row["attempts"] == 2
     assert row["retry"] == f"clipmill retry {data.dataset} --kind model"
     assert err.startswith(f"clipmill retry {data.dataset} --kind model  # tries it again; ")
-    query.print_failures(data.dataset)
+    print_failures(data.dataset)
     out, _ = capsys.readouterr()
     assert "still nothing for v-a-1 (at first: no word for v-a-1)" in out
-    query.print_failures(data.dataset, format="json", history=True)
+    print_failures(data.dataset, format="json", history=True)
     assert [(row["message"], row["resolved"]) for row in json.loads(capsys.readouterr().out)] == [
         ("still nothing for v-a-1", False),
         ("no word for v-a-1", False),
@@ -212,7 +212,7 @@ def test_suggested_retries_match_the_kinds_shown(words, capsys, tmp_path):
     data.folder.mkdir()
     data.run()
     capsys.readouterr()
-    query.print_failures(data.dataset)
+    print_failures(data.dataset)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("clipmill")]
     assert [line.partition("  #")[0].rpartition("--kind ")[2] for line in lines] == [
         "bad_media",
@@ -220,9 +220,9 @@ def test_suggested_retries_match_the_kinds_shown(words, capsys, tmp_path):
     ]
     assert "tries these 2 again" in lines[0]
     assert "'\"'\"'s here" in lines[0]
-    query.print_failures(data.dataset, kinds=["model"])
+    print_failures(data.dataset, kinds=["model"])
     assert "bad_media" not in capsys.readouterr().err
-    query.print_failures(data.dataset, kinds=["crash"])
+    print_failures(data.dataset, kinds=["crash"])
     assert "clipmill" not in capsys.readouterr().err
 
 

@@ -24,7 +24,7 @@ from clipmill.pipeline.dataset.tombstones import (
 )
 from clipmill.pipeline.ingest.source_shards import write_sources
 from clipmill.pipeline.removal.purge import finish_removals
-from clipmill.pipeline.verify import Report, verify
+from clipmill.pipeline.verify import Verification, verify
 from clipmill.pipeline.verify.repair import repair
 from clipmill.schemas import tables
 from clipmill.schemas.ids import source_key
@@ -78,11 +78,11 @@ def dataset(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "dataset"))
 
 
-def check(dataset: Path, *, media: bool = False) -> Report:
+def check(dataset: Path, *, media: bool = False) -> Verification:
     return verify(dataset, media=media)
 
 
-def faults(report: Report) -> list[tuple[str, str]]:
+def faults(report: Verification) -> list[tuple[str, str]]:
     return [(fault.check, fault.where) for fault in report.faults]
 
 
@@ -437,7 +437,7 @@ def test_rows_of_removed_videos_are_reported_until_they_are_gone(dataset: Path):
     assert check(dataset).faults == []
 
 
-def finish(dataset: Path, report: Report) -> None:
+def finish(dataset: Path, report: Verification) -> None:
     repair(dataset, report)
     assert [stone.purged_at for stone in tombstones(dataset)] == [None]
     finish_removals(dataset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipmill.schemas.words import counted, plain_hours, plain_time
+from clipmill.schemas.words import counted, plain_hours, plain_size, plain_time
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,10 @@ def test_one_thing_is_singular(number: int, word: str, said: str):
 )
 def test_duration_has_a_suitable_unit(seconds: float, said: str):
     assert plain_time(seconds) == plain_hours(seconds / 3600) == said
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (2.5e15, "2500.0 TB")]
+)
+def test_bytes_are_said_in_a_unit_that_fits(size: float, said: str):
+    assert plain_size(size) == said

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from clipmill.jobs.logs import show_logs
-from clipmill.jobs.query import run_sql
 from clipmill.jobs.report.page import write_report
+from clipmill.jobs.sql import run_sql
 from clipmill.jobs.subset import list_subsets
 from clipmill.pipeline.exports import folder
 from clipmill.pipeline.status import status_report
