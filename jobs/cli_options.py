@@ -16,7 +16,6 @@ ExportFormat = Literal["webdataset", "parquet", "huggingface", "internvid", "csv
 ExportMedia = Literal["none", "copy", "exact"]
 CutStart = Literal["before", "nearest"]
 Documents = Literal["a", "b", "c"]
-StatusFormat = Literal["table", "json"]
 ImportFormat = Literal["internvid"]
 CardFormat = Literal["markdown", "json"]
 LogLevel = Literal["info", "warning", "error"]
@@ -113,10 +112,12 @@ Wait = Annotated[
         help="if another command is using the dataset, wait until it is done instead of failing",
     ),
 ]
+StatusFormat = Annotated[Literal["table", "json"], typer.Option("--format", help="output format")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="how rows are printed")]
 Output = Annotated[
     Path | None, typer.Option("--output", help="write to this file instead of standard output")
 ]
+Limit = Annotated[int | None, typer.Option(min=1, help="use at most this many sources")]
 Until = Annotated[
     str | None,
     typer.Option(metavar="STAGE", help="stop after this stage", autocompletion=completion.stages),

@@ -225,7 +225,7 @@ def subset_explain(
         int,
         typer.Option(metavar="K", min=0, max=100, help="clips to show on each side of a threshold"),
     ] = 3,
-    format_: Annotated[StatusFormat, typer.Option("--format", help="output format")] = "table",
+    format_: StatusFormat = "table",
     memory_limit: MemoryLimit = None,
 ) -> None:
     """Show what a recipe or a predicate would keep, rule by rule, without freezing anything."""

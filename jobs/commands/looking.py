@@ -23,10 +23,7 @@ app = Commands("Explore a dataset")
 
 
 @app.command()
-def status(
-    dataset: Dataset,
-    format_: Annotated[StatusFormat, typer.Option("--format", help="output format")] = "table",
-) -> None:
+def status(dataset: Dataset, format_: StatusFormat = "table") -> None:
     """Show inputs, kept, rejected, failed, pending, seconds, rows per second for each stage."""
     from clipmill.jobs.status import print_status
 

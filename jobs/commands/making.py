@@ -15,6 +15,7 @@ from clipmill.jobs.cli_options import (
     Environment,
     ImportFormat,
     Kinds,
+    Limit,
     RecipeArgument,
     Set,
     Sources,
@@ -57,7 +58,7 @@ def run(
     ] = None,
     set_: Set = None,
     until: Until = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="use at most this many sources")] = None,
+    limit: Limit = None,
     wait: Wait = False,
 ) -> None:
     """Run what is not done yet. Running again does only what is missing."""
@@ -135,7 +136,7 @@ def submit(
     sources: Sources = None,
     set_: Set = None,
     until: Until = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="use at most this many sources")] = None,
+    limit: Limit = None,
     environment: Annotated[
         Environment,
         typer.Option(
