@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import random
 import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 
 from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed
+from clipmill.schemas.retries import Backoff, retried
 from clipmill.stages.media.fetch.proxies import proxies_of_environment
 from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.references import ModelReference
@@ -145,7 +145,7 @@ class OpenAIServer:
 
         first: list[Completion | RowFailed] = []
         if messages and self._is_gone():
-            self._wait(self.retries, None)
+            self._closing.wait(self._backoff(self.retries).pause_seconds(self.retries))
             first = [self._answer(messages[0], max_new_tokens, 0)]
         self._asked = [self._pool.submit(one, message) for message in messages[len(first) :]]
         try:
@@ -184,24 +184,31 @@ class OpenAIServer:
             **self.options,
         }
         body = {name: value for name, value in body.items() if value is not None}
-        for attempt in range(retries + 1):
+
+        def attempt() -> Completion:
             if self._closing.is_set():
                 raise RowFailed(
                     "transient", f"no longer waiting for {self._url}: the run was stopped"
                 )
-            try:
-                return self._post(body)
-            except _TryAgain as problem:
-                last = problem
-            if attempt < retries:
-                self._wait(attempt, last.after_seconds)
-        times = "once" if retries == 0 else f"{retries + 1} times"
-        raise RowFailed(last.kind, f"{last} (tried {times})")
+            return self._post(body)
 
-    def _wait(self, attempt: int, after_seconds: float | None) -> None:
-        # Randomised, so that many workers don't retry at the same moment.
-        seconds = self.first_wait_seconds * 2**attempt * random.uniform(0.75, 1.25)
-        self._closing.wait(min(max(seconds, after_seconds or 0.0), _LONGEST_WAIT_SECONDS))
+        def pause_of(problem: _TryAgain, seconds: float, is_last: bool) -> float:
+            return min(max(seconds, problem.after_seconds or 0.0), _LONGEST_WAIT_SECONDS)
+
+        try:
+            return retried(
+                attempt,
+                self._backoff(retries),
+                _TryAgain,
+                sleep=self._closing.wait,
+                pause_of=pause_of,
+            )
+        except _TryAgain as last:
+            times = "once" if retries == 0 else f"{retries + 1} times"
+            raise RowFailed(last.kind, f"{last} (tried {times})") from last
+
+    def _backoff(self, retries: int) -> Backoff:
+        return Backoff(retries, self.first_wait_seconds, _LONGEST_WAIT_SECONDS, spread=0.25)
 
     def _post(self, body: dict[str, Any]) -> Completion:
         try:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.retries import Backoff, retried
 from clipmill.stages.references import DataFile, file_sha256
 
 if TYPE_CHECKING:
     import httpx
 
 _TIMEOUT_SECONDS = 20.0
-_ATTEMPTS = 3
+_BACKOFF = Backoff(retries=2, first_seconds=1.0, longest_seconds=2.0)
 _MOST_REASON_CHARACTERS = 200
 
 
@@ -81,20 +81,20 @@ def _fetch(file: DataFile, target: Path, setting: str) -> None:
         raise Unreachable(_explain(file, setting, reason), reason)
     with proxies_of_environment():
         client = httpx.Client(timeout=_TIMEOUT_SECONDS, follow_redirects=True)
-    with client:
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                digest, kind = _stream(client, str(file.url), target)
-                break
-            except httpx.HTTPStatusError as error:
-                status = error.response.status_code
-                if attempt == _ATTEMPTS or (status < 500 and status != 429):
-                    raise ClipmillError(_explain(file, setting, f"HTTP {status}")) from error
-            except httpx.TransportError as error:
-                if attempt == _ATTEMPTS or isinstance(error, httpx.ConnectError):
-                    reason = str(error) or type(error).__name__
-                    raise Unreachable(_explain(file, setting, reason), reason) from error
-            time.sleep(attempt)
+    try:
+        with client:
+            digest, kind = retried(
+                lambda: _stream(client, str(file.url), target),
+                _BACKOFF,
+                httpx.HTTPError,
+                may_pass=_may_pass,
+            )
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        raise ClipmillError(_explain(file, setting, f"HTTP {status}")) from error
+    except httpx.TransportError as error:
+        reason = str(error) or type(error).__name__
+        raise Unreachable(_explain(file, setting, reason), reason) from error
     if digest != file.sha256:
         raise ClipmillError(
             f"{setting}: {file.url} returned a different file: {target.stat().st_size:,} "
@@ -102,6 +102,14 @@ def _fetch(file: DataFile, target: Path, setting: str) -> None:
             f"something on the way answered instead. The file was discarded. To use the new one: "
             f"--set {setting}={shell_word(f'{file.url}#sha256={digest}')}"
         )
+
+
+def _may_pass(error: httpx.HTTPError) -> bool:
+    import httpx
+
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.ConnectError)
 
 
 def _stream(client: httpx.Client, url: str, target: Path) -> tuple[str, str]:
