@@ -12,6 +12,7 @@ import av
 import numpy as np
 
 from clipmill.stages.download_videos import DownloadVideos
+from tests.ytdlp_changes import change_ytdlp_process
 
 
 def make_video(
@@ -61,16 +62,20 @@ def make_audio() -> bytes:
 
 
 def add_extractor(extractor: type, put: Callable[..., None] = setattr) -> None:
-    """Registers a site with yt-dlp before all others; `put` is monkeypatch.setattr in a test."""
-    from yt_dlp.YoutubeDL import YoutubeDL
+    """Has yt-dlp know a site before all others; `put` is monkeypatch.setattr in a test."""
 
-    add_all = YoutubeDL.add_default_info_extractors
+    def add_first(put: Callable[..., None]) -> None:
+        from yt_dlp.YoutubeDL import YoutubeDL
 
-    def add(self) -> None:
-        self.add_info_extractor(extractor())
-        add_all(self)
+        add_all = YoutubeDL.add_default_info_extractors
 
-    put(YoutubeDL, "add_default_info_extractors", add)
+        def add(self) -> None:
+            self.add_info_extractor(extractor())
+            add_all(self)
+
+        put(YoutubeDL, "add_default_info_extractors", add)
+
+    change_ytdlp_process(add_first, put)
 
 
 def add_home(put: Callable[..., None]) -> type:

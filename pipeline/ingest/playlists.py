@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from clipmill.pipeline.dataset.shards import write_json
 from clipmill.pipeline.ingest.platforms import identify
@@ -20,6 +19,7 @@ from clipmill.pipeline.ingest.source_spec import SourceSpec
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.folders import LISTS
+from clipmill.schemas.retries import Backoff
 
 if TYPE_CHECKING:
     from clipmill.stages.download_videos import DownloadVideos
@@ -106,8 +106,8 @@ class Expander:
         self, url: str, spec: SourceSpec, results: int | None, depth: int
     ) -> Iterator[PlaylistEntry]:
         from clipmill.stages.media.fetch.guards import limits_of
-        from clipmill.stages.media.fetch.http import Patience, patiently
         from clipmill.stages.media.fetch.ytdlp import base_options, expand_list
+        from clipmill.stages.media.fetch.ytdlp_calls import YtDlp
         from clipmill.stages.media.fetch.ytdlp_options import given_options
 
         settings = self._settings
@@ -115,15 +115,14 @@ class Expander:
         with tempfile.TemporaryDirectory() as scratch:
             options = base_options(Path(scratch), timeout_seconds=settings.timeout_seconds)
             options |= given_options(spec.yt_dlp, Path(scratch))
-            found: list[dict[str, Any]] = patiently(
-                lambda: expand_list(url, options, results or MAX_ENTRIES + 1, self._hosts),
-                host=urlsplit(url).hostname or url,
-                hosts=self._hosts,
-                patience=Patience(
-                    spec.retries, settings.backoff_seconds, settings.max_backoff_seconds
-                ),
-                limits=limits_of(settings, spec.yt_dlp.get("proxy")),
+            yt_dlp = YtDlp(
+                url,
+                Path(scratch),
+                self._hosts,
+                Backoff(spec.retries, settings.backoff_seconds, settings.max_backoff_seconds),
+                limits_of(settings, spec.yt_dlp.get("proxy")),
             )
+            found = yt_dlp.call(expand_list, url, options, results or MAX_ENTRIES + 1)
         if len(found) == 1 and found[0].get("webpage_url") == url:
             yield PlaylistEntry(url, found[0].get("title"))  # it was one video, not a list
             return

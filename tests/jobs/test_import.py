@@ -58,6 +58,7 @@ def site(monkeypatch):
             server.file(f"/files/{name}.mp4", film.read_bytes() + name.encode())
 
         class YoutubeIE(InfoExtractor):
+            files = server.url("/files/")
             _VALID_URL = r"https?://www\.youtube\.com/watch\?v=(?P<id>[\w-]{11})"
 
             def _real_extract(self, url):
@@ -70,7 +71,7 @@ def site(monkeypatch):
                     "ext": "mp4",
                     "width": 320,
                     "height": 180,
-                    "url": server.url(f"/files/{name}.mp4"),
+                    "url": f"{self.files}{name}.mp4",
                 }
 
         add_extractor(YoutubeIE, monkeypatch.setattr)

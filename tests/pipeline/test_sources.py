@@ -27,6 +27,8 @@ from clipmill.pipeline.ingest.sources import (
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.tables import SOURCES
+from clipmill.stages.media.isolation import isolated
+from tests.download_helpers import add_extractor
 from tests.http_server import Busy, File, serve
 
 YOUTUBE = "https://www.youtube.com/watch?v="
@@ -592,18 +594,21 @@ def test_failed_playlist_is_requested_again(tmp_path, site):
 
 
 @pytest.fixture
-def search_engine(monkeypatch):
-    """A search like yt-dlp's, without requests: `homesearchN:term` finds N videos."""
-    from yt_dlp.extractor import _extractors_context
+def search_engine(tmp_path, monkeypatch):
+    """A search of yt-dlp's kind that asks nobody: `homesearchN:term` finds N videos.
+
+    Gives the file of the terms that it was asked for.
+    """
     from yt_dlp.extractor.common import SearchInfoExtractor
-    from yt_dlp.YoutubeDL import YoutubeDL
+
+    terms = tmp_path / "asked.txt"
 
     class HomeSearchIE(SearchInfoExtractor):
         _SEARCH_KEY = "homesearch"
-        asked: list[str] = []
 
         def _search_results(self, query):
-            self.asked.append(query)
+            with terms.open("a") as file:
+                print(query, file=file)
             if query == "broken":
                 from yt_dlp.utils import ExtractorError
 
@@ -612,15 +617,8 @@ def search_engine(monkeypatch):
                 name = f"{query.replace(' ', '_')[:8]:_<8}{number:03d}"
                 yield self.url_result(YOUTUBE + name, "Youtube", name, f"{query} {number}")
 
-    add_all = YoutubeDL.add_default_info_extractors
-
-    def add(self):
-        self.add_info_extractor(HomeSearchIE())
-        add_all(self)
-
-    assert _extractors_context is not None
-    monkeypatch.setattr(YoutubeDL, "add_default_info_extractors", add)
-    return HomeSearchIE
+    add_extractor(HomeSearchIE, monkeypatch.setattr)
+    return terms
 
 
 def test_search_terms_are_expanded_and_kept_as_queries(tmp_path, search_engine):
@@ -630,7 +628,7 @@ def test_search_terms_are_expanded_and_kept_as_queries(tmp_path, search_engine):
     assert rows[0]["title"] == "how to juggle 0"
     assert rows[0]["platform_id"] == "how_to_j000"
     assert take(tmp_path, spec) == rows
-    assert sorted(search_engine.asked) == ["how to juggle", "tying knots"]
+    assert sorted(search_engine.read_text().splitlines()) == ["how to juggle", "tying knots"]
 
 
 def test_columns_of_a_search_term_file_are_copied_to_the_results(tmp_path, search_engine):
@@ -671,20 +669,20 @@ def test_search_term_that_fails_or_finds_nothing_affects_only_itself(tmp_path, s
     assert [row["query"] for row in rows] == ["broken", "nothing", "cats", "cats"]
 
 
-def test_stop_does_not_wait_for_a_hanging_search(tmp_path, search_engine, monkeypatch):
+def test_a_stop_waits_for_no_search_that_hangs(tmp_path, monkeypatch):
     go_on, ended = threading.Event(), threading.Event()
 
-    def search(self, query):
-        if query == "stop":
+    def search(function, url, *_, **__):
+        if "stop" in url:
             raise KeyboardInterrupt
         go_on.wait(100)
         ended.set()
-        return iter(())
+        return []
 
-    monkeypatch.setattr(search_engine, "_search_results", search)
+    monkeypatch.setattr(isolated, "run_fetching", search)
     try:
         with pytest.raises(KeyboardInterrupt):
-            take(tmp_path, {"search": ["stop", "hang"], "search_engine": "homesearch"})
+            take(tmp_path, {"search": ["stop", "hang"]})
         assert not ended.is_set()
     finally:
         go_on.set()
@@ -694,7 +692,7 @@ def test_limit_stops_searching(tmp_path, search_engine):
     terms = [f"term {number}" for number in range(40)]
     rows = take(tmp_path, {"search": terms, "search_engine": "homesearch"}, limit=5)
     assert len(rows) == 5
-    assert len(search_engine.asked) <= 8
+    assert len(search_engine.read_text().splitlines()) <= 8
 
 
 # Identity, offline

@@ -27,7 +27,8 @@ from clipmill.schemas.tables import SOURCES
 from clipmill.stages.media.fetch import addresses
 from clipmill.stages.media.fetch import host_throttle as hosts
 from clipmill.stages.media.fetch.addresses import is_private
-from clipmill.stages.media.fetch.host_throttle import Hosts, Manners, PassingProblem
+from clipmill.stages.media.fetch.host_throttle import Hosts, Manners
+from clipmill.stages.media.fetch.problems import PassingProblem
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import assert_distance, make_video, outcome, stage
 from tests.http_server import (
@@ -43,6 +44,7 @@ from tests.http_server import (
     TrickledHeaders,
     serve,
 )
+from tests.ytdlp_changes import change_ytdlp_process
 
 VIDEO = make_video()
 # A slow server is given up after less than a second here, a silent one much later.
@@ -381,7 +383,12 @@ def test_address_is_public(address):
 @pytest.fixture
 def inside(monkeypatch):
     """A server on what counts as private here: 127.0.0.2. All else counts as public."""
-    monkeypatch.setattr(addresses, "is_private", lambda address: address == "127.0.0.2")
+
+    def make_private(put) -> None:
+        put(addresses, "is_private", lambda address: address == "127.0.0.2")
+
+    make_private(monkeypatch.setattr)
+    change_ytdlp_process(make_private, monkeypatch.setattr)
     with serve("127.0.0.2") as server:
         server.file("/secret.mp4", VIDEO)
         yield server

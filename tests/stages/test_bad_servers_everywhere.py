@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
@@ -19,11 +25,12 @@ from clipmill.pipeline.ingest.source_spec import SourceSpec
 from clipmill.pipeline.ingest.sources import ingest
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.tables import SOURCES
-from clipmill.stages.media.fetch import ytdlp_requests
-from clipmill.stages.media.fetch.watch import Watch
+from clipmill.stages.media.fetch import ytdlp_calls
+from clipmill.stages.media.isolation.isolated import DownloadLimits
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import add_extractor, assert_distance, make_video, outcome, stage
 from tests.http_server import Endless, File, Hang, Redirect, Trickle, serve
+from tests.ytdlp_changes import change_ytdlp_process
 
 VIDEO = make_video()
 HASTY = {"min_bytes_per_second": 5_000, "min_speed_seconds": 0.4, "timeout_seconds": 100}
@@ -60,18 +67,23 @@ def page(video: str) -> str:
 
 @pytest.fixture(params=["requests", "urllib"])
 def library(request, monkeypatch):
-    """The library that yt-dlp makes its requests with."""
-    from yt_dlp.YoutubeDL import YoutubeDL
+    """What yt-dlp makes its requests with."""
+    library = request.param
 
-    build = YoutubeDL.build_request_director
-    monkeypatch.setattr(
-        YoutubeDL,
-        "build_request_director",
-        lambda self, handlers, preferences=None: build(
-            self, [one for one in handlers if one.RH_KEY.lower() == request.param], preferences
-        ),
-    )
-    return request.param
+    def leave_out_others(put) -> None:
+        from yt_dlp.YoutubeDL import YoutubeDL
+
+        build = YoutubeDL.build_request_director
+        put(
+            YoutubeDL,
+            "build_request_director",
+            lambda self, handlers, preferences=None: build(
+                self, [one for one in handlers if one.RH_KEY.lower() == library], preferences
+            ),
+        )
+
+    change_ytdlp_process(leave_out_others, monkeypatch.setattr)
+    return library
 
 
 def test_each_redirect_of_yt_dlp_takes_its_turn(tmp_path, site, library):
@@ -154,40 +166,42 @@ def test_redirect_is_an_answer_from_a_paused_host(tmp_path, site, library):
     assert outcome(row) == "kept", row
 
 
-def test_libraries_whose_connections_cannot_be_checked_are_not_used(tmp_path, site, inside):
-    """Even yt-dlp's preferred one must not be used if addresses are refused."""
-    from yt_dlp.networking.common import (
-        _REQUEST_HANDLERS,
-        _RH_PREFERENCES,
-        RequestHandler,
-        register_preference,
-        register_rh,
-    )
+def test_libraries_whose_connections_cannot_be_seen_are_left_out(
+    tmp_path, site, inside, monkeypatch
+):
+    """One that yt-dlp would like best must not be asked where addresses are refused."""
+    asked = tmp_path / "asked"
 
-    asked = []
+    def add_unseen(put) -> None:
+        from yt_dlp import YoutubeDL as made_by
+        from yt_dlp.networking import common
 
-    @register_rh
-    class UnseenRH(RequestHandler):
-        _SUPPORTED_URL_SCHEMES = ("http",)
+        module = sys.modules[made_by.__module__]
 
-        def _send(self, request):
-            asked.append(request.url)
-            raise OSError("it connected by itself")
+        class UnseenRH(common.RequestHandler):
+            _SUPPORTED_URL_SCHEMES = ("http",)
 
-    try:
-        preference = register_preference(UnseenRH)(lambda handler, request: 10_000)
-        for refuse in ("allow", "refuse"):
-            download(
-                tmp_path / refuse,
-                {"url": inside.url("/page"), "extractor": "home"},
-                private_addresses=refuse,
-                retries=0,
-            )
-            assert bool(asked) == (refuse == "allow")
-            asked.clear()
-    finally:
-        _REQUEST_HANDLERS.pop("Unseen")
-        _RH_PREFERENCES.discard(preference)
+            def _send(self, request):
+                asked.touch()
+                raise OSError("it connected by itself")
+
+        def prefer(handler, request):
+            return 10_000 if isinstance(handler, UnseenRH) else 0
+
+        handlers = {**common._REQUEST_HANDLERS, UnseenRH.RH_KEY: UnseenRH}
+        put(module, "_REQUEST_HANDLERS", handlers)
+        put(module, "_RH_PREFERENCES", {*common._RH_PREFERENCES, prefer})
+
+    change_ytdlp_process(add_unseen, monkeypatch.setattr)
+    for refuse in ("allow", "refuse"):
+        download(
+            tmp_path / refuse,
+            {"url": inside.url("/page"), "extractor": "home"},
+            private_addresses=refuse,
+            retries=0,
+        )
+        assert asked.exists() == (refuse == "allow")
+        asked.unlink(missing_ok=True)
 
 
 # Playlists, channels and searches
@@ -413,25 +427,26 @@ def test_ffmpeg_does_not_outlive_a_killed_worker(tmp_path, site):
     assert gone(video)
 
 
-def test_ended_programs_are_unregistered(tmp_path, site, platform):
-    """So that another process with the same number later is not mistaken for them."""
-    from clipmill.stages.media.isolation import children
-
-    site.file("/v.mp4", VIDEO)
-    download(tmp_path, {"url": site.url("/home/film1"), **PART}, sections=True, retries=0)
-    assert children._running == set()
-
-
 @pytest.mark.parametrize("address", ["{file}", "file:{file}", "concat:{file}", "-i", ""])
-def test_site_cannot_make_ffmpeg_read_a_local_file(tmp_path, site, platform, address, monkeypatch):
-    """It isn't even started for anything but a network address."""
-    started, starting = [], Watch.starting
+def test_a_site_does_not_make_ffmpeg_read_a_file_of_this_machine(
+    tmp_path, site, platform, address, monkeypatch
+):
+    """It is not even started for something that is not a network address."""
+    started = tmp_path / "started"
 
-    def noted(self, arguments):
-        started.append(arguments)
-        starting(self, arguments)
+    def note_programs(put) -> None:
+        from clipmill.stages.media.fetch.ytdlp_process import Worker
 
-    monkeypatch.setattr(Watch, "starting", noted)
+        starting = Worker.starting
+
+        def noted(self, arguments):
+            with started.open("a") as file:
+                print("-i" in arguments, file=file)
+            starting(self, arguments)
+
+        put(Worker, "starting", noted)
+
+    change_ytdlp_process(note_programs, monkeypatch.setattr)
     (tmp_path / "secret.mp4").write_bytes(make_video(8))
     file = {"format_id": "0", "ext": "mp4", "url": address.format(file=tmp_path / "secret.mp4")}
     # yt-dlp leaves the second to ffmpeg.
@@ -444,14 +459,90 @@ def test_site_cannot_make_ffmpeg_read_a_local_file(tmp_path, site, platform, add
             )
             assert outcome(row) in ("permanent", "transient"), row
             assert not list((dataset / "media").glob("*.mp4"))
-    assert not [one for one in started if "-i" in one]
+    assert not started.exists() or "True" not in started.read_text()
+
+
+# yt-dlp itself, which runs in a process of its own
+
+
+@pytest.fixture
+def endless(monkeypatch, site):
+    """A site whose pages yt-dlp never has done with: it sleeps, or computes without a break."""
+    from yt_dlp.extractor.common import InfoExtractor
+
+    class EndlessIE(InfoExtractor):
+        _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>sleep|compute)"
+
+        def _real_extract(self, url):
+            if self._match_id(url) == "sleep":
+                time.sleep(600)
+            re.match(r"(a+)+$", 60 * "a" + "b")
+
+    add_extractor(EndlessIE, monkeypatch.setattr)
+
+
+def helpers() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def test_a_page_that_yt_dlp_never_has_done_with_is_ended(tmp_path, site, endless):
+    download(tmp_path / "before", {"url": site.page("/watch", "words"), "extractor": "home"})
+    before = helpers()
+    row = {"url": site.url("/home/sleep"), "extractor": "home"}
+    [row] = download(tmp_path, row, max_download_seconds=1.5, min_speed_seconds=1.0)
+    assert outcome(row) == "transient", row
+    assert "max_download_seconds" in row["error"]["message"]
+    assert helpers() < before, "the process that hung"
+    [row] = download(tmp_path, {"url": site.page("/one", page("/v.mp4"))}, retries=0)
+    assert outcome(row) == "permanent", row
+
+
+def test_a_page_that_lets_no_thread_run_is_ended_from_outside(tmp_path, site, endless, monkeypatch):
+    limits = DownloadLimits(stall_seconds=3.0, time_limit_seconds=math.inf)
+    monkeypatch.setattr(ytdlp_calls, "_OF_PROCESS", limits)
+    [row] = download(tmp_path, {"url": site.url("/home/compute"), "extractor": "home"})
+    assert outcome(row) == "crash", row
+    assert "fetching made no progress for 3 s" in row["error"]["message"]
+
+
+def test_a_process_of_yt_dlps_that_dies_costs_one_row(tmp_path, site, monkeypatch):
+    def die(put) -> None:
+        from yt_dlp.extractor.generic import GenericIE
+
+        def died(self, url):
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+        put(GenericIE, "_real_extract", died)
+
+    change_ytdlp_process(die, monkeypatch.setattr)
+    site.file("/v.mp4", VIDEO)
+    rows = download(
+        tmp_path, *({"url": url} for url in (site.page("/one", page("/v.mp4")), site.url("/v.mp4")))
+    )
+    assert [outcome(row) for row in rows] == ["crash", "kept"], rows
+    assert "crashes yt-dlp's process" in rows[0]["error"]["message"]
+
+
+def test_nothing_is_replaced_in_the_worker(tmp_path, site):
+    site.file("/v.mp4", VIDEO)
+    for refuse in ("allow", "refuse"):
+        row = {"url": site.page("/watch", page("/v.mp4")), "extractor": "home"}
+        download(tmp_path / refuse, row, private_addresses=refuse)
+    assert "connect" not in vars(socket.socket)
+    for method in (subprocess.Popen.__init__, threading.Thread.start, HTTPConnection.putrequest):
+        assert not method.__module__.startswith("clipmill"), method
 
 
 # Subtitles
 
 
-def test_endless_subtitles_fail_only_the_subtitles(tmp_path, site, platform, monkeypatch):
-    monkeypatch.setattr(ytdlp_requests, "MAX_SUBTITLE_BYTES", 2 << 20)
+def test_subtitles_without_end_cost_the_subtitles_only(tmp_path, site, platform, monkeypatch):
+    def allow_little(put) -> None:
+        from clipmill.stages.media.fetch import ytdlp_requests
+
+        put(ytdlp_requests, "MAX_SUBTITLE_BYTES", 2 << 20)
+
+    change_ytdlp_process(allow_little, monkeypatch.setattr)
     site.file("/v.mp4", VIDEO)
     platform.info = {
         "subtitles": {

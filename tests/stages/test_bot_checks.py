@@ -12,15 +12,11 @@ import yaml
 
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.schemas.ids import source_key
+from clipmill.schemas.retries import Backoff
 from clipmill.schemas.tables import SOURCES
-from clipmill.stages.media.fetch.host_throttle import (
-    BotCheck,
-    Hosts,
-    LeftAlone,
-    Manners,
-    PassingProblem,
-)
-from clipmill.stages.media.fetch.http import Patience, patiently
+from clipmill.stages.media.fetch.attempts import patiently
+from clipmill.stages.media.fetch.host_throttle import Hosts, Manners
+from clipmill.stages.media.fetch.problems import BotCheck, LeftAlone, PassingProblem
 from clipmill.stages.media.fetch.ytdlp_errors import problem_of
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import add_extractor, make_video, outcome, stage
@@ -68,7 +64,8 @@ def platform(monkeypatch, site):
 
     class HomeIE(InfoExtractor):
         _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\d+)"
-        pages = 3  # like YouTube's page, player and script
+        files = site.url("/files/")
+        pages = 3  # as YouTube's page, player and script
         suspects = staticmethod(lambda number: True)
 
         def _real_extract(self, url):
@@ -80,9 +77,7 @@ def platform(monkeypatch, site):
             return {
                 "id": number,
                 "title": "A film",
-                "formats": [
-                    {"format_id": "0", "url": site.url(f"/files/{number}.mp4"), "ext": "mp4"}
-                ],
+                "formats": [{"format_id": "0", "url": f"{self.files}{number}.mp4", "ext": "mp4"}],
             }
 
     for number in range(40):
@@ -371,13 +366,15 @@ def test_answer_after_bot_checks_does_not_end_a_pause(tmp_path):
     checked(tmp_path, "site.example", "calm.example")
     hosts = turns(tmp_path)
 
-    def refused_elsewhere() -> None:
+    def refused_elsewhere(_) -> None:
         hosts.wait("site.example")
         raise LeftAlone("blocked", "another host that the site leads to is left alone")
 
     attempt(hosts, "site.example").answered("site.example")
     with pytest.raises(LeftAlone, match="leads to"):
-        patiently(refused_elsewhere, host="site.example", hosts=hosts, patience=Patience())
+        patiently(
+            refused_elsewhere, host="site.example", hosts=hosts, patience=Backoff(5, 2.0, 120.0)
+        )
     with pytest.raises(LeftAlone, match=r"site\.example"):
         attempt(hosts, "site.example")
     attempt(hosts, "calm.example").got_through()

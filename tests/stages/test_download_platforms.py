@@ -10,7 +10,7 @@ import pytest
 from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.tables import SOURCES
-from clipmill.stages.media.fetch.http import PassingProblem
+from clipmill.stages.media.fetch.problems import PassingProblem
 from clipmill.stages.media.fetch.ytdlp_errors import problem_of
 from clipmill.stages.media.read.subtitles import parse_subtitles, seconds_of
 from clipmill.stages.protocol import Workspace

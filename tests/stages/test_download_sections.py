@@ -29,8 +29,9 @@ from clipmill.schemas.errors import UsageError
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.tables import SOURCES
 from clipmill.stages.download_videos import DownloadVideos
+from clipmill.stages.media.fetch.section_files import take
 from clipmill.stages.media.fetch.sections import NoSection, Section
-from clipmill.stages.media.isolation.isolated import Limits
+from clipmill.stages.media.isolation.isolated import DownloadLimits
 from clipmill.stages.protocol import PerSecond
 from clipmill.stages.split_clips import SplitClips
 from tests.download_helpers import add_extractor, outcome
@@ -156,13 +157,14 @@ def platform(monkeypatch, site):
     class HomeIE(InfoExtractor):
         _VALID_URL = r"https?://127\.0\.0\.1:\d+/home/(?P<id>\w+)"
         offer = "one file"
+        home = site.url("/")
         info: dict = {"duration": FRAMES / RATE}
 
         def _real_extract(self, url):
             formats = [
                 {
                     "format_id": str(at),
-                    "url": site.url(f"/{path}"),
+                    "url": self.home + path,
                     "ext": path.rpartition(".")[2],
                     **more,
                 }
@@ -363,11 +365,11 @@ def test_section_that_lacks_a_span_is_refused(tmp_path):
     (tmp_path / "both.mp4").write_bytes(files()["both.mp4"])
 
     def section(first: float, last: float) -> Section:
-        return Section(first, last, 0.0, 1.0, is_identified=True, reading=Limits())
+        return Section(first, last, 0.0, 1.0, is_identified=True, reading=DownloadLimits())
 
-    assert section(1.0, 12.0).take(tmp_path / "both.mp4", tmp_path / "a.mp4") == 0.0
+    assert take(section(1.0, 12.0), tmp_path / "both.mp4", tmp_path / "a.mp4") == 0.0
     with pytest.raises(NoSection, match="ends at"):
-        section(1.0, 12.1).take(tmp_path / "both.mp4", tmp_path / "b.mp4")
+        take(section(1.0, 12.1), tmp_path / "both.mp4", tmp_path / "b.mp4")
 
 
 def test_downloaded_sections_are_not_downloaded_again(tmp_path, site, platform):

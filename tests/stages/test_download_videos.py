@@ -18,7 +18,7 @@ from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.ids import content_video_id, source_key
 from clipmill.schemas.tables import SOURCES
 from clipmill.stages.download_videos import DownloadVideos
-from clipmill.stages.media.fetch.http import retry_after_seconds
+from clipmill.stages.media.fetch.http_answers import retry_after_seconds
 from clipmill.stages.media.fetch.media_store import MediaStore
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import assert_distance, make_audio, make_video, outcome, stage

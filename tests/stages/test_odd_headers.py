@@ -18,7 +18,8 @@ from clipmill.schemas.ids import source_key
 from clipmill.schemas.tables import SOURCES
 from clipmill.stages.media.fetch.cookies import cookie_jar
 from clipmill.stages.media.fetch.host_throttle import Hosts
-from clipmill.stages.media.fetch.http import retry_after_seconds, take_turn
+from clipmill.stages.media.fetch.http_answers import retry_after_seconds
+from clipmill.stages.media.fetch.turns import take_turn
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import make_video, outcome, stage
 from tests.http_server import serve

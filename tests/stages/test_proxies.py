@@ -34,6 +34,7 @@ from clipmill.stages.protocol import Workspace
 from clipmill.stages.references import ModelReference
 from tests.download_helpers import make_video, outcome, stage
 from tests.http_server import serve
+from tests.ytdlp_changes import change_ytdlp_process
 
 NO_PROXIES = [
     "http://[::1",
@@ -144,12 +145,16 @@ def test_invalid_environment_proxy_is_reported_before_a_list_request(tmp_path, m
 def test_bug_in_an_extractor_fails_only_its_list(tmp_path, monkeypatch):
     """It used to end the run with a traceback."""
     import pyarrow.parquet as pq
-    from yt_dlp.extractor.generic import GenericIE
 
-    def mistaken(self, url):
-        raise AttributeError("'NoneType' object has no attribute 'group'")
+    def mistake(put) -> None:
+        from yt_dlp.extractor.generic import GenericIE
 
-    monkeypatch.setattr(GenericIE, "_real_extract", mistaken)
+        def mistaken(self, url):
+            raise AttributeError("'NoneType' object has no attribute 'group'")
+
+        put(GenericIE, "_real_extract", mistaken)
+
+    change_ytdlp_process(mistake, monkeypatch.setattr)
     ingest(
         tmp_path, [SourceSpec(url="http://127.0.0.1:9/list")], shard_videos=10, downloads=stage()
     )

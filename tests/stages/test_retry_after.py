@@ -21,15 +21,11 @@ from clipmill.pipeline.ingest.source_spec import SourceSpec
 from clipmill.pipeline.ingest.sources import ingest
 from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.ids import source_key
+from clipmill.schemas.retries import Backoff
 from clipmill.schemas.tables import SOURCES
-from clipmill.stages.media.fetch.host_throttle import (
-    Hosts,
-    LeftAlone,
-    Manners,
-    PassingProblem,
-    ask_again,
-)
-from clipmill.stages.media.fetch.http import Patience, patiently
+from clipmill.stages.media.fetch.attempts import patiently
+from clipmill.stages.media.fetch.host_throttle import Hosts, Manners, ask_again
+from clipmill.stages.media.fetch.problems import LeftAlone, PassingProblem
 from clipmill.stages.media.fetch.ytdlp_errors import problem_of
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import add_extractor, make_video, outcome, stage
@@ -217,13 +213,13 @@ def test_host_of_a_wrapped_error_is_the_one_that_answered():
     hosts = Hosts()
     hosts.begin_row()
 
-    def attempt() -> None:
+    def attempt(_) -> None:
         hosts.wait("busy.test")
         hosts.wait("later.test")
         raise problem
 
     with pytest.raises(RowFailed, match="3600"):
-        patiently(attempt, host="x.test", hosts=hosts, patience=Patience())
+        patiently(attempt, host="x.test", hosts=hosts, patience=Backoff(5, 2.0, 120.0))
     hosts.wait("later.test")
     with pytest.raises(LeftAlone, match=r"busy\.test"):
         hosts.wait("busy.test")
@@ -330,15 +326,10 @@ def test_rows_own_backoff_ends_with_the_row(tmp_path):
     """Our own back-off after the last attempt would delay others for nothing."""
     hosts = turns(tmp_path)
 
-    def attempt() -> None:
+    def attempt(_) -> None:
         hosts.wait("a.test")
         raise PassingProblem("HTTP 503", whole_host=True)
 
     with pytest.raises(RowFailed):
-        patiently(
-            attempt,
-            host="a.test",
-            hosts=hosts,
-            patience=Patience(retries=0, backoff_seconds=1000, max_backoff_seconds=1000),
-        )
+        patiently(attempt, host="a.test", hosts=hosts, patience=Backoff(0, 1000.0, 1000.0))
     hosts.wait("a.test")

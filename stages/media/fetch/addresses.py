@@ -1,7 +1,7 @@
 """Refuses addresses that a stranger's URL must not reach: this machine, its network, its cloud.
 
 The address that a socket connects to is checked, after name resolution and every redirect, so a
-every redirect, so a name that resolves to something else the second time doesn't get around it.
+name that resolves to something else the second time doesn't get around it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import socket
 import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
+
+from clipmill.schemas.errors import RowFailed
 
 # Non-public addresses, by IANA's registries of special-purpose and multicast addresses.
 # Python's `is_global` knows some of it, and other parts in other patch versions.
@@ -80,21 +82,26 @@ def _wrapped(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     return ip.sixtofour
 
 
-def check_address(sock: socket.socket, address: Any, allowed: frozenset[tuple[str, int]]) -> Any:
-    """The numeric address to connect `sock` to; raises PrivateAddress if it is private.
+def resolved(host: str, port: int, family: int = 0) -> list[tuple[Any, ...]]:
+    """The numeric addresses of a host."""
+    entries = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+    return [entry[4] for entry in entries]
+
+
+def public_address(
+    address: tuple[Any, ...], allowed: frozenset[tuple[str, int]]
+) -> tuple[Any, ...]:
+    """The same numeric address; raises PrivateAddress if it is private.
 
     `allowed` are addresses and ports that may be private: those of proxies.
     """
-    host, port = address[:2]
-    try:
-        ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        # A name, which `connect` would resolve by itself, after it was checked here.
-        address = socket.getaddrinfo(host, port, sock.family, sock.type)[0][4]
-        host, port = address[:2]
-    if (host, port) not in allowed and is_private(host):
-        raise PrivateAddress(f"{host} is a private address")
+    if address[:2] not in allowed and is_private(address[0]):
+        raise PrivateAddress(f"{address[0]} is a private address")
     return address
+
+
+def refused(error: PrivateAddress) -> RowFailed:
+    return RowFailed("permanent", f"{error}, and download_videos.private_addresses is `refuse`")
 
 
 def proxy_addresses(proxy: str | None) -> frozenset[tuple[str, int]]:

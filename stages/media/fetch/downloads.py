@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,41 +15,32 @@ from urllib.parse import urlsplit
 
 from clipmill.schemas.errors import RowFailed, RowRejected
 from clipmill.schemas.ids import content_video_id, safe_id
+from clipmill.schemas.retries import Backoff
+from clipmill.stages.media.fetch.attempts import NotAMediaFile
 from clipmill.stages.media.fetch.cookies import cookie_jar
 from clipmill.stages.media.fetch.data_files import local_file
 from clipmill.stages.media.fetch.exclusions import RULE as EXCLUDED_RULE
 from clipmill.stages.media.fetch.exclusions import Exclusions, names_of
 from clipmill.stages.media.fetch.extractors import video_id_of
 from clipmill.stages.media.fetch.guards import hosts_of, limits_of
-from clipmill.stages.media.fetch.http import (
-    MAX_REDIRECTS,
-    NotAMediaFile,
-    Patience,
-    Result,
-    fetch,
-    host_of,
-    patiently,
-    polite,
-)
+from clipmill.stages.media.fetch.http import fetch
+from clipmill.stages.media.fetch.http_client import open_client
 from clipmill.stages.media.fetch.media_store import Media, MediaStore, origin_of, sha256_of
 from clipmill.stages.media.fetch.optional_parts import Parts, failure_of
-from clipmill.stages.media.fetch.proxies import proxies_of_environment
 from clipmill.stages.media.fetch.sections import Section, discard, widest
 from clipmill.stages.media.fetch.settings import DownloadSettings
-from clipmill.stages.media.fetch.watch import BytesSoFar
+from clipmill.stages.media.fetch.turns import host_of
+from clipmill.stages.media.fetch.ytdlp_calls import YtDlp
 from clipmill.stages.media.fetch.ytdlp_sound import KIND as SOUND
 from clipmill.stages.media.fetch.ytdlp_subtitles import OPTIONS
-from clipmill.stages.media.isolation.isolated import run_isolated
+from clipmill.stages.media.isolation.isolated import end_spare_fetchers, run_isolated
 from clipmill.stages.media.isolation.progress import LargeFile
 from clipmill.stages.media.read.probe import Probe, probe
 from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES
 from clipmill.stages.references import file_sha256
 
 if TYPE_CHECKING:
-    import httpx
-
     from clipmill.stages.media.fetch.ytdlp import Asked, Page, Video
-    from clipmill.stages.media.fetch.ytdlp_sound import SeparateSound
 
 # The former default of `subtitle_languages`.
 _FORMER_LANGUAGES = ["en", "en-.*", ".*-orig"]
@@ -64,43 +56,32 @@ class Downloader:
         self._store = store
         self._hosts = hosts_of(settings, store.folder.parent)
         self._limits = limits_of(settings, settings.proxy)
-        self._patience = Patience(
+        self._patience = Backoff(
             settings.retries, settings.backoff_seconds, settings.max_backoff_seconds
         )
         self._excluded = Exclusions(store.folder.parent)
-        self._parts = Parts(settings, store, self._hosts, self._patiently, self._asked)
+        self._parts = Parts(settings, store, self._hosts, self._asked, self._yt_dlp)
         self._pages: dict[str, Page] = {}
         self._cookies = (
             local_file(settings.cookies_file, setting="download_videos.cookies_file")
             if settings.cookies_file
             else None
         )
-        self._client = self._open_client()
+        self._client = open_client(
+            self._hosts,
+            allowed=self._limits.allowed,
+            cookies=cookie_jar(self._cookies),
+            proxy=settings.proxy,
+            headers={"User-Agent": settings.user_agent} if settings.user_agent else {},
+            timeout=settings.timeout_seconds,
+        )
 
     def __enter__(self) -> Downloader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
-
-    def _open_client(self) -> httpx.Client:
-        import httpx
-
-        settings = self._settings
-        jar = cookie_jar(self._cookies)
-        headers = {"User-Agent": settings.user_agent} if settings.user_agent else {}
-        with proxies_of_environment():  # the recipe's own was looked at when that was read
-            return httpx.Client(
-                cookies=jar,
-                proxy=settings.proxy,
-                headers=headers,
-                follow_redirects=True,
-                max_redirects=MAX_REDIRECTS,
-                timeout=settings.timeout_seconds,
-                event_hooks=polite(self._hosts),
-                # A connection that another download has made could not be cut off for this one.
-                limits=httpx.Limits(max_keepalive_connections=0),
-            )
+        end_spare_fetchers()
 
     def bring(self, row: dict[str, Any]) -> Media:
         """The source's complete, checked file; raises RowRejected or RowFailed."""
@@ -127,7 +108,7 @@ class Downloader:
                     lambda: self._by_http(row, url, page_is_bad_media=direct),
                 )
         media = self._reuse_or(row, origin, lambda: self._by_yt_dlp(row, url, origin), former)
-        return self._parts.complete(row, url, media, self._pages.pop(row["source_key"], None))
+        return self._parts.complete(row, media, self._pages.pop(row["source_key"], None))
 
     def _reuse_or(
         self,
@@ -224,19 +205,11 @@ class Downloader:
         from clipmill.stages.media.fetch.ytdlp import download
 
         with self._store.work_folder(row["source_key"]) as folder:
-            asked = self._asked(row, folder)
+            asked, yt_dlp = self._asked(row, folder), self._yt_dlp(row, folder)
 
             def bring(options: Mapping[str, Any]) -> Video:
-                # A section records its outcome: each try has its own.
-                return self._patiently(
-                    url,
-                    folder,
-                    lambda: download(
-                        url,
-                        folder,
-                        dataclasses.replace(asked, options=options, section=self._section(row)),
-                    ),
-                )
+                what = dataclasses.replace(asked, options=options, section=self._section(row))
+                return yt_dlp.attempt(lambda call: download(call, url, folder, what))
 
             video = bring(asked.options)
             while self._is_too_large(video):
@@ -248,7 +221,7 @@ class Downloader:
             file, facts = video.path, None
             missing: dict[str, dict[str, Any]] = {}
             if video.page.sound is not None:
-                file, facts, missing = self._with_its_sound(url, folder, asked, video)
+                file, facts, missing = self._with_its_sound(yt_dlp, asked, video)
             media = self._take_in(
                 row,
                 file,
@@ -268,28 +241,24 @@ class Downloader:
             return media
 
     def _with_its_sound(
-        self, url: str, folder: Path, asked: Asked, video: Video
+        self, yt_dlp: YtDlp, asked: Asked, video: Video
     ) -> tuple[Path, Probe, dict[str, Any]]:
         """Picture and sound in one file, or the picture alone with the sound's failure."""
-        sound = video.page.sound
+        sound, folder = video.page.sound, yt_dlp.folder
         assert sound is not None
-        files = {sound.picture_id: video.path}
+        picture = {sound.picture_id: video.path}
         missing: dict[str, Any] = {}
         try:
             with self._hosts.only_for(SOUND):
-                files |= self._parts.fetch_sound(url, folder, asked, sound)
-            return (*self._put_together(url, folder / "with_sound", asked, sound, files), missing)
+                files = picture | self._parts.fetch_sound(yt_dlp, asked, sound)
+            target = folder / "with_sound"
+            file = self._parts.put_together(yt_dlp, target, asked, sound, files)
+            return file, self._probe(file), missing
         except RowFailed as problem:
             missing = {SOUND: failure_of(problem)}
-        files = {sound.picture_id: files[sound.picture_id]}
-        discard(folder, but=files[sound.picture_id])  # an endless sound may have filled it
-        return (*self._put_together(url, folder / "picture", asked, sound, files), missing)
-
-    def _put_together(
-        self, url: str, target: Path, asked: Asked, sound: SeparateSound, files: dict[str, Path]
-    ) -> tuple[Path, Probe]:
-        file = self._parts.put_together(url, target, asked, sound, files)
-        return file, self._probe(file)
+        discard(folder, but=video.path)  # an endless sound may have filled it
+        file = self._parts.put_together(yt_dlp, folder / "picture", asked, sound, picture)
+        return file, self._probe(file), missing
 
     def _format(self, bound: str = "") -> str:
         """A format selection for yt-dlp: the best picture within `bound`, and its sound."""
@@ -313,8 +282,6 @@ class Downloader:
         settings = self._settings
         return Asked(
             self._yt_dlp_options(folder),
-            settings.judge,
-            self._hosts,
             WantedTracks(
                 settings.subtitle_languages,
                 settings.user_subtitles,
@@ -323,23 +290,20 @@ class Downloader:
                 row["language"],
                 chosen_by_yt_dlp=bool(OPTIONS & set(settings.yt_dlp)),
             ),
-            lambda site, name, page: self._check_known(row, site, name, page),
             leaves_sound=settings.sound != "required",
         )
 
-    def _patiently(
-        self, url: str, folder: Path, attempt: Callable[[], Result], most_retries: int | None = None
-    ) -> Result:
-        patience = self._patience
-        if most_retries is not None:
-            patience = dataclasses.replace(patience, retries=min(patience.retries, most_retries))
-        return patiently(
-            attempt,
-            host=urlsplit(url).hostname or url,
-            hosts=self._hosts,
-            patience=patience,
-            limits=self._limits,
-            measure=lambda: _files_of(folder),
+    def _yt_dlp(self, row: dict[str, Any], folder: Path) -> YtDlp:
+        return YtDlp(
+            row["url"],
+            folder,
+            self._hosts,
+            self._patience,
+            self._limits,
+            {
+                "judge": self._settings.judge,
+                "check_known": functools.partial(self._check_known, row),
+            },
         )
 
     def _check_known(
@@ -483,12 +447,3 @@ def _with_id(row: dict[str, Any], media: Media) -> Media:
     else:
         video_id = content_video_id(media.sha256)
     return dataclasses.replace(media, video_id=video_id)
-
-
-def _files_of(folder: Path) -> BytesSoFar:
-    """What lies in a folder while somebody else writes to it."""
-    sizes = [0]
-    for file in folder.iterdir() if folder.is_dir() else ():
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append(file.stat().st_size)
-    return BytesSoFar(sum(sizes), max(sizes))

@@ -26,10 +26,10 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.file_locks import wait_for_lock
+from clipmill.stages.media.fetch.problems import BotCheck, LeftAlone, PassingProblem
+from clipmill.stages.media.fetch.watch import Stopwatch
 from clipmill.stages.media.isolation import progress
 
 # A waiting request looks this often whether the host's state has changed.
@@ -40,45 +40,6 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 _LEASE_SECONDS = 10.0
 # What a server that asks for more is believed.
 _LONGEST_HOLD_SECONDS = 24 * 3600.0
-
-
-class PassingProblem(Exception):
-    """A problem that may be temporary; `whole_host` if the host itself is overloaded.
-
-    `host` is the host that reported it, if known.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        retry_after_seconds: float | None = None,
-        whole_host: bool = False,
-        host: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.retry_after_seconds = retry_after_seconds
-        self.whole_host = whole_host
-        self.host = host
-
-
-class BotCheck(RowFailed):
-    """A site treated the request as a bot's, and will treat further ones from here the same way.
-
-    `host` is the host that did, if known.
-    """
-
-    def __init__(self, message: str, host: str | None = None) -> None:
-        super().__init__("blocked", message)
-        self.host = host
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.message, self.host)
-
-
-class LeftAlone(RowFailed):
-    """The host was not contacted because of how it answered other requests."""
 
 
 @dataclass
@@ -145,6 +106,7 @@ class _Attempt(threading.local):
         self.asked: list[tuple[str, float]] = []
         self.probes: set[str] = set()
         self.waited_seconds = 0.0
+        self.stopwatch = Stopwatch()
 
 
 class Hosts:
@@ -160,9 +122,13 @@ class Hosts:
         self._attempt.waited_seconds = 0.0
         self._attempt.probes = set()
 
-    def begin_attempt(self) -> None:
-        """From now on this thread makes requests for another try at its file."""
+    def begin_attempt(self, stopwatch: Stopwatch | None = None) -> None:
+        """From now on this thread makes requests for another try at its file.
+
+        The stopwatch doesn't run while the thread waits for a turn.
+        """
         self._attempt.asked = []
+        self._attempt.stopwatch = stopwatch or Stopwatch()
 
     @property
     def kind(self) -> str | None:
@@ -186,9 +152,10 @@ class Hosts:
         part.
         """
         named = self._name(host)
-        if named != _normal(host) and named not in self._attempt.refusing:
-            self._wait(named, 0.0)
-        self._wait(_normal(host), self._manners.patience_seconds)
+        with self._attempt.stopwatch.paused():
+            if named != _normal(host) and named not in self._attempt.refusing:
+                self._wait(named, 0.0)
+            self._wait(_normal(host), self._manners.patience_seconds)
         self._attempt.asked.append((named, time.time()))
 
     def _name(self, host: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from clipmill.schemas.errors import MAX_MESSAGE_CHARACTERS, RowFailed
 from clipmill.stages.media.fetch.host_throttle import Hosts
 from clipmill.stages.media.fetch.media_store import Media, MediaStore, origin_of, sha256_of
+from clipmill.stages.media.fetch.problems import PassingProblem
 from clipmill.stages.media.fetch.settings import DownloadSettings
 from clipmill.stages.media.fetch.sound_muxing import add_sound
 from clipmill.stages.media.fetch.ytdlp_sound import KIND as SOUND
@@ -25,8 +27,9 @@ from clipmill.stages.media.read.speech import without_overlaps
 
 if TYPE_CHECKING:
     from clipmill.stages.media.fetch.ytdlp import Asked, Page
+    from clipmill.stages.media.fetch.ytdlp_calls import Call, YtDlp
     from clipmill.stages.media.fetch.ytdlp_sound import SeparateSound
-    from clipmill.stages.media.fetch.ytdlp_subtitles import Taken
+    from clipmill.stages.media.fetch.ytdlp_subtitles import Taken, Track
 
 # A row doesn't wait long for a subtitle track: `retry` requests it again.
 _RETRIES_OF_A_TRACK = 1
@@ -35,8 +38,7 @@ _RETRIES_OF_A_TRACK = 1
 class Parts:
     """Fetches the missing parts of a video.
 
-    `patiently` retries a function after temporary problems; it takes the URL, the folder that the
-    function writes to, the function, and the most retries. `asked` gives the request to a site.
+    `asked` gives the request to a site, and `yt_dlp` what makes it, both for a row and a folder.
     """
 
     def __init__(
@@ -44,78 +46,86 @@ class Parts:
         settings: DownloadSettings,
         store: MediaStore,
         hosts: Hosts,
-        patiently: Callable[..., Any],
         asked: Callable[[dict[str, Any], Path], Asked],
+        yt_dlp: Callable[[dict[str, Any], Path], YtDlp],
     ) -> None:
         self._settings = settings
         self._store = store
         self._hosts = hosts
-        self._patiently = patiently
         self._asked = asked
+        self._yt_dlp = yt_dlp
 
-    def complete(self, row: dict[str, Any], url: str, media: Media, page: Page | None) -> Media:
+    def complete(self, row: dict[str, Any], media: Media, page: Page | None) -> Media:
         """The media with its missing parts, or with the reasons why they are missing.
 
         `page` is given if the media, and so its sound, was requested just now.
         """
         reader = _Reader(page)
         if page is None and SOUND in media.failed_parts:
-            media = self._with_sound(row, url, media, reader)
-        return self._with_subtitles(row, url, media, reader)
+            media = self._with_sound(row, media, reader)
+        return self._with_subtitles(row, media, reader)
 
-    def fetch_sound(
-        self, url: str, folder: Path, asked: Asked, sound: SeparateSound
-    ) -> dict[str, Path]:
+    def fetch_sound(self, yt_dlp: YtDlp, asked: Asked, sound: SeparateSound) -> dict[str, Path]:
         from clipmill.stages.media.fetch.ytdlp_sound import fetch_sound
 
-        files: dict[str, Path] = self._patiently(
-            url,
-            folder,
-            lambda: fetch_sound(
-                sound, folder, asked.options, self._hosts, self._settings.backoff_seconds
-            ),
-        )
-        return files
+        def attempt(call: Call) -> dict[str, Path]:
+            with self._not_waiting():
+                return call(fetch_sound, sound, yt_dlp.folder, asked.options)
+
+        return yt_dlp.attempt(attempt)
 
     def put_together(
-        self, url: str, target: Path, asked: Asked, sound: SeparateSound, files: dict[str, Path]
+        self,
+        yt_dlp: YtDlp,
+        target: Path,
+        asked: Asked,
+        sound: SeparateSound,
+        files: dict[str, Path],
     ) -> Path:
         from clipmill.stages.media.fetch.ytdlp_sound import put_together
 
         # Fetches nothing, but is limited in size and time like every part of a download.
-        path: Path = self._patiently(
-            url,
-            target.parent,
-            lambda: put_together(sound, files, target, asked.options, self._hosts),
-            0,
-        )
-        return path
+        return yt_dlp.call(put_together, sound, files, target, asked.options, most_retries=0)
 
-    def _with_sound(self, row: dict[str, Any], url: str, media: Media, reader: _Reader) -> Media:
+    @contextlib.contextmanager
+    def _not_waiting(self) -> Iterator[None]:
+        """Has what a video can do without fail at once where its host is overloaded.
+
+        The host is then asked for no more of that kind: as long as it says, else for the first
+        pause. `retry` asks again.
+        """
+        hosts = self._hosts
+        try:
+            yield
+        except PassingProblem as problem:
+            if not problem.whole_host or hosts.kind is None:
+                raise
+            hosts.failed(problem)
+            if problem.retry_after_seconds is None and problem.host:
+                hosts.hold(problem.host, self._settings.backoff_seconds, problem.message)
+            raise RowFailed("transient", problem.message) from problem
+
+    def _with_sound(self, row: dict[str, Any], media: Media, reader: _Reader) -> Media:
         """The media with its sound in the same file; the pictures don't change."""
         key = row["source_key"]
         is_required = self._settings.sound == "required"
         file = self._store.file_of(key, media)
         assert file is not None
         with self._store.work_folder(key) as folder:
+            yt_dlp = self._yt_dlp(row, folder)
             try:
                 with contextlib.nullcontext() if is_required else self._hosts.only_for(SOUND):
                     asked = self._asked(row, folder)
-                    sound = self._read(reader, url, folder, asked).sound
+                    sound = self._read(reader, yt_dlp, asked).sound
                     if sound is None:
                         raise RowFailed(
                             "permanent", "the site no longer offers the sound as a separate file"
                         )
-                    files = self.fetch_sound(url, folder, asked, sound)
-                heard = self.put_together(url, folder / "heard", asked, sound, files)
+                    files = self.fetch_sound(yt_dlp, asked, sound)
+                heard = self.put_together(yt_dlp, folder / "heard", asked, sound, files)
                 whole = folder / f"whole{media.probe.suffix}"
                 facts = add_sound(
-                    file,
-                    media.probe,
-                    heard,
-                    whole,
-                    limits=self._settings.limits,
-                    bounded=lambda write: self._patiently(url, folder, write, 0),
+                    file, media.probe, heard, whole, limits=self._settings.limits, yt_dlp=yt_dlp
                 )
             except RowFailed as problem:
                 if is_required:
@@ -140,9 +150,7 @@ class Parts:
             self._store.add(key, whole, media)
         return media
 
-    def _with_subtitles(
-        self, row: dict[str, Any], url: str, media: Media, reader: _Reader
-    ) -> Media:
+    def _with_subtitles(self, row: dict[str, Any], media: Media, reader: _Reader) -> Media:
         """The media with its missing subtitles, or with the reasons why they are missing."""
         origin = self._tracks_origin()
         if media.tracks_origin is None:  # an earlier release took them, all or none
@@ -156,7 +164,7 @@ class Parts:
                 media, tracks=[], subtitles=[], failed_parts=_without(media.failed_parts, SUBTITLES)
             )
         with self._store.work_folder(row["source_key"]) as folder, self._hosts.only_for(SUBTITLES):
-            taken = self._take_tracks(row, url, folder, media.tracks, reader)
+            taken = self._take_tracks(row, folder, media.tracks, reader)
         parts = _without(media.failed_parts, SUBTITLES)
         notes = {name: text for name, text in media.notes.items() if name != "subtitles_error"}
         if (problem := taken.problem()) is not None:
@@ -173,46 +181,37 @@ class Parts:
         return media
 
     def _take_tracks(
-        self, row: dict[str, Any], url: str, folder: Path, there: Sequence[str], reader: _Reader
+        self, row: dict[str, Any], folder: Path, there: Sequence[str], reader: _Reader
     ) -> Taken:
         from clipmill.stages.media.fetch.ytdlp_subtitles import Taken, fetch_track
 
         taken = Taken()
-        asked = self._asked(row, folder)
+        asked, yt_dlp = self._asked(row, folder), self._yt_dlp(row, folder)
         try:
-            tracks = self._read(reader, url, folder, asked).tracks
+            tracks = self._read(reader, yt_dlp, asked).tracks
         except RowFailed as problem:
             taken.problems["the page"] = problem
             return taken
+
+        def fetch(number: int, track: Track, call: Call) -> list[dict[str, Any]]:
+            with self._not_waiting():
+                return call(fetch_track, track, number, folder, asked.options, tracks.cookies)
+
         for number, track in enumerate(tracks.found):
             if track.name in there:
                 continue
             try:
-                taken.lines += self._patiently(
-                    url,
-                    folder,
-                    lambda: fetch_track(
-                        track,  # noqa: B023 (called at once)
-                        number,  # noqa: B023
-                        folder,
-                        asked.options,
-                        tracks.cookies,
-                        self._hosts,
-                        self._settings.backoff_seconds,
-                    ),
-                    _RETRIES_OF_A_TRACK,
-                )
+                attempt = functools.partial(fetch, number, track)
+                taken.lines += yt_dlp.attempt(attempt, _RETRIES_OF_A_TRACK)
                 taken.names.append(track.name)
             except RowFailed as problem:
                 taken.problems[track.name] = problem
         return taken
 
-    def _read(self, reader: _Reader, url: str, folder: Path, asked: Asked) -> Page:
+    def _read(self, reader: _Reader, yt_dlp: YtDlp, asked: Asked) -> Page:
         from clipmill.stages.media.fetch.ytdlp import read_page
 
-        return reader.read(
-            lambda: self._patiently(url, folder, lambda: read_page(url, folder, asked))
-        )
+        return reader.read(lambda: yt_dlp.call(read_page, yt_dlp.url, yt_dlp.folder, asked))
 
     def _tracks_origin(self) -> str:
         settings = self._settings

@@ -35,7 +35,7 @@ def check_proxy(proxy: str) -> None:
 def _check(proxy: str, schemes: tuple[str, ...]) -> None:
     import httpx
 
-    from clipmill.stages.media.fetch.http import check_name
+    from clipmill.stages.media.fetch.turns import check_name
 
     example = "write it as http://HOST:PORT or socks5://HOST:PORT"
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clipmill.schemas.errors import RowFailed
-from clipmill.stages.media.fetch.host_throttle import PassingProblem
+from clipmill.stages.media.fetch.problems import PassingProblem
 
 # Compressions that are unpacked although nobody asked for them: some servers can't do without.
 UNPACKED = ("gzip", "x-gzip", "deflate")

@@ -5,19 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
-from clipmill.stages.media.isolation.isolated import Limits, run_isolated
+from clipmill.stages.media.isolation.isolated import DownloadLimits, run_isolated
 from clipmill.stages.media.read.decode import open_container, video_stream
 from clipmill.stages.media.read.opening import packets
 from clipmill.stages.media.read.probe import Probe, probe
+
+if TYPE_CHECKING:
+    from clipmill.stages.media.fetch.ytdlp_calls import YtDlp
+    from clipmill.stages.media.fetch.ytdlp_process import Worker
 
 
 @dataclass(frozen=True)
@@ -29,25 +33,19 @@ class _PictureTimes:
 
 
 def add_sound(
-    source: Path,
-    facts: Probe,
-    sound: Path,
-    target: Path,
-    *,
-    limits: Limits,
-    bounded: Callable[[Callable[[], None]], None],
+    source: Path, facts: Probe, sound: Path, target: Path, *, limits: DownloadLimits, yt_dlp: YtDlp
 ) -> Probe:
     """Copies the pictures of `source` and the sound of another file into `target`.
 
     Returns what is known of the new file. Both begin at the same time, as if they had been merged
-    at once; sound before that time is left out, since it would move second 0. `bounded` runs the
-    function that writes the file. Raises RowFailed of kind bad_media if there is no sound, if it
-    doesn't fit into such a file, or if a picture or its time would change.
+    at once; sound before that time is left out, since it would move second 0. The file is
+    written in the process of `yt_dlp`, with its limits. Raises RowFailed of kind bad_media if there
+    is no sound, if it doesn't fit into such a file, or if a picture or its time would change.
     """
     before = run_isolated(_pictures, source, limits=limits)
     starts = Fraction(before.start_time, av.time_base)
     later = starts - run_isolated(_start_of_sound, sound, limits=limits)
-    bounded(lambda: _write(source, sound, target, float(starts), float(later)))
+    yt_dlp.call(_write, source, sound, target, float(starts), float(later), most_retries=0)
     found = run_isolated(probe, target, limits=limits)
     # The last picture's duration may be rounded.
     same = replace(
@@ -62,7 +60,7 @@ def add_sound(
     return replace(facts, has_audio=found.has_audio)
 
 
-def _write(source: Path, sound: Path, target: Path, starts: float, later: float) -> None:
+def _write(_: Worker, source: Path, sound: Path, target: Path, starts: float, later: float) -> None:
     """Copies with ffmpeg, which keeps everything that a container states about its streams."""
     run = subprocess.run(
         [

@@ -1,27 +1,31 @@
-"""Wraps yt-dlp: its options, its errors by kind, one video, one list.
+"""Wraps yt-dlp: its options, one video, one list.
 
-yt-dlp is imported on first use: most of the program doesn't need it.
+Functions that take a `Worker` run in yt-dlp's process, which alone imports yt-dlp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipmill.schemas.errors import RowFailed, RowRejected, storable
 from clipmill.schemas.words import counted
 from clipmill.stages.media.fetch.extractors import NO_PLATFORM, names_videos
-from clipmill.stages.media.fetch.host_throttle import BotCheck, Hosts, LeftAlone, PassingProblem
+from clipmill.stages.media.fetch.problems import BotCheck, LeftAlone, PassingProblem
 from clipmill.stages.media.fetch.sections import NoSection, Section, discard
 from clipmill.stages.media.fetch.ytdlp_errors import Log, check_for_room, clean, problem_of
 from clipmill.stages.media.fetch.ytdlp_formats import picture_alone
 from clipmill.stages.media.fetch.ytdlp_options import copied_cookies
+from clipmill.stages.media.fetch.ytdlp_process import Worker
 from clipmill.stages.media.fetch.ytdlp_requests import only_by_program, polite_yt_dlp
 from clipmill.stages.media.fetch.ytdlp_sound import SeparateSound
 from clipmill.stages.media.fetch.ytdlp_subtitles import Tracks, WantedTracks, choose_tracks
 from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
+
+if TYPE_CHECKING:
+    from clipmill.stages.media.fetch.ytdlp_calls import Call
 
 # Errors of an extractor that misinterprets a page.
 _MISTAKES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -94,77 +98,71 @@ class Video:
     lesser_than: float | None = None
 
 
-Judge = Callable[[float | None, int | None], None]
-"""Raises RowRejected for a duration in seconds and a short side, either None where unknown."""
-Known = Callable[[str, str, str | None], None]
-"""Raises RowRejected for a site's name, its id of a video and the address of the video's page."""
-
-
-def _all_are_new(extractor: str, platform_id: str, page: str | None) -> None:
-    """For videos that are not checked against known ones."""
-
-
 @dataclass(frozen=True)
 class Asked:
-    """What to request from a site: options, the checks of a video, and which subtitles.
+    """What to request from a site: options, and which subtitles.
 
     With `leaves_sound`, sound that is a separate file is not fetched with the picture.
     """
 
     options: Mapping[str, Any]
-    judge: Judge
-    hosts: Hosts
     wanted: WantedTracks = field(default_factory=lambda: WantedTracks(()))
-    known: Known = _all_are_new
     section: Section | None = None
     with_media: bool = True
     leaves_sound: bool = False
 
 
-def download(url: str, folder: Path, asked: Asked) -> Video:
+def download(call: Call, url: str, folder: Path, asked: Asked) -> Video:
     """Downloads one video with yt-dlp into `folder`; rejections are found before the download.
 
     Of a section only that part is fetched, or the whole where it can't be had for certain.
     Raises RowRejected, RowFailed, or PassingProblem where another try may do.
     """
     if asked.section is None:
-        return _download(url, folder, asked)
+        return call(_download, url, folder, asked)
     try:
-        return _download_section(url, folder, asked, asked.section)
+        video, section = call(_download_section, url, folder, asked, asked.section)
+        if section.refused is not None:
+            return replace(video, notes={**video.notes, "section_refused": section.refused})
+        return _taken(video, section, folder) if section.is_asked else video
     except NoSection as error:
         discard(folder)
-        video = _download(url, folder, replace(asked, section=None))
+        video = call(_download, url, folder, replace(asked, section=None))
         return replace(video, notes={**video.notes, "section_refused": str(error)})
 
 
-def _download_section(url: str, folder: Path, asked: Asked, section: Section) -> Video:
+def _download_section(
+    worker: Worker, url: str, folder: Path, asked: Asked, section: Section
+) -> tuple[Video, Section]:
     """The part if possible; the whole file if the part would not be smaller.
 
     Raises NoSection if only the part is not available.
     """
     try:
-        video = _download(url, folder, asked)
+        return _download(worker, url, folder, replace(asked, section=section)), section
     except (BotCheck, LeftAlone):
         raise  # the whole would fare no better
     except (RowFailed, PassingProblem) as problem:
         if section.is_asked:
             raise NoSection(str(problem) or "ffmpeg could not fetch the part") from problem
         raise
-    if section.refused is not None:
-        return replace(video, notes={**video.notes, "section_refused": section.refused})
-    if not section.is_asked:
-        return video
+
+
+def _taken(video: Video, section: Section, folder: Path) -> Video:
+    """The part, rewritten to begin at 0."""
+    from clipmill.stages.media.fetch.section_files import take
+
     whole_suffix = video.path.suffix.lower()
     target = folder / f"section{whole_suffix if whole_suffix in ('.mkv', '.webm') else '.mp4'}"
-    begins = section.take(video.path, target)
+    begins = take(section, video.path, target)
     video.path.unlink()
     return replace(
         video, path=target, starts_at_seconds=begins, video_seconds=section.video_seconds
     )
 
 
-def _download(url: str, folder: Path, asked: Asked) -> Video:
-    page = _extract(url, folder, asked)
+def _download(worker: Worker, url: str, folder: Path, asked: Asked) -> Video:
+    page = _extract(worker, url, folder, asked)
     info = page.info
     notes: dict[str, str] = {}
     protocol = str(info.get("protocol") or "")
@@ -204,25 +202,25 @@ def _rate_of_unknown_size(info: Mapping[str, Any]) -> float | None:
     return rate if lesser else None
 
 
-def read_page(url: str, folder: Path, asked: Asked) -> Page:
+def read_page(worker: Worker, url: str, folder: Path, asked: Asked) -> Page:
     """What a site says of a video whose media is there already."""
-    return _extract(url, folder, replace(asked, with_media=False, section=None))
+    return _extract(worker, url, folder, replace(asked, with_media=False, section=None))
 
 
-def _extract(url: str, folder: Path, asked: Asked) -> Page:
+def _extract(worker: Worker, url: str, folder: Path, asked: Asked) -> Page:
     import yt_dlp
 
-    hosts, section = asked.hosts, asked.section
+    section = asked.section
     declined: list[RowRejected | RowFailed] = []
 
     def decide(info: dict[str, Any], *, incomplete: bool) -> str | None:
         if not incomplete:
-            hosts.got_through()  # whatever comes of its media
-        problem = _decline(info, asked, incomplete) if asked.with_media else None
+            worker.got_through()  # whatever comes of its media
+        problem = _decline(info, worker, incomplete) if asked.with_media else None
         if problem is None and not incomplete and asked.with_media:
             # What is against the sound is found when that is fetched.
             alone = picture_alone(info, downloader.params) if asked.leaves_sound else None
-            problem = only_by_program(alone or info, downloader)
+            problem = only_by_program(alone or info, downloader, worker)
         if problem is not None:
             declined.append(problem)
         elif section is not None and not incomplete:
@@ -242,7 +240,7 @@ def _extract(url: str, folder: Path, asked: Asked) -> Page:
         **(section.options() if section is not None else {}),
     }
     try:
-        with polite_yt_dlp(hosts)(options) as downloader:
+        with polite_yt_dlp(worker)(options) as downloader:
             downloader.leaves_sound = asked.leaves_sound
             info = downloader.extract_info(url, download=asked.with_media)
     except yt_dlp.utils.DownloadError as error:
@@ -260,7 +258,7 @@ def _extract(url: str, folder: Path, asked: Asked) -> Page:
         if len(entries) == 1 and entries[0].get(is_read):
             return _page(entries[0], asked, downloader)
         if len(entries) == 1 and entries[0].get("url") and entries[0]["url"] != url:
-            return _extract(entries[0]["url"], folder, asked)
+            return _extract(worker, entries[0]["url"], folder, asked)
         raise _many(len(entries))
     return _page(info, asked, downloader)
 
@@ -268,8 +266,9 @@ def _extract(url: str, folder: Path, asked: Asked) -> Page:
 def _page(info: dict[str, Any], asked: Asked, downloader: Any) -> Page:
     is_missing = downloader.has_left_sound or not asked.with_media
     try:
+        info = downloader.sanitize_info(info)
         tracks = choose_tracks(info, asked.wanted, downloader)
-        sound = SeparateSound.of(info, downloader.cookiejar) if is_missing else None
+        sound = SeparateSound.of(info, list(downloader.cookiejar)) if is_missing else None
     except _MISTAKES as error:
         raise _at_a_loss(error) from error
     return Page(info, tracks, sound)
@@ -284,7 +283,7 @@ def _many(count: int) -> RowFailed:
 
 
 def _decline(
-    info: dict[str, Any], asked: Asked, incomplete: bool
+    info: dict[str, Any], worker: Worker, incomplete: bool
 ) -> RowRejected | RowFailed | None:
     if (info.get("n_entries") or 1) > 1:
         return _many(info["n_entries"])
@@ -298,8 +297,10 @@ def _decline(
     extractor = str(info.get("extractor_key") or NO_PLATFORM)
     try:
         if info.get("id") and names_videos(extractor):
-            asked.known(extractor.lower(), storable(str(info["id"])), info.get("webpage_url"))
-        asked.judge(info.get("duration"), short_side)
+            worker.check_known(
+                extractor.lower(), storable(str(info["id"])), info.get("webpage_url")
+            )
+        worker.judge(info.get("duration"), short_side)
     except RowRejected as problem:
         return problem
     return None
@@ -330,7 +331,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def expand_list(
-    url: str, options: Mapping[str, Any], results: int, hosts: Hosts
+    worker: Worker, url: str, options: Mapping[str, Any], results: int
 ) -> list[dict[str, Any]]:
     """The entries of a playlist, channel or search, or the one video that `url` is.
 
@@ -348,7 +349,7 @@ def expand_list(
         "playlistend": results,
     }
     try:
-        with polite_yt_dlp(hosts)(asked) as downloader:
+        with polite_yt_dlp(worker)(asked) as downloader:
             info = downloader.sanitize_info(downloader.extract_info(url, download=False))
     except yt_dlp.utils.DownloadError as error:
         raise problem_of(error, log.first_error) from error

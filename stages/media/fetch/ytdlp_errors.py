@@ -10,8 +10,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from clipmill.schemas.errors import ErrorKind, RowFailed
-from clipmill.stages.media.fetch.host_throttle import BotCheck, PassingProblem
-from clipmill.stages.media.fetch.http import is_challenge, problem_of_status, retry_after_seconds
+from clipmill.stages.media.fetch.http_answers import (
+    is_challenge,
+    problem_of_status,
+    retry_after_seconds,
+)
+from clipmill.stages.media.fetch.problems import BotCheck, PassingProblem
 
 _BOT_CHECK = re.compile(r"not a bot|anti-?bot|captcha|unusual traffic", re.IGNORECASE)
 # The first pattern that the message holds decides; the site's words, as yt-dlp passes them on.
@@ -50,8 +54,8 @@ _KINDS: tuple[tuple[str, ErrorKind], ...] = (
 _KINDS_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), kind) for pattern, kind in _KINDS)
 
 
-_logger = logging.getLogger("clipmill.yt_dlp")
-_logger.setLevel(logging.INFO)  # below what Python shows by itself
+logger = logging.getLogger("clipmill.yt_dlp")
+logger.setLevel(logging.INFO)  # below what Python shows by itself
 
 
 class Log:
@@ -66,10 +70,10 @@ class Log:
     info = debug
 
     def warning(self, message: str) -> None:
-        _logger.info("%s", message)
+        logger.info("%s", message)
 
     def error(self, message: str) -> None:
-        _logger.info("%s", message)
+        logger.info("%s", message)
         self.first_error = self.first_error or message
 
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
+from http.cookiejar import Cookie
 from typing import Any
 from urllib.parse import urlsplit
 
 from clipmill.schemas.errors import RowFailed
-from clipmill.stages.media.fetch.host_throttle import Hosts, PassingProblem
-from clipmill.stages.media.fetch.http import (
+from clipmill.stages.media.fetch.http_answers import (
     heed,
     is_answer,
     is_challenge,
     problem_of_status,
-    take_turn,
-    wait_for_turn,
 )
+from clipmill.stages.media.fetch.problems import PassingProblem
 from clipmill.stages.media.fetch.proxies import check_environment
-from clipmill.stages.media.fetch.watch import current
+from clipmill.stages.media.fetch.turns import take_turn
 from clipmill.stages.media.fetch.ytdlp_formats import picture_alone
+from clipmill.stages.media.fetch.ytdlp_process import Worker
 from clipmill.stages.media.isolation.ffmpeg_program import give_ffmpeg_to_yt_dlp
 
 # The longest page, description or manifest that is read: all of it is in memory.
@@ -33,11 +32,11 @@ _NETWORK_SCHEMES = ("http", "https", "ftp", "ftps", "rtmp", "rtmps", "rtsp", "mm
 _SEEN = ("Urllib", "Requests", "Websockets")
 # What makes it leave a part to ffmpeg.
 _OF_A_PART = ("section_start", "section_end")
-# yt-dlp's downloaders that make their connections in this process.
+# yt-dlp's downloaders that make their connections in its own process.
 _OWN = ("HttpFD", "HlsFD", "DashSegmentsFD", "IsmFD", "F4mFD", "MhtmlFD", "BunnyCdnFD", "SoopVodFD")
 
 
-def polite_yt_dlp(hosts: Hosts) -> type:
+def polite_yt_dlp(worker: Worker) -> type:
     """yt-dlp's class, with requests that take turns, and answers that don't fill the memory.
 
     One that `leaves_sound` fetches of picture and sound in two files the picture alone, and says so
@@ -54,32 +53,22 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             self._answers: weakref.WeakSet[Any] = weakref.WeakSet()
             self._turn = threading.local()
             self._subtitle_bytes: int | None = None
-            self._kind: str | None = None
             self.leaves_sound = self.has_left_sound = self.stops_when_overloaded = False
             check_environment()
+            worker.asking, worker.is_receiving = self._ask, self._is_receiving
             super().__init__(*args, **kwargs)
 
         def build_request_director(self, handlers: Any, preferences: Any = None) -> Any:
-            watch = current()
-            if watch is not None and watch.refuses_addresses:
+            if worker.refuses_addresses:
                 # Others make connections that can't be seen from Python.
                 handlers = [one for one in handlers if one.RH_KEY in _SEEN]
             return super().build_request_director(handlers, preferences)
 
         def urlopen(self, request: Any) -> Any:
-            if self._kind is not None and hosts.kind is None:  # a thread for pieces of a part
-                with hosts.only_for(self._kind):
-                    return self._urlopen(request)
-            return self._urlopen(request)
-
-        def _urlopen(self, request: Any) -> Any:
             from yt_dlp.networking.exceptions import HTTPError, RequestError, TransportError
 
             url = request if isinstance(request, str) else getattr(request, "url", "")
-            watch = current()
-            if watch is not None:
-                watch.is_receiving, watch.asking = self._is_receiving, self._ask
-            take_turn(hosts, url)
+            take_turn(worker, url)
             self._turn.is_taken = True
             self._asking += 1
             try:
@@ -87,7 +76,7 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             except HTTPError as error:
                 # Many extractors continue without what they requested.
                 asked, headers = error.response.url or url, error.response.headers
-                heed(hosts, error.status, asked, headers)
+                heed(worker, error.status, asked, headers)
                 if self.stops_when_overloaded and not is_challenge(headers):
                     problem = problem_of_status(error.status, asked, headers.get("Retry-After"))
                     if isinstance(problem, PassingProblem) and problem.whole_host:
@@ -105,7 +94,7 @@ def polite_yt_dlp(hosts: Hosts) -> type:
                 self._turn.is_taken = False
             self._answers.add(answer)
             if is_answer(answer.status):
-                hosts.answered(urlsplit(answer.url or url).hostname or "")
+                worker.answered(urlsplit(answer.url or url).hostname or "")
             answer.read = functools.partial(self._read, answer.read)
             return answer
 
@@ -118,11 +107,11 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             return chosen
 
         def dl(self, name: Any, info: Any, subtitle: bool = False, test: bool = False) -> Any:
-            self._subtitle_bytes, self._kind = 0 if subtitle else None, hosts.kind
+            self._subtitle_bytes = 0 if subtitle else None
             try:
                 return super().dl(name, info, subtitle, test)
             finally:
-                self._subtitle_bytes = self._kind = None
+                self._subtitle_bytes = None
 
         def process_info(self, info: dict[str, Any]) -> None:
             """Leaves sound that lies apart for later: it must not cost the picture anything."""
@@ -146,13 +135,17 @@ def polite_yt_dlp(hosts: Hosts) -> type:
             if getattr(self._turn, "is_taken", False):
                 self._turn.is_taken = False
                 return
-            if before := hosts.last_asked(""):
-                hosts.answered(before)
+            if before := worker.last_asked():
+                worker.answered(before)
             try:
-                wait_for_turn(hosts, host)
+                worker.wait(host)
             except RowFailed as problem:
                 # Anything else makes yt-dlp try the same with another library.
                 raise TransportError(cause=problem) from problem
+
+        def take_cookies(self, cookies: Sequence[Cookie]) -> None:
+            for cookie in cookies:
+                self.cookiejar.set_cookie(cookie)
 
         def _read(self, read: Callable[..., bytes], amount: int | None = None) -> bytes:
             piece = _read_bounded(read, amount)
@@ -181,28 +174,10 @@ def _read_bounded(read: Callable[..., bytes], amount: int | None = None) -> byte
     return b"".join(pieces)
 
 
-@contextlib.contextmanager
-def not_waiting(hosts: Hosts, wait_seconds: float) -> Iterator[None]:
-    """Has what a video can do without fail at once where its host is overloaded.
-
-    The host is then asked for no more of that kind: as long as it says, else for `wait_seconds`.
-    """
-    try:
-        yield
-    except PassingProblem as problem:
-        if not problem.whole_host or hosts.kind is None:
-            raise
-        hosts.failed(problem)
-        if problem.retry_after_seconds is None and problem.host:
-            hosts.hold(problem.host, wait_seconds, problem.message)
-        raise RowFailed("transient", problem.message) from problem
-
-
-def only_by_program(info: dict[str, Any], downloader: Any) -> RowFailed | None:
+def only_by_program(info: Mapping[str, Any], downloader: Any, worker: Worker) -> RowFailed | None:
     """What is against a download that a program makes, which connects by itself."""
     from yt_dlp.downloader import get_suitable_downloader
 
-    watch = current()
     for one in info.get("requested_formats") or [info]:
         fetcher = get_suitable_downloader(
             {**one, **{name: info[name] for name in _OF_A_PART if name in info}}, downloader.params
@@ -216,7 +191,7 @@ def only_by_program(info: dict[str, Any], downloader: Any) -> RowFailed | None:
                 "permanent",
                 f"the site names an invalid network address: {str(one.get('url'))[:200]}",
             )
-        if watch is not None and watch.refuses_addresses:
+        if worker.refuses_addresses:
             return RowFailed(
                 "permanent",
                 f"fetched over {one.get('protocol')} by a program, which can't be "

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http.cookiejar import Cookie
 from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import RowFailed
-from clipmill.stages.media.fetch.host_throttle import Hosts, PassingProblem
+from clipmill.stages.media.fetch.problems import PassingProblem
 from clipmill.stages.media.fetch.ytdlp_errors import Log, check_for_room, problem_of
 from clipmill.stages.media.fetch.ytdlp_formats import picture_of
+from clipmill.stages.media.fetch.ytdlp_process import Worker
 
 KIND = "sound"
 
@@ -29,10 +32,10 @@ class SeparateSound:
     info: Mapping[str, Any]
     formats: Sequence[Mapping[str, Any]]
     picture_id: str
-    cookies: Any = None
+    cookies: Sequence[Cookie] = ()
 
     @classmethod
-    def of(cls, info: Mapping[str, Any], cookies: Any) -> SeparateSound | None:
+    def of(cls, info: Mapping[str, Any], cookies: Sequence[Cookie]) -> SeparateSound | None:
         """The sound of a video if it is a separate format, else None."""
         picture = picture_of(info)
         if picture is None:
@@ -42,40 +45,26 @@ class SeparateSound:
 
 
 def fetch_sound(
-    sound: SeparateSound,
-    folder: Path,
-    options: Mapping[str, Any],
-    hosts: Hosts,
-    wait_seconds: float,
+    worker: Worker, sound: SeparateSound, folder: Path, options: Mapping[str, Any]
 ) -> dict[str, Path]:
     """Downloads the sound; returns its files by format id.
 
-    Raises RowFailed, or PassingProblem if another attempt may succeed. It doesn't wait for an
-    overloaded host: `retry` requests the sound again.
+    Raises RowFailed, or PassingProblem if another attempt may succeed.
     """
-    from clipmill.stages.media.fetch.ytdlp_requests import (
-        not_waiting,
-        only_by_program,
-        polite_yt_dlp,
-    )
+    from clipmill.stages.media.fetch.ytdlp_requests import only_by_program, polite_yt_dlp
 
     log = Log()
     files = {}
-    with (
-        not_waiting(hosts, wait_seconds),
-        _by_kind(log, folder),
-        polite_yt_dlp(hosts)({**options, "logger": log}) as downloader,
-    ):
-        downloader.stops_when_overloaded = hosts.kind is not None
-        if sound.cookies is not None:
-            downloader.cookiejar = sound.cookies
+    with _by_kind(log, folder), polite_yt_dlp(worker)({**options, "logger": log}) as downloader:
+        downloader.stops_when_overloaded = worker.kind is not None
+        downloader.take_cookies(sound.cookies)
         for number, one in enumerate(sound.formats):
             source = {
                 name: value
                 for name, value in sound.info.items()
                 if name not in ("requested_formats", "requested_downloads")
             } | dict(one)
-            if (problem := only_by_program(source, downloader)) is not None:
+            if (problem := only_by_program(source, downloader, worker)) is not None:
                 raise problem
             # The same name in each attempt, so that one resumes the last.
             path = folder / f"sound-{number}"
@@ -87,33 +76,34 @@ def fetch_sound(
 
 
 def put_together(
+    worker: Worker,
     sound: SeparateSound,
-    files: dict[str, Path],
+    files: Mapping[str, Path],
     target: Path,
     options: Mapping[str, Any],
-    hosts: Hosts,
 ) -> Path:
     """Merges the downloaded files into one, as yt-dlp merges picture and sound.
 
-    The container is the one for both, even if only one is there. `target` has no suffix; `files`
-    gives the files' new places afterwards. Raises RowFailed of kind bad_media if ffmpeg can't
-    merge them.
+    The container is the one for both, even if only one is there. `target` has no suffix. Raises
+    RowFailed of kind bad_media if ffmpeg can't merge them; the `files` stay in any case.
     """
     from clipmill.stages.media.fetch.ytdlp_requests import polite_yt_dlp
 
-    polite = polite_yt_dlp(hosts)
+    polite = polite_yt_dlp(worker)
 
     class Merging(polite):  # type: ignore[misc, valid-type]  # made at run time
         def dl(self, name: str, info: Mapping[str, Any], *_: Any, **__: Any) -> tuple[bool, bool]:
-            """Moves the file that is there already."""
-            key = str(info["format_id"])
-            os.replace(files[key], name)
-            files[key] = Path(name)
+            """Takes the file that is there already."""
+            file = files[str(info["format_id"])]
+            Path(name).unlink(missing_ok=True)
+            try:
+                os.link(file, name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(file, name)
             return True, True
 
     log = Log()
     place = str(target).replace("%", "%%") + ".%(ext)s"
-    # The files stay: if they can't be merged, the picture is used alone.
     ours = {"logger": log, "outtmpl": {"default": place}, "keepvideo": True}
     info = {name: value for name, value in sound.info.items() if name != "requested_downloads"}
     info["requested_formats"] = [

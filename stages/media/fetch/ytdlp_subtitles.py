@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from http.cookiejar import Cookie
 from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import RowFailed, storable
-from clipmill.stages.media.fetch.host_throttle import Hosts, PassingProblem
+from clipmill.stages.media.fetch.problems import PassingProblem
 from clipmill.stages.media.fetch.ytdlp_errors import Log, problem_of
+from clipmill.stages.media.fetch.ytdlp_process import Worker
 from clipmill.stages.media.read.speech import own_language, same_language
 from clipmill.stages.media.read.subtitles import FORMATS, decoded, parse_subtitles
 
@@ -66,7 +68,7 @@ class Tracks:
     """The tracks to take of one video, and with which cookies."""
 
     found: Sequence[Track] = ()
-    cookies: Any = None
+    cookies: Sequence[Cookie] = ()
 
 
 @dataclass
@@ -98,7 +100,7 @@ def choose_tracks(info: Mapping[str, Any], wanted: WantedTracks, downloader: Any
                 _track(language, language not in by_people, [source], info)
                 for language, source in sorted(chosen.items())
             ],
-            downloader.cookiejar,
+            list(downloader.cookiejar),
         )
     own = own_language(wanted.language or info.get("language"), automatic)
     found = []
@@ -119,7 +121,7 @@ def choose_tracks(info: Mapping[str, Any], wanted: WantedTracks, downloader: Any
                 found.append(_track(code, True, formats, info))
     # The one that is needed most comes first, for a site may refuse the others.
     found.sort(key=lambda track: (not same_language(track.language, own), track.automatic))
-    return Tracks(found, downloader.cookiejar)
+    return Tracks(found, list(downloader.cookiejar))
 
 
 def _spoken(automatic: list[str], by_people: list[str], own: str | None) -> list[str]:
@@ -154,23 +156,18 @@ def _track(
 
 
 def fetch_track(
+    worker: Worker,
     track: Track,
     number: int,
     folder: Path,
     options: Mapping[str, Any],
-    cookies: Any,
-    hosts: Hosts,
-    wait_seconds: float,
+    cookies: Sequence[Cookie],
 ) -> list[dict[str, Any]]:
     """The lines of one track, as dicts of SUBTITLE with their `words`.
 
-    Raises RowFailed, or PassingProblem where another try may do. What a host asks for that is
-    overloaded is not waited for: `retry` asks again.
+    Raises RowFailed, or PassingProblem where another try may do.
     """
-    from clipmill.stages.media.fetch.ytdlp_requests import not_waiting
-
-    with not_waiting(hosts, wait_seconds):
-        data = _data(track, folder / f"track-{number}", options, cookies, hosts)
+    data = _data(worker, track, folder / f"track-{number}", options, cookies)
     try:
         spans = parse_subtitles(data, track.source.get("ext") or "", automatic=track.automatic)
     except ValueError as error:
@@ -189,7 +186,9 @@ def fetch_track(
     ]
 
 
-def _data(track: Track, path: Path, options: Mapping[str, Any], cookies: Any, hosts: Hosts) -> str:
+def _data(
+    worker: Worker, track: Track, path: Path, options: Mapping[str, Any], cookies: Sequence[Cookie]
+) -> str:
     given = track.source.get("data")
     if isinstance(given, str):
         return given
@@ -201,11 +200,10 @@ def _data(track: Track, path: Path, options: Mapping[str, Any], cookies: Any, ho
     # A part that is refused is not asked for again at once.
     asked = {**options, "logger": log, "fragment_retries": 0}
     try:
-        with polite_yt_dlp(hosts)(asked) as downloader:
-            if cookies is not None:
-                downloader.cookiejar = cookies
+        with polite_yt_dlp(worker)(asked) as downloader:
+            downloader.take_cookies(cookies)
             source = dict(track.source)
-            if (problem := only_by_program(source, downloader)) is not None:
+            if (problem := only_by_program(source, downloader, worker)) is not None:
                 raise problem
             downloader.dl(str(path), source, subtitle=True)
         return decoded(path.read_bytes())

@@ -1,11 +1,12 @@
-"""Reads untrusted files in a separate process, which may crash, hang or exhaust its memory.
+"""Runs what may crash, hang or exhaust its memory in a separate process.
 
-Decoders are written for well-formed files. If a broken one crashes or hangs its decoder, only that
-file is affected: at its limits the process is killed, and the result is one failure of kind
-`crash`.
+Decoders are written for well-formed files. Whatever a broken file does to them costs this file
+only: the process is killed at its limits, and the result is one failure of kind `crash`. yt-dlp
+runs in such processes, too: they can be ended at a limit, with the programs that it has started.
 
-A helper process is started if none is idle, is reused for the next file, and ends with the process
-that started it. It only imports decoders: no torch, no Ray, no database.
+A helper process is started when none is idle, is reused for the next call, and ends with the
+process that started it. It imports decoders, or yt-dlp, and nothing heavy: no torch, no Ray, no
+database.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _CHUNK_BYTES = 1 << 20
 _TAIL_BYTES = 4000
 _LINE_CHARACTERS = 200
 _MOST_IDLE = 4
+_MOST_IDLE_FETCHERS = 64
 
 Part = TypeVar("Part")
 Value = TypeVar("Value")
@@ -60,6 +62,24 @@ class Limits:
     time_limit_seconds: float = TIME_LIMIT_SECONDS
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES
     settings_of: str | None = None
+
+
+class Task:
+    """What some helpers are for, in the words of messages, and those that have nothing to do."""
+
+    def __init__(
+        self, process: str, crashes: str, verb: str, done: str, advice: str, most_idle: int
+    ) -> None:
+        self.process = process
+        self.crashes = crashes
+        self.verb = verb
+        self.done = done
+        self.advice = advice
+        self.idle = _Idle(process, most_idle)
+
+
+def _answers_nothing(question: str, args: tuple[Any, ...]) -> Any:
+    raise RuntimeError(f"nobody answers {question!r} here")
 
 
 def run_isolated(
@@ -116,42 +136,102 @@ def stream_isolated(
     `arguments` is called before each attempt, so that a second one can request only the rest.
     Leaving the iteration kills the helper.
     """
+    value: Value = yield from _stream(
+        DECODING,
+        path,
+        function,
+        lambda: (path, *arguments()),
+        limits=limits,
+        counted=counted,
+        answer=_answers_nothing,
+    )
+    return value
+
+
+def run_fetching(
+    function: Callable[..., Value],
+    url: str,
+    /,
+    *args: Any,
+    limits: Limits,
+    answer: Callable[[str, tuple[Any, ...]], Any],
+) -> Value:
+    """Runs `function(*args)` in a helper process for yt-dlp, like `run_isolated`.
+
+    `answer` gets the questions that the function asks by `worker_link.ask`, by name. `url` is for
+    messages.
+    """
+    no_parts = cast("Callable[..., Generator[Any, None, Value]]", function)
+    stream = _stream(
+        FETCHING,
+        url,
+        no_parts,
+        lambda: args,
+        limits=limits,
+        counted=lambda frames: None,
+        answer=answer,
+    )
+    while True:
+        try:
+            next(stream)
+        except StopIteration as end:
+            value: Value = end.value
+            return value
+
+
+def _stream(
+    task: Task,
+    what: Path | str,
+    function: Callable[..., Generator[Part, None, Value]],
+    arguments: Callable[[], tuple[Any, ...]],
+    *,
+    limits: Limits,
+    counted: Callable[[int], None],
+    answer: Callable[[str, tuple[Any, ...]], Any],
+) -> Generator[Part, None, Value]:
     ends = time.monotonic() + limits.time_limit_seconds
     deaths, fresh = 0, False
     while True:
         try:
-            return (yield from _try(function, (path, *arguments()), limits, ends, fresh, counted))
+            request = _Request(function, arguments(), limits, ends)
+            value: Value = yield from _try(task, request, fresh, counted, answer)
+            return value
         except _Died as died:
             deaths += 1
             if deaths > 1:
-                raise _crash(
-                    path, f"crashes its decoder's process: it ended twice, the last time {died}"
-                ) from None
-        except _NoMemory as problem:
-            if fresh or problem.was_fresh:
-                raise _crash(
-                    path,
+                problem = f"{task.crashes}: it ended twice, the last time {died}"
+                raise _crash(task, what, problem) from None
+        except _NoMemory as error:
+            if fresh or error.was_fresh:
+                problem = (
                     f"takes more than {limits.memory_limit_bytes:,} bytes of memory "
-                    f"to read ({problem}); {_raise(limits, 'memory_limit_bytes')}",
-                ) from None
+                    f"to {task.verb} ({error}); {_raise(limits, 'memory_limit_bytes')}"
+                )
+                raise _crash(task, what, problem) from None
         except _Stalled:
-            raise _crash(
-                path,
-                f"reading made no progress for {limits.stall_seconds:g} s; "
-                f"{_raise(limits, 'stall_seconds')}",
-            ) from None
+            problem = (
+                f"{task.verb}ing made no progress for {limits.stall_seconds:g} s; "
+                f"{_raise(limits, 'stall_seconds')}"
+            )
+            raise _crash(task, what, problem) from None
         except _OutOfTime:
-            raise _crash(
-                path,
-                f"was not read in {limits.time_limit_seconds:g} s; "
-                f"{_raise(limits, 'time_limit_seconds')}",
-            ) from None
+            problem = (
+                f"was not {task.done} in {limits.time_limit_seconds:g} s; "
+                f"{_raise(limits, 'time_limit_seconds')}"
+            )
+            raise _crash(task, what, problem) from None
         fresh = True
 
 
 def end_helpers() -> None:
-    """Ends the idle helpers; busy ones end with their call. Also runs at exit."""
-    _idle.close()
+    """Ends the idle helpers; those at work end with their call. Also done at exit."""
+    for task in (DECODING, FETCHING):
+        task.idle.close()
+
+
+def end_spare_fetchers() -> None:
+    """Ends the idle processes of yt-dlp but one, for a stage that is over."""
+    FETCHING.idle.close(but=1)
 
 
 class _Died(Exception):
@@ -172,8 +252,8 @@ class _OutOfTime(Exception):
     pass
 
 
-def _crash(path: Path, what: str) -> RowFailed:
-    return RowFailed("crash", f"{path}: {what}; look at it with `ffprobe` or fetch it again")
+def _crash(task: Task, what: Path | str, problem: str) -> RowFailed:
+    return RowFailed("crash", f"{what}: {problem}; {task.advice}")
 
 
 def _raise(limits: Limits, setting: str) -> str:
@@ -182,31 +262,45 @@ def _raise(limits: Limits, setting: str) -> str:
     return f"raise {limits.settings_of}.{setting} if the file needs more"
 
 
+@dataclass(frozen=True)
+class _Request:
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    limits: Limits
+    ends: float
+
+    def packed(self) -> bytes:
+        limits = self.limits
+        request = (self.function, self.arguments, limits.stall_seconds, limits.memory_limit_bytes)
+        return pickle.dumps(request, pickle.HIGHEST_PROTOCOL)
+
+
 def _try(
-    function: Callable[..., Generator[Part, None, Value]],
-    arguments: tuple[Any, ...],
-    limits: Limits,
-    ends: float,
+    task: Task,
+    request: _Request,
     fresh: bool,
     counted: Callable[[int], None],
-) -> Generator[Part, None, Value]:
-    """One call in one helper, which is reused only if the call completes."""
-    request = pickle.dumps(
-        (function, arguments, limits.stall_seconds, limits.memory_limit_bytes),
-        pickle.HIGHEST_PROTOCOL,
-    )
-    helper = _begun(request, fresh)
+    answer: Callable[[str, tuple[Any, ...]], Any],
+) -> Generator[Any, None, Any]:
+    """One call in one helper, which is reused only if it came to its end."""
+    limits = request.limits
+    helper = _begun(task, request.packed(), fresh)
     decoded, is_spent = 0, True
     try:
         while True:
-            left = ends - time.monotonic()
+            left = request.ends - time.monotonic()
             if left <= 0:
                 raise _OutOfTime
             message = helper.receive(min(limits.stall_seconds, left))
             if message is None:
                 raise _OutOfTime if left < limits.stall_seconds else _Stalled
-            beat()
             kind, *told = message
+            if kind == "alive":
+                continue
+            if kind == "ask":
+                helper.answer(*_answer(answer, *told))
+                continue
+            beat()
             if kind == "part":
                 yield told[0]
                 continue
@@ -215,27 +309,35 @@ def _try(
                 continue
             is_spent = told[1] or kind == "memory"
             if kind == "done":
-                value: Value = pickle.loads(told[2])
-                return value
+                return pickle.loads(told[2])
             if kind == "memory":
                 raise _NoMemory(told[2], helper.is_fresh)
             _, _, error, trace = told
             if trace:
-                error.add_note(f"in the decoder's process:\n{trace}")
+                error.add_note(f"in {task.process}:\n{trace}")
             raise error
     finally:
         counted(decoded)
         if is_spent:
             helper.kill()
         else:
-            _idle.give_back(helper)
+            task.idle.give_back(helper)
 
 
-def _begun(request: bytes, fresh: bool) -> _Helper:
+def _answer(
+    answer: Callable[[str, tuple[Any, ...]], Any], question: str, args: tuple[Any, ...]
+) -> tuple[Any, Exception | None]:
+    try:
+        return answer(question, args), None
+    except Exception as error:  # noqa: BLE001  it is raised where the question was asked
+        return None, error
+
+
+def _begun(task: Task, request: bytes, fresh: bool) -> _Helper:
     """A helper that has read the request. If none starts, that is not the file's fault."""
     starts = 0
     while True:
-        helper = _idle.take(fresh)
+        helper = task.idle.take(fresh)
         try:
             helper.send(request)
             message = helper.receive(_START_SECONDS)
@@ -243,15 +345,15 @@ def _begun(request: bytes, fresh: bool) -> _Helper:
             helper.kill()
             starts += helper.is_fresh
             if starts < _STARTS:
-                continue  # a reused one may have been killed while it was idle
-            raise ClipmillError(f"the decoder's process does not start: it ended {died}") from None
+                continue  # one that was not fresh was ended while it was idle
+            raise ClipmillError(f"{task.process} does not start: it ended {died}") from None
         except BaseException:
             helper.kill()
             raise
         if message is None:
             helper.kill()
             raise ClipmillError(
-                "the decoder's process does not start: it said nothing for "
+                f"{task.process} does not start: it said nothing for "
                 f"{_START_SECONDS:g} s; is the machine overloaded?"
             )
         if message[0] == "began":
@@ -263,7 +365,7 @@ def _begun(request: bytes, fresh: bool) -> _Helper:
 class _Helper:
     """A helper process and the socket to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: str) -> None:
         self.is_fresh = True
         self._buffer = bytearray()
         self._tail = b""
@@ -289,9 +391,7 @@ class _Helper:
                 )
             except OSError as error:
                 ours.close()
-                raise ClipmillError(
-                    f"the decoder's process can't be started: {error.strerror}"
-                ) from error
+                raise ClipmillError(f"{process} can't be started: {error.strerror}") from error
         self._socket = ours
         ours.settimeout(_START_SECONDS)
         assert self._process.stdout is not None
@@ -307,6 +407,11 @@ class _Helper:
             self._socket.sendall(data)
         except OSError:
             raise _Died(self._ended()) from None
+
+    def answer(self, value: Any, error: Exception | None) -> None:
+        """Answers a question; if the helper has ended, the next message says how."""
+        with contextlib.suppress(_Died):
+            self.send(pickle.dumps((value, error), pickle.HIGHEST_PROTOCOL))
 
     def receive(self, seconds: float) -> tuple[Any, ...] | None:
         """The next message; None if none arrives in time."""
@@ -358,7 +463,7 @@ class _Helper:
         try:
             code = self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill_group()
             code = self._process.wait()
         self._hear()
         how = f"with exit status {code}" if code >= 0 else f"by signal {-code}"
@@ -369,9 +474,14 @@ class _Helper:
         return f"{how}, saying {last[:_LINE_CHARACTERS]!r}" if last else how
 
     def kill(self) -> None:
-        self._process.kill()
+        """Ends the helper and the programs that it has started."""
+        self._kill_group()
         self._process.wait()
         self.let_go()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all of it has ended
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def let_go(self) -> None:
         """Closes only this process's ends; a helper exits when its last peer has closed."""
@@ -394,9 +504,11 @@ def _environment() -> dict[str, str]:
 
 
 class _Idle:
-    """The idle helpers of this process."""
+    """The helpers for one task that have nothing to do."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: str, most: int) -> None:
+        self._process = process
+        self._most = most
         self._lock = threading.Lock()
         self._helpers: list[_Helper] = []
 
@@ -404,19 +516,19 @@ class _Idle:
         with self._lock:
             if self._helpers and not fresh:
                 return self._helpers.pop()
-        return _Helper()
+        return _Helper(self._process)
 
     def give_back(self, helper: _Helper) -> None:
         helper.is_fresh = False
         with self._lock:
-            if len(self._helpers) < _MOST_IDLE:
+            if len(self._helpers) < self._most:
                 self._helpers.append(helper)
                 return
         helper.kill()
 
-    def close(self) -> None:
+    def close(self, but: int = 0) -> None:
         with self._lock:
-            helpers, self._helpers = self._helpers, []
+            helpers, self._helpers = self._helpers[but:], self._helpers[:but]
         for helper in helpers:
             helper.kill()
 
@@ -427,6 +539,26 @@ class _Idle:
             helper.let_go()
 
 
-_idle = _Idle()
+def _forget() -> None:
+    for task in (DECODING, FETCHING):
+        task.idle.forget()
+
+
+DECODING = Task(
+    "the decoder's process",
+    "crashes its decoder's process",
+    "read",
+    "read",
+    "look at it with `ffprobe` or fetch it again",
+    _MOST_IDLE,
+)
+FETCHING = Task(
+    "yt-dlp's process",
+    "crashes yt-dlp's process",
+    "fetch",
+    "fetched",
+    "retry it, or try another version of yt-dlp",
+    _MOST_IDLE_FETCHERS,
+)
 atexit.register(end_helpers)
-os.register_at_fork(after_in_child=_idle.forget)
+os.register_at_fork(after_in_child=_forget)

@@ -1,7 +1,8 @@
 """The helper process that reads untrusted files (see `isolated`): runs the calls it is sent.
 
-It holds no data but the current file's, so it may be killed at any moment. It ends with the
-process that started it, however that one ends and whatever the helper is doing then.
+It holds no data but the current file, so it may be killed at any moment. It ends with the process
+that started it, however that one ends and whatever this one is doing then; so do the programs that
+it started, which are in its process group.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
-from clipmill.stages.media.isolation import progress
+from clipmill.stages.media.isolation import progress, worker_link
 from clipmill.stages.media.isolation.terminal import leave_terminal
 
 HEADER = struct.Struct("!Q")
@@ -71,6 +72,23 @@ class _Channel:
         finally:
             self._lock.release()
 
+    def ask(self, question: str, *args: Any) -> Any:
+        """What the worker answers to a question; raises the exception that it met."""
+        self.send("ask", question, args)
+        answer = self.receive()
+        if answer is None:
+            _end_group()
+        assert answer is not None
+        value, error = pickle.loads(answer)
+        if error is not None:
+            raise error
+        return value
+
+    def end_with(self, decoded_frames: int, error: Exception) -> None:
+        """Ends this process, and what it started, with `error` as the outcome of the call."""
+        self.send("raised", decoded_frames, True, error, "")
+        _end_group()
+
 
 class _Beats:
     """Forwards progress at a limited rate, and remembers how many frames were decoded."""
@@ -88,6 +106,23 @@ class _Beats:
         if now - self._last >= self._every:
             self._last = now
             self._channel.send("beat", self.decoded_frames, wait=False)
+
+
+class _Link:
+    """The link of one call to the worker."""
+
+    def __init__(self, channel: _Channel, beats: _Beats) -> None:
+        self._channel = channel
+        self._beats = beats
+
+    def ask(self, question: str, *args: Any) -> Any:
+        return self._channel.ask(question, *args)
+
+    def report_alive(self) -> None:
+        self._channel.send("alive", wait=False)
+
+    def end_with(self, error: Exception) -> None:
+        self._channel.end_with(self._beats.decoded_frames, error)
 
 
 def main() -> None:
@@ -141,15 +176,20 @@ def _end_with_starter() -> None:
                     break
             except OSError:
                 break
-        os._exit(1)
+        _end_group()
 
     if hasattr(fcntl, "F_SETSIG"):
-        # The kernel sends the signal: a thread could be blocked by one that hangs with the GIL.
-        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+        # The kernel's own doing: a thread would wait for one that hangs with Python's lock.
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
     # For other systems, and for a starter that ended before this line.
     threading.Thread(target=watch, name="starter", daemon=True).start()
+
+
+def _end_group() -> None:
+    """Kills this process and the programs that it started: it leads their group."""
+    os.killpg(0, signal.SIGKILL)
 
 
 def _serve(channel: _Channel, request: bytes) -> None:
@@ -161,6 +201,7 @@ def _serve(channel: _Channel, request: bytes) -> None:
         channel.send("began")
         _limit_memory(memory_limit_bytes, most)
         progress.listen(beats)
+        worker_link.connect(_Link(channel, beats))
         value: Any = function(*arguments)
         if isinstance(value, Generator):
             value = _send_parts(channel, value)
@@ -171,6 +212,7 @@ def _serve(channel: _Channel, request: bytes) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         ending = ("memory", _text(error)) if _is_memory(error) else ("raised", *_sendable(error))
     finally:
+        worker_link.connect(None)
         progress.listen(None)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     decoded = beats.decoded_frames if beats else 0

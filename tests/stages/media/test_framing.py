@@ -19,7 +19,8 @@ from clipmill.pipeline.training import ClipDataset
 from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.media.cutting.cut import cut_clips
 from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
-from clipmill.stages.media.fetch.sections import NoSection, rebase
+from clipmill.stages.media.fetch.section_files import rebase
+from clipmill.stages.media.fetch.sections import NoSection
 from clipmill.stages.media.read.framing import framing_of
 from clipmill.stages.media.read.probe import probe
 from clipmill.stages.split_clips import CLIPS

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from clipmill.stages.media.fetch import watch
-from clipmill.stages.media.fetch.host_throttle import PassingProblem
-from clipmill.stages.media.fetch.watch import BytesSoFar, DownloadLimits, Watch
+from clipmill.stages.media.fetch.problems import PassingProblem
+from clipmill.stages.media.fetch.watch import BytesSoFar, DownloadLimits, Stopwatch, Watch
 
 LIMITS = DownloadLimits(min_bytes_per_second=1000, window_seconds=0.4)
 
@@ -32,12 +32,16 @@ class Download:
             time.sleep(0.01)
 
 
-def test_pause_of_this_process_does_not_count_against_a_server(monkeypatch):
-    """For example a process stopped for minutes: nothing could arrive meanwhile."""
+def watching_of(download: Download) -> Watch:
+    return Watch(LIMITS, download, Stopwatch(), cut_off=lambda problem: None)
+
+
+def test_a_moment_in_which_all_stood_still_is_not_held_against_a_server(monkeypatch):
+    """A stopped process, say, for minutes: nothing could come meanwhile."""
     clock = SimpleNamespace(ahead=0.0, monotonic=lambda: time.monotonic() + clock.ahead)
     monkeypatch.setattr(watch, "time", clock)
     download = Download(400)
-    with Watch(LIMITS, download) as watching:
+    with watching_of(download) as watching:
         for _ in range(3):
             download.go_on(watching, looks=6)
             clock.ahead += 100.0
@@ -49,5 +53,5 @@ def test_slow_server_is_detected_despite_frequent_pauses(monkeypatch):
         watch, "time", SimpleNamespace(monotonic=lambda: began + 100 * (time.monotonic() - began))
     )
     download = Download(20)
-    with Watch(LIMITS, download) as watching, pytest.raises(PassingProblem, match="slower than"):
+    with watching_of(download) as watching, pytest.raises(PassingProblem, match="slower than"):
         download.go_on(watching, looks=50)
