@@ -25,10 +25,8 @@ import pytest
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.tables import SOURCES
 from clipmill.stages.media.fetch import addresses
-from clipmill.stages.media.fetch import host_throttle as hosts
 from clipmill.stages.media.fetch.addresses import is_private
 from clipmill.stages.media.fetch.host_throttle import Hosts, Manners
-from clipmill.stages.media.fetch.problems import PassingProblem
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import assert_distance, make_video, outcome, stage
 from tests.http_server import (
@@ -614,16 +612,15 @@ def test_wrong_clock_delays_nobody(tmp_path):
     assert time.monotonic() - began < 40
 
 
-def no_locks(*_):
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+def test_threads_take_turns_where_the_file_system_has_no_locks(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-
-def test_turns_work_on_a_file_system_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
+    turns = Hosts(Manners(sleep_seconds=0.05), tmp_path)
     times: list[float] = []
 
     def ask() -> None:
-        turns = Hosts(Manners(sleep_seconds=0.05), tmp_path)
         for _ in range(3):
             turns.wait("a.example")
             times.append(time.monotonic())
@@ -636,21 +633,6 @@ def test_turns_work_on_a_file_system_without_locks(tmp_path, monkeypatch):
         thread.join(100)
     assert len(times) == 12
     assert_distance(times, began, 0.05)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
-
-
-def test_lease_without_a_holder_is_revoked(tmp_path, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(hosts, "_LEASE_SECONDS", 0.2)
-    turns = Hosts(Manners(sleep_seconds=0.01, problems=1), tmp_path)
-    turns.wait("a.example")
-    [path] = tmp_path.iterdir()
-    path.with_suffix(".lease").write_bytes(b"killed")
-    turns.begin_attempt()
-    turns.wait("a.example")
-    turns.failed(PassingProblem("HTTP 500"))
-    assert json.loads(path.read_text())["problems"] == 1
-    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
 # Kills

@@ -1,77 +1,33 @@
 """Spaces requests per host, across all threads and workers that share a folder.
 
-    <folder>/<hash of the host>.json     when the host may be contacted next, and its last answer
-
 Requests for things other than media, such as subtitles, have separate states: a host that refuses
 those still gets requests for media.
 
 A host is contacted at most once every `sleep_seconds`. After a number of temporary problems or
 bot checks in a row nobody contacts it for a while; then one request goes as a probe, and the others
 wait for its result. A host that requests a pause itself (Retry-After) gets it, up to a day.
-The state is one small file per host, changed under an exclusive lock, so it
-applies wherever the folder is visible. Times are those of the machines' clocks: timestamps beyond
+Times are those of the machines' clocks: timestamps beyond
 the longest possible pause are ignored (clock skew).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import json
-import os
 import threading
 import time
-import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from clipmill.schemas.file_locks import wait_for_lock
+from clipmill.stages.media.fetch.host_states import HostState, HostStates, OwnStates, SharedStates
 from clipmill.stages.media.fetch.problems import BotCheck, LeftAlone, PassingProblem
 from clipmill.stages.media.fetch.watch import Stopwatch
 from clipmill.stages.media.isolation import progress
 
 # A waiting request looks this often whether the host's state has changed.
 _LOOK_SECONDS = 0.5
-# Errors of file systems without flock.
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF)
-# A lease is held for one read and write; one that stays as it is for so long has no holder.
-_LEASE_SECONDS = 10.0
 # What a server that asks for more is believed.
 _LONGEST_HOLD_SECONDS = 24 * 3600.0
-
-
-@dataclass
-class _State:
-    """What is known about one host. Times are seconds since 1970; 0 means never.
-
-    `problems` are of one kind, temporary ones or bot checks. `opened_at` is when the decision to
-    leave it alone was last made, `alone_since` when it was first made since the host last worked.
-    `hold_said` is the host's wording when it asked to be left alone until `held_until`;
-    `is_hold_old` if an earlier run received it.
-    """
-
-    host: str = ""
-    next_at: float = 0.0
-    held_until: float = 0.0
-    hold_said: str = ""
-    is_hold_old: bool = False
-    problems: int = 0
-    last_problem: str = ""
-    is_bot_check: bool = False
-    opened_at: float = 0.0
-    open_until: float = 0.0
-    alone_since: float = 0.0
-
-    def close(self) -> None:
-        """Whether it no longer needs to be left alone."""
-        self.opened_at = self.open_until = self.alone_since = 0.0
-
-    def forget(self) -> None:
-        """Whether it works, or may work."""
-        self.close()
-        self.problems, self.is_bot_check = 0, False
 
 
 @dataclass(frozen=True)
@@ -114,7 +70,7 @@ class Hosts:
 
     def __init__(self, manners: Manners | None = None, folder: Path | None = None) -> None:
         self._manners = manners or Manners()
-        self._states = _Own() if folder is None else _Shared(folder)
+        self._states: HostStates = OwnStates() if folder is None else SharedStates(folder)
         self._attempt = _Attempt()
 
     def begin_row(self) -> None:
@@ -290,7 +246,7 @@ class Hosts:
             state.next_at = now + sleep
             return None
 
-    def _is_gone(self, state: _State) -> bool:
+    def _is_gone(self, state: HostState) -> bool:
         gone = self._manners.gone_seconds
         return gone is not None and state.opened_at - state.alone_since >= gone
 
@@ -322,7 +278,7 @@ def _believable(at: float, now: float, longest: float) -> float:
     return at if at <= now + longest + 1.0 else 0.0
 
 
-def _left_alone(state: _State) -> LeftAlone:
+def _left_alone(state: HostState) -> LeftAlone:
     until = time.strftime("%H:%M:%S UTC", time.gmtime(state.open_until))
     said = f"{state.host} is left alone until {until}, "
     if not state.problems:
@@ -337,7 +293,7 @@ def _left_alone(state: _State) -> LeftAlone:
     )
 
 
-def _asked_to_wait(state: _State) -> LeftAlone:
+def _asked_to_wait(state: HostState) -> LeftAlone:
     return LeftAlone(
         "transient",
         f"{state.host} was not contacted: {state.hold_said}; "
@@ -366,134 +322,9 @@ def ask_again(folder: Path) -> None:
     requested stays in force if rows would wait for it; otherwise one row tries the host, because it
     may have been a mistake.
     """
-    shared = _Shared(folder)
-    for path in folder.glob("*.json"):
-        known = _parse(path.read_bytes(), "")
-        if (known.problems or known.held_until) and shared.knows(known.host):
-            with shared.change(known.host) as state:
+    shared = SharedStates(folder)
+    for host in shared.hosts():
+        if shared.knows(host):
+            with shared.change(host) as state:
                 state.forget()
                 state.is_hold_old = True
-
-
-class _Own:
-    """States in memory, for one process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._states: dict[str, _State] = {}
-
-    def knows(self, host: str) -> bool:
-        return host in self._states
-
-    @contextlib.contextmanager
-    def change(self, host: str) -> Iterator[_State]:
-        with self._lock:
-            yield self._states.setdefault(host, _State(host))
-
-
-class _Shared:
-    """States in files of a folder shared by several workers."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._flock = True
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def knows(self, host: str) -> bool:
-        return self._path(host).exists()
-
-    @contextlib.contextmanager
-    def change(self, host: str) -> Iterator[_State]:
-        """The host's state, exclusively locked; written back if it changed."""
-        path = self._path(host)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            with self._locked(handle, path):
-                before = os.pread(handle, 65536, 0)
-                state = _parse(before, host)
-                yield state
-                after = json.dumps(asdict(state)).encode()
-                if after != before:
-                    os.ftruncate(handle, 0)
-                    os.pwrite(handle, after, 0)
-        finally:
-            os.close(handle)
-
-    def _path(self, host: str) -> Path:
-        return self._folder / f"{hashlib.sha256(host.encode()).hexdigest()[:24]}.json"
-
-    @contextlib.contextmanager
-    def _locked(self, handle: int, path: Path) -> Iterator[None]:
-        if self._flock:
-            try:
-                wait_for_lock(handle)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                self._flock = False
-            else:
-                yield  # closing the file lets the lock go
-                return
-        with _lease(path.with_suffix(".lease")):
-            yield
-
-
-def _parse(text: bytes, host: str) -> _State:
-    """A state as it was written; a new one if a killed writer left half of it."""
-    try:
-        value = json.loads(text)
-        known = {field.name: value[field.name] for field in fields(_State)}
-        state = _State(**known)
-        if all(
-            type(getattr(state, field.name)) in (type(field.default), int)
-            for field in fields(_State)
-        ):
-            return state
-    except (ValueError, KeyError, TypeError):
-        pass
-    return _State(host)
-
-
-@contextlib.contextmanager
-def _lease(path: Path) -> Iterator[None]:
-    """Exclusive use by whoever created the file `path`; a dead holder's file is removed."""
-    token = uuid.uuid4().hex.encode()
-    seen, since = b"", time.monotonic()
-    while True:
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            holder = _read(path)
-            if holder != seen:
-                seen, since = holder, time.monotonic()
-            elif time.monotonic() - since > _LEASE_SECONDS:
-                _take_away(path, holder)
-            time.sleep(0.01)
-            continue
-        try:
-            os.write(handle, token)
-        finally:
-            os.close(handle)
-        break
-    try:
-        yield
-    finally:
-        if _read(path) == token:
-            path.unlink(missing_ok=True)
-
-
-def _take_away(path: Path, holder: bytes) -> None:
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
-        if _read(aside) != holder:  # another waiter was quicker, and this is its lease
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
