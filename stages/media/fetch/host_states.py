@@ -99,7 +99,7 @@ class SharedStates:
         with self._lock, open(self._path(host), "r+b", 0, opener=_opened) as file:
             # Where the file system has no locks, only this process's threads wait for each other.
             with contextlib.suppress(OSError):
-                wait_for_lock(file)
+                wait_for_lock(file.fileno())
             before = file.read()
             state = _parse(before, host)
             yield state

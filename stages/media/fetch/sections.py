@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.stages.media.fetch.extractors import NO_PLATFORM, names_videos
-from clipmill.stages.media.isolation.isolated import DownloadLimits
+from clipmill.stages.media.isolation.isolated import Limits
 
 # yt-dlp options by which a part is asked for; with sections on, a recipe can't set them.
 RESERVED = frozenset(
@@ -41,7 +41,7 @@ class Section:
     padding_seconds: float
     timeout_seconds: float
     is_identified: bool
-    reading: DownloadLimits
+    reading: Limits
     video_seconds: float | None = field(default=None, init=False)
     is_asked: bool = field(default=False, init=False)
     refused: str | None = field(default=None, init=False)

@@ -14,7 +14,7 @@ import av
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
-from clipmill.stages.media.isolation.isolated import DownloadLimits, run_isolated
+from clipmill.stages.media.isolation.isolated import Limits, run_isolated
 from clipmill.stages.media.read.decode import open_container, video_stream
 from clipmill.stages.media.read.opening import packets
 from clipmill.stages.media.read.probe import Probe, probe
@@ -33,7 +33,7 @@ class _PictureTimes:
 
 
 def add_sound(
-    source: Path, facts: Probe, sound: Path, target: Path, *, limits: DownloadLimits, yt_dlp: YtDlp
+    source: Path, facts: Probe, sound: Path, target: Path, *, limits: Limits, yt_dlp: YtDlp
 ) -> Probe:
     """Copies the pictures of `source` and the sound of another file into `target`.
 
