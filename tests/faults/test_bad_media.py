@@ -438,8 +438,15 @@ def test_odd_pictures_pass_through_all_stages_of_the_demo(cases, corpus, tmp_pat
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("name", ["decord_aborts.mp4", "decord_segfaults.mkv"])
-def test_file_that_kills_the_decoder_affects_only_itself(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("decord_aborts.mp4", CRASH),
+        # Its container leaves seeking to PyAV, which reads it.
+        ("decord_segfaults.mkv", KEPT),
+    ],
+)
+def test_file_that_kills_the_decoder_affects_only_itself(name, expected, tmp_path):
     """Found by fuzzing: decord kills the process that opens them."""
     write(tmp_path / "files", [])
     folder = tmp_path / "files"
@@ -475,6 +482,6 @@ def test_file_that_kills_the_decoder_affects_only_itself(name, tmp_path):
             }
         ],
     )
-    assert ended.ended == CRASH, ended.message
+    assert ended.ended == expected, ended.message
     assert found[str(neighbour)].ended == KEPT
     assert len(found[str(neighbour)].clips) == 2
