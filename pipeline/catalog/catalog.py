@@ -53,7 +53,8 @@ from clipmill.schemas.folders import (
 from clipmill.schemas.scratch import ScratchFolder
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.step_tables import Columns, StepTable, raw_view
-from clipmill.stages.built_in import built_in_stage_names, further_tables
+from clipmill.stages import scan_videos, split_clips
+from clipmill.stages.built_in import built_in_stage_names
 
 _UNITS = {
     "bytes": 1,
@@ -100,7 +101,8 @@ def read_layout(dataset: Path) -> Layout:
         steps.append(
             _table(folder, step.label, stage, step.name, schema, bool(removals), step.score)
         )
-        for name, schema in further_tables().items():
+        # Not all further tables: that would import every stage.
+        for name, schema in ((FRAMES, scan_videos.FRAMES), (SHOTS, split_clips.SHOTS)):
             if name in step.tables:
                 folder = step.folder(dataset, name)
                 extra[name] = _table(folder, name, stage, name, schema, bool(removals))
