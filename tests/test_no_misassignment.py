@@ -171,7 +171,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Both engines take the same paths through the stages; `make test` has the riskier one.
-@pytest.mark.parametrize("engine", [pytest.param("local", marks=pytest.mark.slow), "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_every_caption_embedding_and_score_belongs_to_its_clip(videos, models, tmp_path, engine):
     paths = sorted(videos.glob("*.mp4"))
     random.Random(5).shuffle(paths)

@@ -184,6 +184,7 @@ def crashes(data, label: str) -> set[str]:
     return {f"{row[key]}: {row['error']['kind']}" for row in rows if row["error"]}
 
 
+@pytest.mark.slow
 def test_stopped_worker_on_ray_fails_only_its_row(words):
     """It is stopped at a row of a batch and reports nothing more; all else completes."""
     data = words("a", "s?stand=name", "b")
@@ -200,7 +201,6 @@ def test_stopped_worker_on_ray_fails_only_its_row(words):
     assert any("killed worker" in line["message"] for line in lines)
 
 
-@pytest.mark.slow
 def test_worker_on_ray_that_sleeps_at_a_fragile_row_fails_that_row(words):
     data = words("a", "t?stand=cut", "b")
     data.run("stall_seconds=3", engine="ray")
