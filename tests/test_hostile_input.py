@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -594,15 +595,23 @@ def test_pickle_among_the_weights_does_not_run(what, tmp_path):
 
 def test_programs_are_started_with_lists_of_arguments():
     """There are few, and none gets anything from outside."""
-    calls = re.compile(r"os\.(system|popen|exec\w*|spawn\w*)\(|shell\s*=\s*True|getoutput\(")
+    shells = re.compile(r"os\.(system|popen|exec\w*|spawn\w*)|\w*\.?getoutput")
+
+    def uses_shell(node: ast.AST) -> bool:
+        return isinstance(node, ast.Call) and (
+            bool(shells.fullmatch(ast.unparse(node.func)))
+            or any(word.arg == "shell" for word in node.keywords)
+        )
+
     found = [
-        f"{path.relative_to(ROOT)}: {line.strip()}"
-        for package in ("jobs", "pipeline", "stages", "schemas")
+        f"{path.relative_to(ROOT)}: {ast.unparse(node)}"
+        for package in ("clipmill", "jobs", "pipeline", "stages", "schemas")
         for path in (ROOT / package).rglob("*.py")
-        for line in path.read_text("utf-8").splitlines()
-        if calls.search(line)
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if uses_shell(node)
     ]
     # This program itself, restarted with its own arguments as a list.
     assert found == [
-        "jobs/encoding.py: os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]],"
+        "jobs/encoding.py: os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], "
+        "{**os.environ, 'PYTHONUTF8': '1'})"
     ]

@@ -26,7 +26,7 @@ from clipmill.pipeline.ingest.sources import ingest
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.tables import SOURCES
 from clipmill.stages.media.fetch import ytdlp_calls
-from clipmill.stages.media.isolation.isolated import DownloadLimits
+from clipmill.stages.media.isolation.isolated import Limits
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import add_extractor, assert_distance, make_video, outcome, stage
 from tests.http_server import Endless, File, Hang, Redirect, Trickle, serve
@@ -498,7 +498,7 @@ def test_a_page_that_yt_dlp_never_has_done_with_is_ended(tmp_path, site, endless
 
 
 def test_a_page_that_lets_no_thread_run_is_ended_from_outside(tmp_path, site, endless, monkeypatch):
-    limits = DownloadLimits(stall_seconds=3.0, time_limit_seconds=math.inf)
+    limits = Limits(stall_seconds=3.0, time_limit_seconds=math.inf)
     monkeypatch.setattr(ytdlp_calls, "_OF_PROCESS", limits)
     [row] = download(tmp_path, {"url": site.url("/home/compute"), "extractor": "home"})
     assert outcome(row) == "crash", row

@@ -31,7 +31,7 @@ from clipmill.schemas.tables import SOURCES
 from clipmill.stages.download_videos import DownloadVideos
 from clipmill.stages.media.fetch.section_files import take
 from clipmill.stages.media.fetch.sections import NoSection, Section
-from clipmill.stages.media.isolation.isolated import DownloadLimits
+from clipmill.stages.media.isolation.isolated import Limits
 from clipmill.stages.protocol import PerSecond
 from clipmill.stages.split_clips import SplitClips
 from tests.download_helpers import add_extractor, outcome
@@ -365,7 +365,7 @@ def test_section_that_lacks_a_span_is_refused(tmp_path):
     (tmp_path / "both.mp4").write_bytes(files()["both.mp4"])
 
     def section(first: float, last: float) -> Section:
-        return Section(first, last, 0.0, 1.0, is_identified=True, reading=DownloadLimits())
+        return Section(first, last, 0.0, 1.0, is_identified=True, reading=Limits())
 
     assert take(section(1.0, 12.0), tmp_path / "both.mp4", tmp_path / "a.mp4") == 0.0
     with pytest.raises(NoSection, match="ends at"):
