@@ -62,7 +62,7 @@ def test_one_bar_per_stage_with_rows_hours_and_workers():
     assert "split_clips worker 4321 on host7: at file-1 and 1 more (shard 000003)" in shown
 
 
-def test_short_films_have_a_length_too():
+def test_short_films_have_a_duration():
     progress = TerminalProgress({"download_videos": [1]}, console=console(terminal=False))
     progress.report("download_videos", Counter(kept=1, seconds=14.2, share=1))
     assert ", 14 s, " in progress.line()

@@ -669,7 +669,7 @@ def test_search_term_that_fails_or_finds_nothing_affects_only_itself(tmp_path, s
     assert [row["query"] for row in rows] == ["broken", "nothing", "cats", "cats"]
 
 
-def test_a_stop_waits_for_no_search_that_hangs(tmp_path, monkeypatch):
+def test_stop_does_not_wait_for_a_hanging_search(tmp_path, monkeypatch):
     go_on, ended = threading.Event(), threading.Event()
 
     def search(function, url, *_, **__):

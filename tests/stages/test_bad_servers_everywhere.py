@@ -166,7 +166,7 @@ def test_redirect_is_an_answer_from_a_paused_host(tmp_path, site, library):
     assert outcome(row) == "kept", row
 
 
-def test_libraries_whose_connections_cannot_be_seen_are_left_out(
+def test_libraries_whose_connections_cannot_be_checked_are_not_used(
     tmp_path, site, inside, monkeypatch
 ):
     """One that yt-dlp would like best must not be asked where addresses are refused."""
@@ -428,9 +428,7 @@ def test_ffmpeg_does_not_outlive_a_killed_worker(tmp_path, site):
 
 
 @pytest.mark.parametrize("address", ["{file}", "file:{file}", "concat:{file}", "-i", ""])
-def test_a_site_does_not_make_ffmpeg_read_a_file_of_this_machine(
-    tmp_path, site, platform, address, monkeypatch
-):
+def test_site_cannot_make_ffmpeg_read_a_local_file(tmp_path, site, platform, address, monkeypatch):
     """It is not even started for something that is not a network address."""
     started = tmp_path / "started"
 
@@ -536,7 +534,7 @@ def test_nothing_is_replaced_in_the_worker(tmp_path, site):
 # Subtitles
 
 
-def test_subtitles_without_end_cost_the_subtitles_only(tmp_path, site, platform, monkeypatch):
+def test_endless_subtitles_fail_only_the_subtitles(tmp_path, site, platform, monkeypatch):
     def allow_little(put) -> None:
         from clipmill.stages.media.fetch import ytdlp_requests
 

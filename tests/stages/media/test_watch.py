@@ -36,7 +36,7 @@ def watching_of(download: Download) -> Watch:
     return Watch(LIMITS, download, Stopwatch(), cut_off=lambda problem: None)
 
 
-def test_a_moment_in_which_all_stood_still_is_not_held_against_a_server(monkeypatch):
+def test_pause_of_this_process_does_not_count_against_a_server(monkeypatch):
     """A stopped process, say, for minutes: nothing could come meanwhile."""
     clock = SimpleNamespace(ahead=0.0, monotonic=lambda: time.monotonic() + clock.ahead)
     monkeypatch.setattr(watch, "time", clock)
