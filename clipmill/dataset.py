@@ -22,7 +22,7 @@ from clipmill.schemas.errors import ERROR_KINDS, ClipmillError, UsageError
 from clipmill.schemas.extras import extras_explained
 from clipmill.schemas.sql_text import literal, quoted
 
-# The rest is imported by the calls that need it: a query should not wait for exports.
+# Calls import the other modules that they need: a query should not wait for exports.
 if TYPE_CHECKING:
     import duckdb
 
@@ -55,8 +55,8 @@ def open(
 class Dataset:
     """A dataset's folder, opened for queries; a context manager.
 
-    Each query sees what runs have added by then, including those of other processes. One catalog is
-    open at a time; an earlier one lives for as long as a relation of it does.
+    Each query sees what runs have added by then, including those of other processes. One catalog
+    is open at a time; an earlier one stays open while a relation still uses it.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Dataset:
 
     @property
     def _shown(self) -> Path:
-        """The path for messages: as it was given, while that leads here."""
+        """The path for messages: as it was given, while it still leads here."""
         return self._given if self._given.absolute() == self.path else self.path
 
     def __repr__(self) -> str:
@@ -88,19 +88,19 @@ class Dataset:
     def __exit__(
         self, kind: object, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Closes it; an error caused by a damaged file is raised as DamagedFile."""
+        """Closes the dataset; an error caused by a damaged file is raised as DamagedFile."""
         if self._current is not None:
             explained = isinstance(error, ClipmillError)
             with contextlib.closing(self):
                 self._current.__exit__(kind, None if explained else error, traceback)
 
     def close(self) -> None:
-        """Closes the catalog, and with it the relations that read from it."""
+        """Closes the catalog and the relations that read from it."""
         if self._current is not None:
             self._current.close()
             self._current = None
 
-    # What it holds
+    # Contents
 
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """The rows of one read-only statement, lazily: `.df()`, `.arrow()`, `.pl()`, `.show()`.
@@ -147,7 +147,7 @@ class Dataset:
             return Clips(self, catalog.relation(query).to_arrow_table())
 
     def views(self) -> dict[str, list[str]]:
-        """All that SQL may name, with its columns: views, and the tables of each step."""
+        """Everything that SQL may name, with its columns: views, and the tables of each step."""
         with self._asking() as catalog:
             names = [*VIEWS, *(f"steps.{table.step}" for table in catalog.layout.steps)]
             return {
@@ -204,7 +204,7 @@ class Dataset:
         )
         return page.path
 
-    # Keeping it in order
+    # Maintenance
 
     def verify(
         self,
@@ -216,8 +216,8 @@ class Dataset:
     ) -> Verification:
         """Re-reads everything; `faults` of the result is empty if all is well.
 
-        media: also read the video files, for checksums and lengths.
-        repair: set aside what is broken and can be made again; the next run makes it.
+        media: also read the video files, to check their checksums and lengths.
+        repair: set aside what is broken and can be made again; the next run makes it again.
         """
         from clipmill.pipeline.verify import verify
         from clipmill.pipeline.verify.repair import verify_and_repair
@@ -245,7 +245,7 @@ class Dataset:
         dry_run: bool = False,
         wait: bool = False,
     ) -> Removal:
-        """Removes videos, by id or uploader, from tables, media and later exports, for good.
+        """Permanently removes videos, by id or uploader, from tables, media and later exports.
 
         A dry run changes nothing and counts what would be removed.
         """
@@ -268,7 +268,7 @@ class Dataset:
             except (OSError, duckdb.Error) as error:
                 raise ClipmillError(f"the index could not be made: {error}") from error
 
-    # Choosing
+    # Subsets and exports
 
     @property
     def subsets(self) -> list[str]:
@@ -287,7 +287,7 @@ class Dataset:
         settings: Settings = (),
         **parameters: Any,
     ) -> Subset:
-        """A frozen subset: an existing one, by its name alone, or else a new one.
+        """A frozen subset: an existing one by its name alone, otherwise a new one.
 
         Options as in `create_subset`: `dataset.subset("internvid-div", seed=42, clips=10_000)`.
         """
@@ -299,7 +299,7 @@ class Dataset:
         )
 
     def load_subset(self, name: str) -> Subset:
-        """A subset that was frozen before."""
+        """A subset that was frozen earlier."""
         from clipmill.pipeline.subsets.freeze import load_subset
 
         frozen = load_subset(self._shown, name)
@@ -438,7 +438,8 @@ class Dataset:
     # The catalog
 
     def _catalog(self) -> Catalog:
-        """The catalog as the dataset is now. The former one closes when nothing refers to it."""
+        """The catalog of the dataset as it is now. The previous one closes when nothing refers to
+        it."""
         if self._current is None or _times(self._watched) != self._seen:
             record = latest_run(self.path)
             self._watched = [
@@ -453,7 +454,8 @@ class Dataset:
                     ),
                 )
             ]
-            self._seen = _times(self._watched)  # first: what comes meanwhile is seen next time
+            # before it is opened, so that changes made meanwhile are seen next time
+            self._seen = _times(self._watched)
             self._current = open_catalog(
                 self.path, memory_limit=self._memory_limit, allow_external=self._allow_external
             )

@@ -24,7 +24,7 @@ _PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far a stage has come in this run. Rows are counted since the run began."""
+    """A stage's progress in this run. Rows are counted from the start of the run."""
 
     stage: str
     kept: int
@@ -68,16 +68,16 @@ def run(
     wait: bool = False,
     progress: Callable[[StageProgress], None] | runs.Watcher | None = None,
 ) -> RunResult:
-    """Does what is not done yet of a recipe, like `clipmill run`.
+    """Does what remains to be done for a recipe, like `clipmill run`.
 
     recipe: a ready-made name or a YAML file; without one, that of the dataset's newest run.
     sources: lists, folders, patterns, files or URLs instead of the recipe's.
     settings: by `label.setting`, e.g. `{"split_clips.threshold": 35}`.
-    progress: called in this process, from any thread, each time a stage has processed some rows.
-        A `clipmill.pipeline.run.Watcher`, which may change between releases, sees everything.
+    progress: called in this process, from any thread, each time a stage has processed some rows. A
+    `clipmill.pipeline.run.Watcher`, which may change between releases, sees everything.
 
-    Messages go to the logger `clipmill.run`. Raises ClipmillError if the run can't continue; what
-    is committed stays, and the same call continues from there.
+    Messages go to the logger `clipmill.run`. Raises ClipmillError if the run can't continue;
+    committed results stay, and the same call continues from there.
     """
     given = [sources] if isinstance(sources, str | os.PathLike) else list(sources or ())
     folder = None if dataset is None else Path(dataset).expanduser()
@@ -172,7 +172,7 @@ class _Counts:
             )
 
     def show(self, workers: Sequence[Seen]) -> None:
-        """Nobody is shown what each worker does."""
+        """Ignored: the Python API does not show what each worker is doing."""
 
     def say(self, message: str) -> None:
         _log.warning("%s", message)
