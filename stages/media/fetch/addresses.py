@@ -1,7 +1,7 @@
-"""Refuses addresses that a stranger's URL must not reach: this machine, its network, its cloud.
+"""Refuses private addresses in untrusted URLs: this machine, its network, its cloud's metadata.
 
-The address that a socket connects to is checked, after name resolution and every redirect, so a
-name that resolves to something else the second time doesn't get around it.
+The address that a socket connects to is checked, after name resolution and every redirect, so DNS
+rebinding doesn't get around it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from clipmill.schemas.errors import RowFailed
 
-# Non-public addresses, by IANA's registries of special-purpose and multicast addresses.
-# Python's `is_global` knows some of it, and other parts in other patch versions.
+# Non-public addresses, from IANA's registries of special-purpose and multicast addresses. Python's
+# `is_global` covers only some of them, and which ones depends on its patch version.
 _NOT_PUBLIC = tuple(
     ipaddress.IPv4Network(network)
     for network in (
@@ -23,52 +23,52 @@ _NOT_PUBLIC = tuple(
         "10.0.0.0/8",
         "172.16.0.0/12",
         "192.168.0.0/16",  # private
-        "100.64.0.0/10",  # shared by a provider's customers
+        "100.64.0.0/10",  # shared by a provider's customers (carrier-grade NAT)
         "127.0.0.0/8",  # loopback
-        "169.254.0.0/16",  # link-local, and the metadata of most clouds
-        "168.63.129.16/32",  # Azure's, which lies among the public ones
-        "192.0.0.0/24",  # for protocols, and the metadata of Oracle's cloud
+        "169.254.0.0/16",  # link-local, and the metadata service of most clouds
+        "168.63.129.16/32",  # Azure's metadata service, in a public range
+        "192.0.0.0/24",  # protocol assignments, and the metadata service of Oracle's cloud
         "192.0.2.0/24",
         "198.51.100.0/24",
-        "203.0.113.0/24",  # for documentation
-        "192.88.99.0/24",  # relays of 6to4
+        "203.0.113.0/24",  # documentation
+        "192.88.99.0/24",  # 6to4 relays
         "192.31.196.0/24",
         "192.175.48.0/24",  # AS112, which answers for private names
-        "192.52.193.0/24",  # relays of multicast
+        "192.52.193.0/24",  # multicast relays
         "198.18.0.0/15",  # benchmarks
         "224.0.0.0/4",  # multicast
         "240.0.0.0/4",  # reserved, and broadcast
     )
 )
-# Public addresses of IPv6 lie in here: all others are reserved, or of a network's own.
+# Public IPv6 addresses are all in this range; everything else is reserved or local to a network.
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NOT_PUBLIC_IPV6 = tuple(
     ipaddress.IPv6Network(network)
     for network in (
-        "2001::/23",  # for protocols, Teredo's tunnels among them
+        "2001::/23",  # protocol assignments, including Teredo
         "2001:db8::/32",
-        "3fff::/20",  # for documentation
+        "3fff::/20",  # documentation
         "2620:4f:8000::/48",  # AS112
     )
 )
-# An IPv4 address in the last 32 bits is where such an address leads.
+# An address in these ranges leads to the IPv4 address in its last 32 bits.
 _LEADS_TO_IPV4 = tuple(
     ipaddress.IPv6Network(network)
     for network in (
-        "::/96",  # compatible
-        "::ffff:0:0/96",  # mapped
-        "::ffff:0:0:0/96",  # translated (SIIT)
+        "::/96",  # IPv4-compatible
+        "::ffff:0:0/96",  # IPv4-mapped
+        "::ffff:0:0:0/96",  # IPv4-translated (SIIT)
         "64:ff9b::/96",  # NAT64
     )
 )
 
 
 class PrivateAddress(OSError):
-    """A connection was not made, because the address is private."""
+    """A connection was refused because the address is private."""
 
 
 def is_private(address: str) -> bool:
-    """Whether an IP address is not public, even if IPv6 wraps an IPv4 address."""
+    """Whether an IP address is not public, also if IPv6 wraps an IPv4 address."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     inner = ip if isinstance(ip, ipaddress.IPv4Address) else _wrapped(ip)
     if inner is not None:
@@ -93,7 +93,7 @@ def public_address(
 ) -> tuple[Any, ...]:
     """The same numeric address; raises PrivateAddress if it is private.
 
-    `allowed` are addresses and ports that may be private: those of proxies.
+    `allowed` are addresses and ports that may be private, such as those of proxies.
     """
     if address[:2] not in allowed and is_private(address[0]):
         raise PrivateAddress(f"{address[0]} is a private address")
@@ -105,7 +105,7 @@ def refused(error: PrivateAddress) -> RowFailed:
 
 
 def proxy_addresses(proxy: str | None) -> frozenset[tuple[str, int]]:
-    """Where the proxies are that requests go through: the given one, and the environment's."""
+    """The addresses of the proxies in use: the given one, and the environment's."""
     found: set[tuple[str, int]] = set()
     by_environment = [url for scheme, url in urllib.request.getproxies().items() if scheme != "no"]
     for url in [proxy, *by_environment]:
@@ -118,6 +118,6 @@ def proxy_addresses(proxy: str | None) -> frozenset[tuple[str, int]]:
                 else []
             )
         except (ValueError, OSError):
-            continue  # no URL, or a host that is not there: the request itself will say so
+            continue  # not a URL, or an unknown host: the request itself will report it
         found.update((str(entry[4][0]), int(entry[4][1])) for entry in entries)
     return frozenset(found)

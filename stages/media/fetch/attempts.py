@@ -1,4 +1,4 @@
-"""Repeats a download's attempts, as patiently as the settings say and each host asks for."""
+"""Repeats a download's attempts, as the settings allow and each host requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class NotAMediaFile(Exception):
-    """The server answered with a page or a manifest: something that yt-dlp has to read."""
+    """The server answered with a page or a manifest, which yt-dlp has to read."""
 
 
 def patiently(
@@ -41,7 +41,7 @@ def patiently(
         asked_for = problem.retry_after_seconds
         if asked_for is not None:
             pause = max(pause, asked_for)
-        # What the host itself asked for holds for the others when this row has given up, too.
+        # A host's request to wait applies to other rows even when this row has given up.
         asker = problem.host or hosts.last_asked(host)
         if problem.whole_host and (asked_for is not None or not is_last):
             hosts.hold(asker, pause, problem.message)
@@ -73,7 +73,7 @@ def patiently(
 def _attempted(
     attempt: Callable[[Stopwatch], Result], hosts: Hosts, stopwatch: Stopwatch
 ) -> Result:
-    """One attempt, noted with its hosts, except for a PassingProblem."""
+    """One attempt; its outcome is recorded for its hosts, except for a PassingProblem."""
     hosts.begin_attempt(stopwatch)
     try:
         result = attempt(stopwatch)

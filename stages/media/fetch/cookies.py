@@ -1,4 +1,4 @@
-"""Cookies for requests: the user's, and those that servers set, if they can be sent."""
+"""Cookies for requests: the user's, and those that servers set, if they can be sent back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Sendable(http.cookiejar.DefaultCookiePolicy):
 
 
 def cookie_jar(file: Path | None) -> http.cookiejar.CookieJar:
-    """A jar with the cookies of `file`, where one is given."""
+    """A cookie jar, filled from `file` if one is given."""
     if file is None:
         return http.cookiejar.CookieJar(_Sendable())
     if not file.is_file():

@@ -22,7 +22,7 @@ _MOST_REASON_CHARACTERS = 200
 
 
 class Unreachable(ClipmillError):
-    """Something could not be fetched because its server doesn't answer."""
+    """Something could not be fetched because its server did not answer."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -64,7 +64,7 @@ def local_file(file: DataFile, *, setting: str) -> Path:
 
 
 def how_to_fetch(file: DataFile, setting: str) -> tuple[str, str]:
-    """The command that downloads a file here, and the option that then names it."""
+    """The command that downloads a file to this machine, and the option that then names it."""
     own = shell_word(f"./{file.name}")
     return f"curl --location --output {own} {shell_word(str(file.url))}", f"--set {setting}={own}"
 
@@ -113,7 +113,7 @@ def _may_pass(error: httpx.HTTPError) -> bool:
 
 
 def _stream(client: httpx.Client, url: str, target: Path) -> tuple[str, str]:
-    """Writes what a URL gives to a file; its SHA-256 and its media type."""
+    """Streams a URL to a file; returns its SHA-256 and its media type."""
     digest = hashlib.sha256()
     with client.stream("GET", url) as answer, open(target, "wb") as output:
         answer.raise_for_status()

@@ -90,7 +90,7 @@ class Downloader:
         try:
             return self._remote(row, row["url"])
         except OSError as error:
-            # The network's errors have become others by now.
+            # Network errors have been converted by now.
             raise _failing_disk(f"{self._store.folder} cannot be written", error) from error
 
     def _remote(self, row: dict[str, Any], url: str) -> Media:
@@ -117,7 +117,8 @@ class Downloader:
         bring: Callable[[], Media],
         former: Sequence[str] = (),
     ) -> Media:
-        """What an earlier run fetched from the same origin, or else the result of `bring`."""
+        """The file that an earlier run fetched from the same origin, otherwise the result of
+        `bring`."""
         key = row["source_key"]
         known = self._store.found(key, origin, *former)
         if known is not None:
@@ -129,7 +130,7 @@ class Downloader:
         return bring()
 
     def _up_to_date(self, key: str, known: Media, file: Path) -> Media:
-        """What is known of a file, with what an older version did not note of it."""
+        """What is known about a file, completed with what an older version did not record."""
         if known.probe.clock_starts_at_seconds is not None:
             return known
         known = dataclasses.replace(
@@ -144,7 +145,7 @@ class Downloader:
             if not path.is_file():
                 raise RowFailed("permanent", f"not a file: {path}")
             if not status.st_size:
-                # Nor is anything of /proc read, which may fail or never end.
+                # Files of /proc have this size, too; reading them may fail or never end.
                 raise RowFailed("bad_media", f"an empty file: {path}")
             if self._settings.copy_local_files:
                 origin = origin_of("copy", str(path), status.st_size, status.st_mtime_ns)
@@ -213,7 +214,8 @@ class Downloader:
 
             video = bring(asked.options)
             while self._is_too_large(video):
-                # A playlist without sizes: which rendition is within max_height, the file tells.
+                # For a playlist without sizes, only the file shows which rendition is within
+                # max_height.
                 discard(folder)
                 video = bring(
                     {**asked.options, "format": self._format(f"[tbr<{video.lesser_than}]")}
@@ -243,7 +245,7 @@ class Downloader:
     def _with_its_sound(
         self, yt_dlp: YtDlp, asked: Asked, video: Video
     ) -> tuple[Path, Probe, dict[str, Any]]:
-        """Picture and sound in one file, or the picture alone with the sound's failure."""
+        """Picture and sound in one file, or only the picture, with the sound's failure."""
         sound, folder = video.page.sound, yt_dlp.folder
         assert sound is not None
         picture = {sound.picture_id: video.path}
@@ -256,17 +258,17 @@ class Downloader:
             return file, self._probe(file), missing
         except RowFailed as problem:
             missing = {SOUND: failure_of(problem)}
-        discard(folder, but=video.path)  # an endless sound may have filled it
+        discard(folder, but=video.path)  # endless sound may have filled it
         file = self._parts.put_together(yt_dlp, folder / "picture", asked, sound, picture)
         return file, self._probe(file), missing
 
     def _format(self, bound: str = "") -> str:
-        """A format selection for yt-dlp: the best picture within `bound`, and its sound."""
+        """A format selector for yt-dlp: the best picture within `bound`, and its sound."""
         apart = "" if self._settings.sound == "none" else "+ba"
         return f"bv*{bound}{apart}/b{bound}"
 
     def _is_too_large(self, video: Video) -> bool:
-        """Whether a rendition of unknown size is above max_height, and there are lesser ones."""
+        """Whether a rendition of unknown size exceeds max_height and smaller ones exist."""
         most = self._settings.max_height
         return (
             video.lesser_than is not None
@@ -322,7 +324,7 @@ class Downloader:
             self._store.check_claim(row["source_key"], video_id)
 
     def _section(self, row: dict[str, Any]) -> Section | None:
-        """The part of the video to download; None for the whole."""
+        """The part of the video to download; None for the whole video."""
         settings = self._settings
         reach = widest(row["spans"]) if settings.sections else None
         if reach is None:
@@ -349,9 +351,10 @@ class Downloader:
         )
         options |= {
             "format": settings.format or self._format(),
-            # `res` is the shorter side: at most this, else the smallest above it.
+            # `res` is the shorter side: the largest up to this value, otherwise the smallest above
+            # it.
             "format_sort": [f"res:{settings.max_height}" if settings.max_height else "res"],
-            # Whole tries are repeated around yt-dlp, which resumes its partial file.
+            # Attempts are repeated around yt-dlp, which resumes its partial file.
             "retries": 0,
             "extractor_retries": 0,
             "fragment_retries": settings.retries,
@@ -363,9 +366,9 @@ class Downloader:
         return options | given_options(settings.yt_dlp, folder)
 
     def _yt_dlp_origins(self, row: dict[str, Any], url: str) -> list[str]:
-        """Identifies the bytes to fetch; also what earlier releases identified them by.
+        """Identifies the bytes to fetch, and gives the names that earlier releases had for them.
 
-        Those counted the subtitles in: the file is the same with others.
+        Those names included the subtitles, which don't change the file.
         """
         settings = self._settings
         section = self._section(row)
@@ -401,7 +404,7 @@ class Downloader:
         sha256: str,
         **known: Any,
     ) -> Media:
-        """Checks a complete file and moves it to where only complete files are."""
+        """Checks a complete file and moves it to the folder of complete files."""
         key = row["source_key"]
         media = Media(
             video_id="",
@@ -429,7 +432,7 @@ class Downloader:
 
 
 def _failing_disk(what: str, error: OSError) -> RowFailed:
-    """Recognises a full disk by its cause; it stops the run."""
+    """Recognises a full disk by the error's cause; a full disk stops the run."""
     where = f" ({error.filename})" if error.filename else ""
     return RowFailed(
         "transient",
@@ -439,7 +442,7 @@ def _failing_disk(what: str, error: OSError) -> RowFailed:
 
 
 def _with_id(row: dict[str, Any], media: Media) -> Media:
-    """The same media under its id: the user's, else the platform's, else its bytes'."""
+    """The same media with its id: the user's, else the platform's, else a hash of the content."""
     if row["video_id"]:
         video_id = safe_id(row["video_id"])
     elif media.extractor and media.platform_id:

@@ -25,7 +25,7 @@ RULE = "sources.exclude_ids"
 
 
 def names_of(extractor: str | None, platform_id: str | None, *others: str | None) -> list[str]:
-    """All names under which a list of known ids may list one video."""
+    """All names by which a list of known ids may refer to one video."""
     found = [other for other in others if other]
     if platform_id:
         found.append(platform_id)
@@ -58,7 +58,7 @@ def write_exclusions(dataset: Path, names: Iterable[str]) -> None:
 
 
 def read_exclusions(path: Path) -> np.ndarray:
-    """The hashes in a file, mapped into memory; DamagedFile where it holds something else."""
+    """The hashes in a file, memory-mapped; DamagedFile if it holds something else."""
     import numpy as np
 
     with reading(path):
@@ -69,7 +69,7 @@ def read_exclusions(path: Path) -> np.ndarray:
 
 
 class Exclusions:
-    """The names that a dataset leaves out."""
+    """The names of videos that a dataset leaves out."""
 
     def __init__(self, dataset: Path) -> None:
         import numpy as np
@@ -80,7 +80,7 @@ class Exclusions:
             self._hashes = np.empty(0, np.uint64)
 
     def find(self, names: Iterable[str]) -> str | None:
-        """The first of the names that is left out."""
+        """The first of the names that is excluded."""
         import numpy as np
 
         for name in names:

@@ -10,11 +10,12 @@ from clipmill.schemas.ids import platform_video_id
 from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES
 
 NO_PLATFORM = "generic"
-"""The extractor of addresses that belong to no site that yt-dlp knows."""
+"""yt-dlp's extractor for URLs of sites that it doesn't know."""
 
 
 def names_videos(extractor_key: str) -> bool:
-    """Whether the ids are the site's; ids of players found in arbitrary pages are not unique."""
+    """Whether the ids are the site's own; ids of players embedded in arbitrary pages are not
+    unique."""
     from yt_dlp.extractor import get_info_extractor
 
     if extractor_key.lower() == NO_PLATFORM:
@@ -22,14 +23,14 @@ def names_videos(extractor_key: str) -> bool:
     try:
         return bool(get_info_extractor(extractor_key)._VALID_URL)
     except KeyError:
-        return True  # a plugin's extractor is made for some site
+        return True  # a plugin's extractor belongs to one site
 
 
 _PART = re.compile(r"p|part|img_index|item|files?|filename|path|preview", re.IGNORECASE)
 
 
 def video_id_of(extractor: str, platform_id: str, url: str) -> str:
-    """The id of a platform's video, with the part of a page or folder that only the URL tells."""
+    """A platform's video id, with the part of a page or folder that only the URL identifies."""
     parts = [
         value
         for value in _parts_of(url)
@@ -48,7 +49,8 @@ def is_part(url: str) -> bool:
 
 
 def _parts_of(url: str) -> list[str]:
-    """What names one of several pictures on a page, or one file of a folder."""
+    """The part of the URL that identifies one of several pictures on a page, or a file of a
+    folder."""
     try:
         parts = urlsplit(url)
     except ValueError:

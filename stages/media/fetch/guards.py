@@ -26,7 +26,7 @@ def hosts_of(settings: DownloadSettings, dataset: Path) -> Hosts:
 
 
 def ask_hosts_again(dataset: Path) -> None:
-    """For a new run: no host is left alone because of an earlier run."""
+    """Lets a new run contact every host again, whatever happened in an earlier run."""
     if _folder(dataset).is_dir():
         ask_again(_folder(dataset))
 
@@ -36,7 +36,7 @@ def _folder(dataset: Path) -> Path:
 
 
 def limits_of(settings: DownloadSettings, proxy: str | None) -> DownloadLimits:
-    """The limits for one video or one list."""
+    """The limits for the download of one video or one list."""
     least, most = settings.min_bytes_per_second, settings.rate_limit_bytes_per_second
     if least is not None and most is not None:
         least = min(least, most // 2)  # our own rate limit must not count as slowness

@@ -1,8 +1,8 @@
-"""What workers know about each host, in files of a folder that they share.
+"""What workers know about each host, in files of a shared folder.
 
-    <folder>/<hash of the host>.json     when the host may be contacted next, and its last answer
+<folder>/<hash of the host>.json     when the host may be contacted next, and its last answer
 
-A file is changed under an exclusive lock, so it holds wherever the folder is visible.
+A file is changed under an exclusive lock, so the state is shared wherever the folder is visible.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from clipmill.schemas.file_locks import wait_for_lock
 class HostState:
     """What is known about one host. Times are seconds since 1970; 0 means never.
 
-    `problems` are of one kind, temporary ones or bot checks. `opened_at` is when the decision to
-    leave it alone was last made, `alone_since` when it was first made since the host last worked.
-    `hold_said` is the host's wording when it asked to be left alone until `held_until`;
-    `is_hold_old` if an earlier run received it.
+    `problems` counts consecutive problems of one kind, temporary ones or bot checks. `opened_at`
+    is when the decision to stop contacting the host was last made, `alone_since` when it was first
+    made since the host last worked. `hold_said` is the host's wording when it asked not to be
+    contacted until `held_until`; `is_hold_old` if an earlier run received it.
     """
 
     host: str = ""
@@ -43,11 +43,11 @@ class HostState:
     alone_since: float = 0.0
 
     def close(self) -> None:
-        """Whether it no longer needs to be left alone."""
+        """Lets the host be contacted again."""
         self.opened_at = self.open_until = self.alone_since = 0.0
 
     def forget(self) -> None:
-        """Whether it works, or may work."""
+        """Resets the state: the host works, or may work."""
         self.close()
         self.problems, self.is_bot_check = 0, False
 
@@ -58,7 +58,7 @@ class HostStates(Protocol):
     def knows(self, host: str) -> bool: ...
 
     def change(self, host: str) -> contextlib.AbstractContextManager[HostState]:
-        """The host's state, which nobody else changes meanwhile."""
+        """The host's state, which nobody else can change inside the context."""
 
 
 class OwnStates:
@@ -78,7 +78,7 @@ class OwnStates:
 
 
 class SharedStates:
-    """States in files of a folder shared by several workers."""
+    """States in files of a folder that several workers share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -89,7 +89,7 @@ class SharedStates:
         return self._path(host).exists()
 
     def hosts(self) -> list[str]:
-        """The hosts that were left alone, or may be."""
+        """The hosts that were not to be contacted, or may not be."""
         found = [_parse(path.read_bytes(), "") for path in self._folder.glob("*.json")]
         return [state.host for state in found if state.problems or state.held_until]
 
@@ -97,7 +97,7 @@ class SharedStates:
     def change(self, host: str) -> Iterator[HostState]:
         """The host's state, exclusively locked; written back if it changed."""
         with self._lock, open(self._path(host), "r+b", 0, opener=_opened) as file:
-            # Where the file system has no locks, only this process's threads wait for each other.
+            # Without file locks, only the threads of this process wait for each other.
             with contextlib.suppress(OSError):
                 wait_for_lock(file.fileno())
             before = file.read()
@@ -117,7 +117,7 @@ def _opened(path: str, flags: int) -> int:
 
 
 def _parse(text: bytes, host: str) -> HostState:
-    """A state as it was written; a new one if a killed writer left half of it."""
+    """A stored state; a new one if a killed writer left an incomplete file."""
     try:
         value = json.loads(text)
         known = {field.name: value[field.name] for field in fields(HostState)}

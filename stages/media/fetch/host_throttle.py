@@ -1,13 +1,13 @@
 """Spaces requests per host, across all threads and workers that share a folder.
 
-Requests for things other than media, such as subtitles, have separate states: a host that refuses
-those still gets requests for media.
+Requests for anything other than media, such as subtitles, have separate states: a host that
+refuses those still gets requests for media.
 
-A host is contacted at most once every `sleep_seconds`. After a number of temporary problems or
-bot checks in a row nobody contacts it for a while; then one request goes as a probe, and the others
-wait for its result. A host that requests a pause itself (Retry-After) gets it, up to a day.
-Times are those of the machines' clocks: timestamps beyond
-the longest possible pause are ignored (clock skew).
+A host is contacted at most once every `sleep_seconds`. After a number of consecutive temporary
+problems or bot checks, nobody contacts it for a while; then one request goes as a probe, and the
+others wait for its result. A host that requests a pause itself (Retry-After) gets it, up to a day.
+Times come from the machines' clocks: timestamps beyond the longest possible pause are ignored
+(clock skew).
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from clipmill.stages.media.fetch.problems import BotCheck, LeftAlone, PassingPro
 from clipmill.stages.media.fetch.watch import Stopwatch
 from clipmill.stages.media.isolation import progress
 
-# A waiting request looks this often whether the host's state has changed.
+# How often a waiting request checks whether the host's state has changed.
 _LOOK_SECONDS = 0.5
-# What a server that asks for more is believed.
+# The longest pause that a server may request.
 _LONGEST_HOLD_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class Manners:
-    """Settings for how hosts are treated.
+    """Settings for the treatment of hosts.
 
-    `sleep_seconds` is the minimum time between two requests to a host. After `problems` temporary
-    problems or bot checks in a row (None: never) a host is left alone for `pause_seconds`; a row
-    waits at most `patience_seconds`, over all its tries, for that, and not at all where probes
-    have failed for `gone_seconds` (None: it always waits). Nor does it wait for a host that asked
-    for a pause of which more than `patience_seconds` are left.
+    `sleep_seconds` is the minimum time between two requests to a host. After `problems`
+    consecutive temporary problems or bot checks (None: never) a host is not contacted for
+    `pause_seconds`. A row waits at most `patience_seconds` for that, over all its attempts, and
+    not at all if probes have failed for `gone_seconds` (None: it always waits). Nor does it wait
+    for a host that requested a pause of which more than `patience_seconds` remain.
     """
 
     sleep_seconds: float = 0.0
@@ -51,9 +51,9 @@ class Manners:
 class _Attempt(threading.local):
     """A thread's current attempt: the hosts that it has contacted and when, and its row's waits.
 
-    `kind` is for requests for optional parts of a video, None for all others; `refusing` are the
-    hosts that refused this row one of them: other parts may still be available. `probes` are
-    hosts that are left alone but that the row may still try.
+    `kind` names the optional part of a video that is requested, None for everything else;
+    `refusing` are the hosts that refused this row one such part: other parts may still be
+    available. `probes` are paused hosts that this row may still try.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class _Attempt(threading.local):
 
 
 class Hosts:
-    """Request spacing for every host; shared through `folder`, or only this object's."""
+    """Request spacing for every host, shared through `folder`, or within this object only."""
 
     def __init__(self, manners: Manners | None = None, folder: Path | None = None) -> None:
         self._manners = manners or Manners()
@@ -74,12 +74,12 @@ class Hosts:
         self._attempt = _Attempt()
 
     def begin_row(self) -> None:
-        """From now on this thread makes requests for another row."""
+        """Starts a new row: this thread's next requests are for it."""
         self._attempt.waited_seconds = 0.0
         self._attempt.probes = set()
 
     def begin_attempt(self, stopwatch: Stopwatch | None = None) -> None:
-        """From now on this thread makes requests for another try at its file.
+        """Starts a new attempt at this thread's file.
 
         The stopwatch doesn't run while the thread waits for a turn.
         """
@@ -88,12 +88,12 @@ class Hosts:
 
     @property
     def kind(self) -> str | None:
-        """What this thread asks for, where it is something that a video can do without."""
+        """The optional part of a video that this thread requests; None for anything else."""
         return self._attempt.kind
 
     @contextlib.contextmanager
     def only_for(self, kind: str) -> Iterator[None]:
-        """Inside, this thread makes requests for an optional part of a video."""
+        """Within this context, the thread requests an optional part of a video."""
         attempt = self._attempt
         attempt.kind, attempt.refusing = kind, set()
         try:
@@ -104,8 +104,7 @@ class Hosts:
     def wait(self, host: str) -> None:
         """Sleeps until this request may be sent to `host`.
 
-        Raises LeftAlone if the host is left alone for too long; at once for an optional
-        part.
+        Raises LeftAlone if the host's pause is too long; immediately for an optional part.
         """
         named = self._name(host)
         with self._attempt.stopwatch.paused():
@@ -115,7 +114,7 @@ class Hosts:
         self._attempt.asked.append((named, time.time()))
 
     def _name(self, host: str) -> str:
-        """The host's name, distinct for requests other than for media."""
+        """The host's name, made distinct for requests other than for media."""
         kind = self._attempt.kind
         return _normal(host) if kind is None else f"{_normal(host)} ({kind})"
 
@@ -130,7 +129,7 @@ class Hosts:
             progress.pause(seconds)
 
     def hold(self, host: str, seconds: float, said: str) -> None:
-        """Nobody contacts `host` for the next `seconds`, at most a day; `said` is its wording."""
+        """Pauses all requests to `host` for `seconds`, up to a day; `said` is its wording."""
         host = self._name(host)
         if self._attempt.kind is not None:
             self._attempt.refusing.add(host)
@@ -141,9 +140,9 @@ class Hosts:
                 state.is_hold_old = False
 
     def answered(self, host: str) -> None:
-        """The host gave a proper answer, whatever its content: the others need not wait longer.
+        """The host gave a proper answer, whatever its content: other rows may continue.
 
-        After bot checks this proves nothing, because those come as pages like any other.
+        After bot checks this proves nothing, because a bot check is a normal page, too.
         """
         host = self._name(host)
         if self._manners.problems is None or not self._states.knows(host):
@@ -154,9 +153,9 @@ class Hosts:
                 state.problems = self._manners.problems - 1
 
     def succeeded(self, *, with_a_page: bool = False) -> None:
-        """The attempt has reached a point at which all hosts that it contacted are known to work.
+        """The attempt has come far enough to show that all hosts that it contacted work.
 
-        A page may be a bot check, so after bot checks it proves nothing. Nor does a file that was
+        After bot checks this proves nothing: the page may be a bot check, and a file may have been
         requested before them.
         """
         for host, asked_at in self._asked_first():
@@ -166,7 +165,7 @@ class Hosts:
                         state.forget()
 
     def got_through(self) -> None:
-        """The contacted hosts deliver videos: they don't treat this one as a bot's."""
+        """The contacted hosts deliver videos, so they don't treat this client as a bot."""
         for host, asked_at in self._asked_first():
             if self._states.knows(host):
                 with self._states.change(host) as state:
@@ -176,7 +175,8 @@ class Hosts:
     def failed(self, problem: PassingProblem | BotCheck) -> None:
         """The attempt ended with a temporary problem of the host that it contacted last.
 
-        Or with a bot check, by the host that it names, or that was contacted most.
+        Or with a bot check, which counts against the host that it names, or the one contacted
+        most.
         """
         asked = self._attempt.asked
         if not asked or self._manners.problems is None:
@@ -189,7 +189,7 @@ class Hosts:
             host, asked_at = asked[-1]
         with self._states.change(host) as state:
             if asked_at < state.opened_at:
-                return  # contacted before it was left alone: known by now
+                return  # contacted before the pause: already counted
             if state.is_bot_check != is_bot_check and not state.opened_at:
                 state.problems = 0
             state.problems += 1
@@ -212,7 +212,7 @@ class Hosts:
     def _try_turn(self, host: str, probes: set[str], patience_seconds: float) -> _Pause | None:
         """How long to wait before checking again; None if the request may be made now.
 
-        `probes` are hosts that are left alone but that this row may still try.
+        `probes` are paused hosts that this row may still try.
         """
         sleep, pause = self._manners.sleep_seconds, self._manners.pause_seconds
         if not sleep and not self._states.knows(host):
@@ -225,7 +225,7 @@ class Hosts:
             if state.held_until - now > patience_seconds:
                 if not state.is_hold_old:
                     return _Pause(state.held_until - now, _asked_to_wait(state), is_final=True)
-                # Whether that still holds is found out by one row.
+                # One row probes whether the pause is still needed.
                 state.held_until, state.is_hold_old = 0.0, False
                 state.opened_at = state.alone_since = now
             asked_again_at = max(state.next_at, state.held_until)
@@ -238,10 +238,10 @@ class Hosts:
             if asked_again_at > now:
                 return _Pause(asked_again_at - now)
             if state.opened_at and self._manners.problems is not None and host not in probes:
-                # This row is the probe; the others wait for what it finds.
+                # This row is the probe; the others wait for its result.
                 probes.add(host)
                 if now - state.open_until > pause:
-                    state.alone_since = now  # nobody has asked since: the state is out of date
+                    state.alone_since = now  # nobody has tried since: the state is out of date
                 state.open_until = now + pause
             state.next_at = now + sleep
             return None
@@ -252,9 +252,9 @@ class Hosts:
 
 
 def _who_checked(asked: list[str], known: str | None) -> str:
-    """Of an attempt's hosts, in order, the one that treated it as a bot.
+    """The host, of an attempt's hosts in order, that treated it as a bot.
 
-    The site is contacted most: hosts that lead to it, or its APIs, are contacted less.
+    This is the host contacted most: redirecting hosts and APIs get fewer requests than the site.
     """
     host = _normal(known or "")
     return host if host in asked else max(reversed(asked), key=asked.count)
@@ -262,7 +262,7 @@ def _who_checked(asked: list[str], known: str | None) -> str:
 
 @dataclass(frozen=True)
 class _Pause:
-    """`left_alone` is the error for a row that no longer waits; `is_final`: no row waits."""
+    """`left_alone` is the error for a row that stops waiting; `is_final`: no row waits."""
 
     seconds: float
     left_alone: LeftAlone | None = None
@@ -274,7 +274,7 @@ def _normal(host: str) -> str:
 
 
 def _believable(at: float, now: float, longest: float) -> float:
-    """A time no further ahead than possible, whatever another machine's clock says."""
+    """A time, limited to the furthest possible one in case another machine's clock is ahead."""
     return at if at <= now + longest + 1.0 else 0.0
 
 
@@ -302,7 +302,7 @@ def _asked_to_wait(state: HostState) -> LeftAlone:
 
 
 def asked_for_too_long(host: str, seconds: float) -> str:
-    """What to do about a host that requests a pause longer than a row waits."""
+    """What to do about a host that requests a longer pause than a row waits."""
     return _until_when(host, time.time() + min(seconds, _LONGEST_HOLD_SECONDS))
 
 
@@ -316,10 +316,10 @@ def _until_when(host: str, held_until: float) -> str:
 
 
 def ask_again(folder: Path) -> None:
-    """Lets hosts that were left alone be contacted again, whatever they answered.
+    """Lets paused hosts be contacted again, whatever they answered.
 
-    For a new run: its cookies, its proxy or the day may have changed. A pause that a host
-    requested stays in force if rows would wait for it; otherwise one row tries the host, because it
+    For a new run: cookies, the proxy or the day may have changed. A pause that a host requested
+    stays in force if rows would wait for it; otherwise one row tries the host, because the pause
     may have been a mistake.
     """
     shared = SharedStates(folder)

@@ -1,8 +1,8 @@
-"""Downloads one file over HTTP: resumed if the server allows it, complete or not at all.
+"""Downloads one file over HTTP, resuming if the server allows it; the file is complete or absent.
 
-Every attempt that fails for a temporary reason is repeated after a pause that doubles. A host
-that says it is overloaded (429, 503) makes all workers wait, others only the thread that asked.
-One that requests a longer pause than a row waits is contacted by nobody until that is over.
+Each attempt that fails for a temporary reason is repeated after a pause that doubles. A host that
+reports overload (429, 503) makes all workers wait, others only the requesting thread. If a host
+requests a longer pause than a row waits, nobody contacts it until the pause is over.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from clipmill.stages.media.fetch.watch import (
 )
 from clipmill.stages.media.isolation import progress
 
-# Playlists of pieces, which yt-dlp puts together.
+# Segmented playlists, which yt-dlp assembles.
 _MANIFEST_TYPES = ("mpegurl", "dash+xml", "vnd.ms-sstr+xml", "f4m")
 _PAGE_TYPES = ("text/", "application/xhtml", "application/json", "application/xml")
 _PLAYLIST_STARTS = (b"#extm3u", b"ffconcat")
@@ -66,11 +66,11 @@ def fetch(
     rate_limit_bytes_per_second: int | None = None,
     page_is_bad_media: bool = False,
 ) -> Fetched:
-    """Writes the body at `url` to `path`, and leaves no `path` behind if that fails.
+    """Writes the body at `url` to `path`; leaves no file at `path` if that fails.
 
-    A partial file left by a killed process is resumed if the server still has the same version
-    of the file. Raises RowFailed with its kind; NotAMediaFile if the answer is a page or a
-    manifest (with `page_is_bad_media`, a page is a failure of kind bad_media).
+    A partial file left by a killed process is resumed if the server still has the same version of
+    the file. Raises RowFailed with its kind; NotAMediaFile if the answer is a page or a manifest
+    (with `page_is_bad_media`, a page is a failure of kind bad_media).
     """
     try:
         host = httpx.URL(url).host
@@ -98,7 +98,7 @@ class _Connections:
     is_cut_off: bool = False
 
     def trace(self, event: str, details: Mapping[str, Any]) -> None:
-        """A `trace` of httpcore's, which reports every connection that is made."""
+        """An httpcore `trace` function, which reports every new connection."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self.sockets.append(details["return_value"].get_extra_info("socket"))
             if self.is_cut_off:
@@ -110,7 +110,7 @@ class _Connections:
 
     def _shut(self) -> None:
         for one in self.sockets:
-            # The connection is ended, not its object, which another thread is reading from.
+            # The socket is shut down but not closed: another thread is reading from it.
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(one.fileno())) as twin:
                 twin.shutdown(socket.SHUT_RDWR)
 
@@ -129,7 +129,7 @@ class _Transfer:
     def attempt(self, stopwatch: Stopwatch) -> None:
         partial, connections = self.partial, _Connections()
         watch = Watch(
-            # How large the file gets is seen here, to the byte, before the watch could.
+            # The exact size is checked here, before the watch could notice.
             replace(self.limits, max_bytes=None),
             lambda: BytesSoFar(partial.received, partial.received),
             stopwatch,
@@ -210,7 +210,7 @@ class _Transfer:
         partial.total = int(length) if length.isdecimal() and not encoding else None
         if self.limits.max_bytes is not None and (partial.total or 0) > self.limits.max_bytes:
             raise too_large(self.limits.max_bytes)
-        # Bytes of a compressed answer are counted differently here than by the server.
+        # The server counts the bytes of a compressed answer differently.
         partial.validator = None if encoding else _validator(response)
 
     def _receive(self, response: httpx.Response, stopwatch: Stopwatch) -> None:
@@ -273,9 +273,9 @@ def _encoding(response: httpx.Response) -> str:
 
 
 def _validator(response: httpx.Response) -> str | None:
-    """What identifies the version of the file for certain: a strong ETag, or its modification time.
+    """What reliably identifies the file's version: a strong ETag, or its modification time.
 
-    None if it could not be sent back.
+    None if the value could not be sent back.
     """
     etag = response.headers.get("etag", "")
     found = etag if etag and not etag.startswith("W/") else response.headers.get("last-modified")

@@ -12,14 +12,14 @@ from clipmill.stages.media.fetch.problems import PassingProblem
 from clipmill.stages.media.fetch.turns import Turns
 
 _BUSY = (408, 425, 429)
-# The host as a whole, not what was asked for.
+# These concern the host as a whole, not the requested resource.
 _OVERLOADED = (429, 503)
-# Anything longer is not a pause any more, and may not be a number.
+# Anything longer is not a real pause, and may not be a number.
 _LONGEST_RETRY_AFTER_SECONDS = 1e10
 
 
 def heed(hosts: Turns, status: int, url: str, headers: Mapping[str, str]) -> None:
-    """Makes everybody wait for a host that asks for it, whatever becomes of the answer."""
+    """Makes everybody wait for a host that requests it, whatever else the answer means."""
     if status in _OVERLOADED and not is_challenge(headers):
         seconds = retry_after_seconds(headers.get("Retry-After"))
         if seconds is not None and (host := urlsplit(url).hostname):
@@ -27,12 +27,12 @@ def heed(hosts: Turns, status: int, url: str, headers: Mapping[str, str]) -> Non
 
 
 def is_answer(status: int) -> bool:
-    """Whether a status shows that the host works, whatever it thinks of the request."""
+    """Whether a status shows that the host works, even if it refuses the request."""
     return status < 500 and status not in _BUSY
 
 
 def is_challenge(headers: Mapping[str, str]) -> bool:
-    """Whether Cloudflare asks for proof that this is not a bot, whatever the status says."""
+    """Whether Cloudflare demands proof that the client is not a bot, whatever the status."""
     return headers.get("cf-mitigated") == "challenge"
 
 

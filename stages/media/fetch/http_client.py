@@ -1,4 +1,4 @@
-"""The HTTP client of downloads: it takes turns at hosts, and can be kept from private addresses."""
+"""The HTTP client for downloads: spaces requests per host, and can refuse private addresses."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ MAX_REDIRECTS = 10
 def open_client(
     hosts: Turns, *, allowed: frozenset[tuple[str, int]] | None = None, **settings: Any
 ) -> httpx.Client:
-    """A client with these settings of httpx's.
+    """An httpx client with these settings.
 
     `allowed` are the only private addresses that it may connect to; None allows all of them.
     """
-    with proxies_of_environment():  # the recipe's own was looked at when that was read
+    with proxies_of_environment():  # the recipe's own proxy was checked when the recipe was read
         client = httpx.Client(
             **settings,
             follow_redirects=True,
             max_redirects=MAX_REDIRECTS,
             event_hooks=_hooks(hosts),
-            # Each download has connections of its own, so that they can be cut off.
+            # Each download has its own connections, so that they can be cut off.
             limits=httpx.Limits(max_keepalive_connections=0),
         )
     if allowed is not None:
-        # httpx has no setting for what makes the connections of the transports that it chooses.
+        # httpx has no setting for the network backend of the transports that it creates.
         transports: list[Any] = [client._transport, *client._mounts.values()]
         for transport in transports:
             if transport is not None:
@@ -43,7 +43,7 @@ def open_client(
 
 
 def _hooks(hosts: Turns) -> dict[str, list[Callable[..., None]]]:
-    """Make each request, including redirects, wait its turn."""
+    """Event hooks that make each request, including redirects, wait its turn."""
 
     def asking(request: httpx.Request) -> None:
         if not request.url.host:
@@ -58,11 +58,11 @@ def _hooks(hosts: Turns) -> dict[str, list[Callable[..., None]]]:
 
 
 class _Refused(PrivateAddress, httpcore.ConnectError):
-    """A private address as an error of httpcore's, which drops the causes of its errors."""
+    """A private address as an httpcore error; httpcore drops the causes of its errors."""
 
 
 class _Guarded(httpcore.SyncBackend):
-    """Connects to the address that was checked, whatever the name resolves to the next time."""
+    """Connects to the address that was checked, even if the name then resolves to another one."""
 
     def __init__(self, allowed: frozenset[tuple[str, int]]) -> None:
         self._allowed = allowed

@@ -33,13 +33,13 @@ from clipmill.stages.media.read.probe import Probe
 class Media:
     """One complete video file and all that is known about it.
 
-    `origin` says which bytes were asked for: a file found under another origin is not reused.
-    `referenced` is the absolute path of a local file that stays where it is. A file that holds a
-    section of the video has the time at which it begins, and how long the whole video is.
+    `origin` identifies the requested bytes: a file found under another origin is not reused.
+    `referenced` is the absolute path of a local file that stays in its place. A file that holds a
+    section of the video has the time at which it begins, and the length of the whole video.
 
-    `tracks` are the subtitles that were taken, asked for as `tracks_origin` says; `failed_parts`
-    has what is missing and why, by its name. `former` are the SHA-256 of the file as it was before
-    sound that came later was put into it, the oldest first.
+    `tracks` are the fetched subtitles, requested as `tracks_origin` says; `failed_parts` gives by
+    name the missing parts and why they are missing. `former` are the earlier SHA-256s of the file,
+    oldest first, from before sound was added to it.
     """
 
     origin: str
@@ -64,12 +64,12 @@ class Media:
 
     @property
     def clock_starts_at_seconds(self) -> float | None:
-        """The file's time stamp at its start; a section's was made 0."""
+        """The file's first timestamp; that of a section was set to 0."""
         return self.probe.clock_starts_at_seconds if self.starts_at_seconds is None else 0.0
 
     @property
     def duration_seconds(self) -> float:
-        """How long the whole video is."""
+        """The length of the whole video."""
         return self.video_seconds or self.probe.duration_seconds
 
 
@@ -79,7 +79,7 @@ class MediaStore:
     def __init__(self, dataset: Path, settings: Mapping[str, Any]) -> None:
         self._dataset = dataset
         self.folder = dataset / MEDIA
-        # Another set of rules keeps other videos, so of two equal files another may be the first.
+        # Other rules keep other videos, so another of two equal files may come first.
         rules = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         self._claims = dataset / MEDIA_CLAIMS / rules.hexdigest()[:12]
         self._ready = dataset / MEDIA_READY
@@ -89,7 +89,7 @@ class MediaStore:
 
     @contextlib.contextmanager
     def work_folder(self, source_key: str, *, go_on: bool = False) -> Iterator[Path]:
-        """A folder for a download, used by nobody else and deleted afterwards.
+        """A folder for one download, used by nobody else and deleted afterwards.
 
         What a killed run left there is deleted, or kept if `go_on` is set.
         """
@@ -97,7 +97,7 @@ class MediaStore:
         try:
             lock = _hold(folder)
         except BlockingIOError:
-            # Another worker still has this source: it was presumed dead, but lives.
+            # Another worker that was presumed dead still works on this source.
             folder, lock = folder.with_name(f"{source_key}.{uuid.uuid4().hex[:8]}"), None
         if lock is None or not go_on:
             _empty(folder)
@@ -109,9 +109,9 @@ class MediaStore:
                 os.close(lock)
 
     def found(self, source_key: str, origin: str, *former: str) -> Media | None:
-        """What an earlier run found out about a source, if it requested the same bytes.
+        """What an earlier run recorded about a source, if it requested the same bytes.
 
-        `former` are what earlier releases called the same origin.
+        `former` are the names that earlier releases had for the same origin.
         """
         try:
             value = json.loads((self._found / f"{source_key}.json").read_text("utf-8"))
@@ -127,24 +127,25 @@ class MediaStore:
             **value,
         )
         if media.starts_at_seconds is not None and media.probe.clock_starts_at_seconds is None:
-            return None  # older versions counted a section's times from the whole file's time 0
+            # older versions measured a section's times from the time 0 of the whole file
+            return None
         return media
 
     def file_of(self, source_key: str, media: Media) -> Path | None:
-        """Where the file of a source is that was fetched before; None if it isn't there."""
+        """The path of a source's file that was fetched earlier; None if it is missing."""
         return self._place(source_key, media)
 
     def add(self, source_key: str, file: Path, media: Media) -> None:
         """Stores a complete file from this dataset's file system, with what is known about it.
 
-        A file that was made from a `former` one replaces that one when it is kept.
+        A file that was made from a `former` one replaces that one in `keep`.
         """
         _sync(file)
         os.replace(file, self._ready_path(source_key, media))
         self.note(source_key, media)
 
     def note(self, source_key: str, media: Media) -> None:
-        """Writes down what is known of a source's file."""
+        """Records what is known about a source's file."""
         value = asdict(media)
         value.update(decoded_frames=0, referenced=None)
         value["downloaded_at"] = media.downloaded_at.isoformat() if media.downloaded_at else None
@@ -167,10 +168,10 @@ class MediaStore:
     def keep(self, source_key: str, url: str, media: Media) -> str:
         """The path to store the video at; RowRejected if another source already has it.
 
-        Holds across threads, processes and runs: the first to create the claim file has the video.
+        Safe across threads, processes and runs: the first to create the claim file has the video.
         """
         claim = self._claims / media.video_id
-        # Linked in under its name with its content, so that no one reads a claim half written.
+        # The complete claim file is linked to its name, so that nobody reads an incomplete one.
         own = claim.with_name(f".{source_key}.{uuid.uuid4().hex[:8]}")
         try:
             own.write_text(f"{source_key}\n{url}", "utf-8")
@@ -182,7 +183,7 @@ class MediaStore:
                 self._ready_path(source_key, media).unlink(missing_ok=True)
                 raise
         finally:
-            with contextlib.suppress(OSError):  # read-only by now, say: another error says so
+            with contextlib.suppress(OSError):  # if it has become read-only, another error says so
                 own.unlink()
         if media.referenced is not None:
             return media.referenced
@@ -191,8 +192,8 @@ class MediaStore:
     def _settled(self, source_key: str, media: Media) -> Path:
         """The video's file under its final name.
 
-        Another worker that has this very source (presumed dead, but alive) may
-        have moved the file there at any time.
+        Another worker on the same source (presumed dead, but alive) may have moved the file there
+        at any time.
         """
         ready = self._ready_path(source_key, media)
         for name in self._names(media):
@@ -223,7 +224,7 @@ class MediaStore:
         return self._ready / f"{source_key}{media.probe.suffix}"
 
     def _names(self, media: Media) -> list[Path]:
-        """Where the video may lie: another rendition of it may have the plain name.
+        """Possible paths of the video: another rendition of it may have the plain name.
 
         A file that was changed keeps its name.
         """
@@ -238,7 +239,7 @@ class MediaStore:
         return with_hash if plain.exists() else plain
 
     def _name_of_former(self, media: Media) -> Path | None:
-        """Where the file lies that this one is to replace."""
+        """The path of the former file that this one is to replace."""
         if not media.former:
             return None
         return next(
@@ -259,7 +260,7 @@ class MediaStore:
 
 
 def note_of(dataset: Path, source_key: str) -> Mapping[str, Any]:
-    """What is noted of a source's file, as it was written; empty where nothing is."""
+    """The stored note about a source's file; empty if there is none."""
     with contextlib.suppress(OSError, ValueError):
         found = json.loads((dataset / MEDIA_FOUND / f"{source_key}.json").read_text("utf-8"))
         if isinstance(found, dict):
@@ -268,7 +269,7 @@ def note_of(dataset: Path, source_key: str) -> Mapping[str, Any]:
 
 
 def origin_of(*parts: Any) -> str:
-    """A short name for what was asked for."""
+    """A short name for what was requested."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 

@@ -1,7 +1,7 @@
 """Fetches the optional parts of a video, its subtitles and its sound, independently of each other.
 
-The media is complete by then. A part that can't be fetched is a failure of its own, which `retry`
-tries again; refused requests for it pause only requests of the same kind.
+The media is complete by then. A part that can't be fetched is a separate failure, which `retry`
+tries again; if it is refused, only requests of the same kind are paused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _RETRIES_OF_A_TRACK = 1
 class Parts:
     """Fetches the missing parts of a video.
 
-    `asked` gives the request to a site, and `yt_dlp` what makes it, both for a row and a folder.
+    `asked` builds the request to a site, and `yt_dlp` the object that makes it, for a row and a
+    folder.
     """
 
     def __init__(
@@ -84,15 +85,16 @@ class Parts:
     ) -> Path:
         from clipmill.stages.media.fetch.ytdlp_sound import put_together
 
-        # Fetches nothing, but is limited in size and time like every part of a download.
+        # Fetches nothing, but has size and time limits like every part of a download.
         return yt_dlp.call(put_together, sound, files, target, asked.options, most_retries=0)
 
     @contextlib.contextmanager
     def _not_waiting(self) -> Iterator[None]:
-        """Has what a video can do without fail at once where its host is overloaded.
+        """Within this context, requests for an optional part fail at once if their host is
+        overloaded.
 
-        The host is then asked for no more of that kind: as long as it says, else for the first
-        pause. `retry` asks again.
+        The host then gets no requests of that kind for as long as it says, otherwise for the first
+        pause. `retry` requests the part again.
         """
         hosts = self._hosts
         try:
@@ -153,7 +155,7 @@ class Parts:
     def _with_subtitles(self, row: dict[str, Any], media: Media, reader: _Reader) -> Media:
         """The media with its missing subtitles, or with the reasons why they are missing."""
         origin = self._tracks_origin()
-        if media.tracks_origin is None:  # an earlier release took them, all or none
+        if media.tracks_origin is None:  # an earlier release fetched all of them or none
             media = dataclasses.replace(
                 media, tracks_origin=origin, subtitles=without_overlaps(media.subtitles)
             )
@@ -227,7 +229,7 @@ class Parts:
 
 
 class _Reader:
-    """A video's page, requested when a part first needs it, and only once."""
+    """A video's page, requested only once, when a part first needs it."""
 
     def __init__(self, page: Page | None) -> None:
         self._page = page
@@ -246,7 +248,7 @@ class _Reader:
 
 
 def failure_of(problem: RowFailed, earlier: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A part's failure as it is stored, with one attempt more than the `earlier` one."""
+    """A part's failure as it is stored, with one more attempt than the `earlier` one."""
     return {
         "kind": problem.kind,
         "message": problem.message[:MAX_MESSAGE_CHARACTERS],

@@ -29,7 +29,7 @@ class PassingProblem(Exception):
 
 
 class BotCheck(RowFailed):
-    """A site treated the request as a bot's, and will treat further ones from here the same way.
+    """A site treated the request as a bot's, and is likely to treat further ones the same way.
 
     `host` is the host that did, if known.
     """

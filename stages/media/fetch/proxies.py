@@ -57,7 +57,7 @@ def _check(proxy: str, schemes: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def proxies_of_environment() -> Iterator[None]:
-    """For making a client of httpx, which reads its proxies from the environment: UsageError."""
+    """Context for creating an httpx client, which reads the environment's proxies: UsageError."""
     import httpx
 
     try:

@@ -19,13 +19,13 @@ from typing import BinaryIO
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.fetch.problems import PassingProblem
 
-# Compressions that are unpacked although nobody asked for them: some servers can't do without.
+# Compressions that are decompressed although not requested: some servers always apply them.
 UNPACKED = ("gzip", "x-gzip", "deflate")
 
 _NOTE_EVERY_SECONDS = 2.0
 _CHUNK_BYTES = 1 << 20
-# Video hardly shrinks under compression. Data that expands this much beyond a certain size is
-# not a video but meant to fill the disk.
+# Video hardly compresses. Beyond a certain size, data that expands this much is not a video but an
+# attempt to fill the disk.
 _MOST_GROWTH = 50
 _GROWTH_COUNTS_FROM_BYTES = 10_000_000
 
@@ -33,7 +33,7 @@ _GROWTH_COUNTS_FROM_BYTES = 10_000_000
 class Partial:
     """The file at `path` while the answer to `url` is written to it.
 
-    `validator` names the version of the file at the server; without one nothing can be resumed.
+    `validator` identifies the server's version of the file; without one nothing can be resumed.
     """
 
     def __init__(self, path: Path, url: str) -> None:
@@ -67,7 +67,7 @@ class Partial:
             self._write_note()
 
     def restart(self) -> None:
-        """Discards what is there."""
+        """Discards the partial file."""
         self._note.unlink(missing_ok=True)
         self._file.seek(0)
         self._file.truncate()
@@ -123,7 +123,7 @@ def unpacked(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
     if not encoding:
         yield from chunks
         return
-    # 32 more than the window: detects gzip's or zlib's header automatically.
+    # Window size plus 32: detects the header of gzip or zlib automatically.
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
     packed = grown = 0
     try:

@@ -1,7 +1,7 @@
 """Determines where in its video a downloaded part begins.
 
-The part's time stamps are read, every one, while it is written again to begin at 0 with its first
-key frame. A part whose times can't be accounted for is not used.
+Every timestamp of the part is read while the file is rewritten to begin at 0 with its first key
+frame. A part whose times can't be explained is not used.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from clipmill.stages.media.read.framing import framing_of, keep_shape
 from clipmill.stages.media.read.opening import first_video_stream, packets
 from clipmill.stages.media.read.packets import PacketIndex, read_packets
 
-# What the time stamps of a last frame may lack of the time that its span ends at.
+# How far the end of the last frame may fall short of the span's end.
 _ROUNDING_SECONDS = 0.001
 
 
 def take(section: Section, source: Path, target: Path) -> float:
-    """Writes the downloaded part so that it begins at 0; gives its beginning in the video.
+    """Writes the downloaded part so that it begins at 0; returns where it begins in the video.
 
     Raises NoSection if the timestamps are in doubt.
     """
@@ -42,16 +42,16 @@ def take(section: Section, source: Path, target: Path) -> float:
 
 
 def _first_frame_reach(section: Section) -> float:
-    """Until when a part that was asked for from 0 on may begin: a first frame may be late."""
+    """The latest start of a part requested from 0 on: the first frame may come late."""
     return 1.0 if section.start_seconds == 0 else 0.0
 
 
 def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
-    """Copies a file so that its first key frame is shown at 0; gives that frame's time before.
+    """Copies a file so that its first key frame is shown at 0; returns that frame's former time.
 
-    Also gives the copy's index, in the times before.
-    Frames that are shown before it can't be decoded, sound before it has no picture: both go.
-    Raises NoSection where a frame's time is not what it was, to the tick, or how it is shown.
+    Also returns the copy's index, in the former times. Frames that are shown before it can't be
+    decoded, and sound before it has no picture: both are dropped. Raises NoSection if a frame's
+    time or display changes, to the tick.
     """
     with open_container(source) as reader:
         video = first_video_stream(reader)
@@ -98,7 +98,7 @@ def rebase(source: Path, target: Path) -> tuple[float, PacketIndex]:
 def _held_back(
     reader: av.container.InputContainer, video: av.VideoStream, copies: Mapping[int, Any]
 ) -> Iterator[av.Packet[Any]]:
-    """The packets of the copied streams; sound that comes before the first picture waits for it."""
+    """The packets of the copied streams; sound before the first picture is held back until it."""
     waiting: list[av.Packet[Any]] | None = []
     for packet in packets(reader, *(reader.streams[index] for index in copies)):
         if packet.size == 0:
@@ -114,5 +114,5 @@ def _held_back(
 
 
 def _format_of(path: Path) -> str | None:
-    """The container by the file's name; only those that yt-dlp makes of parts."""
+    """The container format for the file's name; only those in which yt-dlp writes parts."""
     return {".mkv": "matroska", ".webm": "webm"}.get(path.suffix.lower(), "mp4")

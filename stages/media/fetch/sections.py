@@ -1,9 +1,9 @@
 """Downloads part of a video.
 
-ffmpeg cuts at key frames, so a part begins before the time that was asked for. Left to itself it
-counts the part's times from the first frame that was asked for and hides the others, by up to a
-frame from what the address says. Here it keeps the video's own time stamps, counted from
-the start of the container as players do. `section_files` reads them back.
+ffmpeg cuts at key frames, so a part begins before the requested time. By default ffmpeg counts the
+part's times from the first requested frame and hides the earlier ones, up to a frame off from the
+URL's time. Here it keeps the video's own timestamps, counted from the start of the container as
+players do. `section_files` reads them back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from clipmill.stages.media.fetch.extractors import NO_PLATFORM, names_videos
 from clipmill.stages.media.isolation.isolated import Limits
 
-# yt-dlp options by which a part is asked for; with sections on, a recipe can't set them.
+# yt-dlp options that request a part; with sections on, a recipe can't set them.
 RESERVED = frozenset(
     (
         "download_ranges",
@@ -29,7 +29,7 @@ RESERVED = frozenset(
 
 
 class NoSection(Exception):
-    """The part is not available, or not certain; the whole file will do."""
+    """The part is not available, or its position is uncertain; the whole file will do."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Section:
         yield {}
 
     def prepare(self, downloader: Any) -> None:
-        """Tells ffmpeg, once the rendition is chosen, whose time stamps to keep."""
+        """Tells ffmpeg, once the rendition is chosen, to keep the video's timestamps."""
         if not self.is_asked:
             return
         arguments = [
@@ -88,7 +88,7 @@ def _is_platform(info: Mapping[str, Any]) -> bool:
 
 
 def widest(spans: list[dict[str, Any]] | None) -> tuple[float, float] | None:
-    """From when to when some spans reach; None where one of them has no end, or there are none."""
+    """The first start and last end of some spans; None if one has no end, or there are no spans."""
     ends = [span["end_seconds"] for span in spans or []]
     if not ends or None in ends:
         return None
@@ -96,7 +96,7 @@ def widest(spans: list[dict[str, Any]] | None) -> tuple[float, float] | None:
 
 
 def discard(folder: Path, but: Path | None = None) -> None:
-    """Removes the files of what won't do, so that what is taken instead is begun with nothing."""
+    """Removes the files of an unusable download, so that its replacement starts clean."""
     for path in folder.iterdir():
         if path != but:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What to download, and how politely: the settings of `download_videos`."""
+"""The settings of `download_videos`: what to download, and how politely."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ class DownloadSettings(ReadingStage):
         return self
 
     def judge(self, duration_seconds: float | None, short_side: int | None) -> None:
-        """Raises RowRejected if a rule rejects the video; None is not judged."""
+        """Raises RowRejected if a rule rejects the video; a value of None is not judged."""
         if duration_seconds is not None:
             low, high = self.min_duration_seconds, self.max_duration_seconds
             if low is not None and duration_seconds < low:

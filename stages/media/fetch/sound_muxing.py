@@ -37,10 +37,11 @@ def add_sound(
 ) -> Probe:
     """Copies the pictures of `source` and the sound of another file into `target`.
 
-    Returns what is known of the new file. Both begin at the same time, as if they had been merged
-    at once; sound before that time is left out, since it would move second 0. The file is
-    written in the process of `yt_dlp`, with its limits. Raises RowFailed of kind bad_media if there
-    is no sound, if it doesn't fit into such a file, or if a picture or its time would change.
+    Returns what is known about the new file. Both begin at the same time, as if they had been
+    merged at once; sound before that time is left out, since it would move second 0. The file is
+    written in the process of `yt_dlp`, with its limits. Raises RowFailed of kind bad_media if
+    there is no sound, if it doesn't fit into such a file, or if a picture or its time would
+    change.
     """
     before = run_isolated(_pictures, source, limits=limits)
     starts = Fraction(before.start_time, av.time_base)
@@ -61,7 +62,7 @@ def add_sound(
 
 
 def _write(_: Worker, source: Path, sound: Path, target: Path, starts: float, later: float) -> None:
-    """Copies with ffmpeg, which keeps everything that a container states about its streams."""
+    """Copies with ffmpeg, which preserves everything that a container states about its streams."""
     run = subprocess.run(
         [
             str(ffmpeg_program()),

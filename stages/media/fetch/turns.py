@@ -1,4 +1,4 @@
-"""Takes turns at hosts: what makes requests needs to know no more of how they are spaced."""
+"""The interface by which requests take turns at hosts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_NAME_CHARACTERS = 253
 
 
 class Turns(Protocol):
-    """What spaces the requests per host; see `Hosts`."""
+    """Spaces the requests per host; see `Hosts`."""
 
     def wait(self, host: str) -> None: ...
 

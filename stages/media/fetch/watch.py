@@ -1,7 +1,7 @@
 """Limits one download attempt, whichever library makes it: time, speed, size.
 
-A library's timeout only limits a single silence, so a server that sends a byte now and then holds a
-connection for ever. A thread looks at what has come, and cuts the attempt off at a limit.
+A library's timeout only limits each single silence, so a server that sends a byte now and then
+holds a connection forever. A thread checks what has arrived, and cuts the attempt off at a limit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Problem = PassingProblem | RowFailed
 
 @dataclass(frozen=True)
 class DownloadLimits:
-    """Limits for one download; None is no limit.
+    """Limits for one download; None means no limit.
 
     `allowed` are the only private addresses that may be connected to; None allows all of them.
     """
@@ -40,14 +40,14 @@ class DownloadLimits:
 
 @dataclass(frozen=True)
 class BytesSoFar:
-    """Bytes that have come so far, in all, and those of the largest file."""
+    """Bytes received so far: in total, and of the largest file."""
 
     in_all: int
     largest: int
 
 
 def files_of(folder: Path) -> BytesSoFar:
-    """What lies in a folder while somebody else writes to it."""
+    """The files in a folder that someone else is writing to."""
     sizes = [0]
     for file in folder.iterdir() if folder.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):
@@ -56,7 +56,7 @@ def files_of(folder: Path) -> BytesSoFar:
 
 
 class Stopwatch:
-    """Time that a download takes, over all its attempts, without pauses of our own making."""
+    """The time that a download takes, over all its attempts, without our own pauses."""
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._lock = threading.Lock()
@@ -66,7 +66,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stops the clock; threads may be inside at once."""
+        """Stops the clock; several threads may be inside at once."""
         with self._lock:
             if not self._pauses:
                 self._seconds += time.monotonic() - self._since
@@ -93,7 +93,7 @@ class Stopwatch:
 
 
 class Watch:
-    """One attempt. As a context it is watched; `check` then says what was wrong.
+    """Watches one attempt, as a context manager; `check` then says what was wrong.
 
     `cut_off` is called once, in another thread, with the limit that was exceeded.
     """
@@ -124,19 +124,19 @@ class Watch:
         self._thread.join()
 
     def check(self, error: Exception | None = None) -> None:
-        """Raises the reason why the attempt was cut off, instead of the `error` of that."""
+        """Raises the reason why the attempt was cut off, instead of the resulting `error`."""
         if self._problem is not None:
             raise self._problem from error
-        # What came faster than anybody looked.
+        # Data that arrived between two checks.
         if error is None and (problem := self._too_large(self._measure())) is not None:
             raise problem
 
     def _look(self) -> None:
-        """The thread that enforces the limits."""
+        """Enforces the limits, in a thread."""
         limits = self._limits
         step = min(_LONGEST_STEP_SECONDS, limits.window_seconds / 4)
-        # Seconds in which this process ran: one that was stopped, or whose machine stood still,
-        # has taken nothing meanwhile, whatever was sent.
+        # Seconds in which this process ran: a stopped process, or one on a suspended machine,
+        # receives nothing meanwhile, whatever was sent.
         watched, looked_at = 0.0, time.monotonic()
         history: deque[tuple[float, int]] = deque()
         while not self._done.wait(step):
@@ -173,7 +173,7 @@ class Watch:
             return None
         watched, received = history[-1]
         asked_for = min(self._stopwatch.seconds_since_pause, watched - history[0][0])
-        # Files that are put together grow and vanish: any change is a sign of life.
+        # Files grow and vanish while they are merged: any change is a sign of progress.
         came = abs(received - history[0][1])
         if (
             asked_for < limits.window_seconds * 0.99

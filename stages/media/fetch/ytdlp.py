@@ -27,7 +27,7 @@ from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
 if TYPE_CHECKING:
     from clipmill.stages.media.fetch.ytdlp_calls import Call
 
-# Errors of an extractor that misinterprets a page.
+# Errors of an extractor that fails to parse a page.
 _MISTAKES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -39,7 +39,7 @@ def base_options(
     timeout_seconds: float | None = None,
     user_agent: str | None = None,
 ) -> dict[str, Any]:
-    """Options common to every use here; `scratch` is a folder for this call only."""
+    """Options common to all uses here; `scratch` is a folder for this call only."""
     options: dict[str, Any] = {
         "quiet": True,
         "no_warnings": True,
@@ -67,9 +67,9 @@ def _at_a_loss(error: Exception) -> RowFailed:
 
 @dataclass(frozen=True)
 class Page:
-    """What a site says of a video: all of it, and what can be fetched by itself.
+    """What a site says about a video: all of it, and what can be fetched separately.
 
-    `sound` is None where it lies in one file with the picture, or was fetched with it.
+    `sound` is None if it is in the picture's file, or was fetched with it.
     """
 
     info: dict[str, Any]
@@ -81,10 +81,10 @@ class Page:
 class Video:
     """A downloaded file and what the platform says about it.
 
-    `platform_id` is null where the page is of no platform that names its videos. A file that holds
-    a section has the time in the video at which it begins, and how long the whole video is. Where
-    the site doesn't tell sizes, and there are renditions of lower rates than this one's,
-    `lesser_than` is its rate (kbit/s). `page` has what is still to be fetched.
+    `platform_id` is null if the page belongs to no platform that identifies its videos. A file
+    that holds a section has the time in the video at which it begins, and the length of the whole
+    video. If the site doesn't state sizes, and there are renditions of lower rates than this
+    one's, `lesser_than` is its rate (kbit/s). `page` has what is still to be fetched.
     """
 
     path: Path
@@ -102,7 +102,7 @@ class Video:
 class Asked:
     """What to request from a site: options, and which subtitles.
 
-    With `leaves_sound`, sound that is a separate file is not fetched with the picture.
+    With `leaves_sound`, sound in a separate file is not fetched with the picture.
     """
 
     options: Mapping[str, Any]
@@ -113,10 +113,10 @@ class Asked:
 
 
 def download(call: Call, url: str, folder: Path, asked: Asked) -> Video:
-    """Downloads one video with yt-dlp into `folder`; rejections are found before the download.
+    """Downloads one video with yt-dlp into `folder`; rejects it before the download if possible.
 
-    Of a section only that part is fetched, or the whole where it can't be had for certain.
-    Raises RowRejected, RowFailed, or PassingProblem where another try may do.
+    Of a section only that part is fetched, or the whole file if the part is not certain. Raises
+    RowRejected, RowFailed, or PassingProblem if another attempt may succeed.
     """
     if asked.section is None:
         return call(_download, url, folder, asked)
@@ -141,7 +141,7 @@ def _download_section(
     try:
         return _download(worker, url, folder, replace(asked, section=section)), section
     except (BotCheck, LeftAlone):
-        raise  # the whole would fare no better
+        raise  # the whole file would fail the same way
     except (RowFailed, PassingProblem) as problem:
         if section.is_asked:
             raise NoSection(str(problem) or "ffmpeg could not fetch the part") from problem
@@ -189,7 +189,7 @@ def _download(worker: Worker, url: str, folder: Path, asked: Asked) -> Video:
 
 
 def _rate_of_unknown_size(info: Mapping[str, Any]) -> float | None:
-    """The rate of the video taken, where its size isn't told and lower rates are there."""
+    """The rate of the chosen rendition, if its size isn't stated and lower rates exist."""
     taken = next(iter(info.get("requested_formats") or ()), info)
     rate = taken.get("tbr")
     if rate is None or None not in (taken.get("width"), taken.get("height")):
@@ -203,7 +203,7 @@ def _rate_of_unknown_size(info: Mapping[str, Any]) -> float | None:
 
 
 def read_page(worker: Worker, url: str, folder: Path, asked: Asked) -> Page:
-    """What a site says of a video whose media is there already."""
+    """What a site says about a video whose media is already there."""
     return _extract(worker, url, folder, replace(asked, with_media=False, section=None))
 
 
@@ -215,10 +215,10 @@ def _extract(worker: Worker, url: str, folder: Path, asked: Asked) -> Page:
 
     def decide(info: dict[str, Any], *, incomplete: bool) -> str | None:
         if not incomplete:
-            worker.got_through()  # whatever comes of its media
+            worker.got_through()  # even if its media then fails
         problem = _decline(info, worker, incomplete) if asked.with_media else None
         if problem is None and not incomplete and asked.with_media:
-            # What is against the sound is found when that is fetched.
+            # Problems with the sound are reported when it is fetched.
             alone = picture_alone(info, downloader.params) if asked.leaves_sound else None
             problem = only_by_program(alone or info, downloader, worker)
         if problem is not None:
@@ -292,7 +292,7 @@ def _decline(
             "transient", "the video is live or not yet published; try again when it is over"
         )
     sides = [side for side in (info.get("width"), info.get("height")) if side is not None]
-    # Only one side known says nothing about which is the shorter.
+    # One side alone doesn't tell which is the shorter.
     short_side = min(sides) if len(sides) == 2 and not incomplete else None
     extractor = str(info.get("extractor_key") or NO_PLATFORM)
     try:
@@ -307,7 +307,7 @@ def _decline(
 
 
 def _metadata(info: Mapping[str, Any]) -> dict[str, Any]:
-    """What a site says, as text or not at all: extractors pass on whatever the page contains."""
+    """What a site says, as text or omitted: extractors pass on whatever the page contains."""
     return {
         "title": _text(info.get("title")),
         "description": _text(info.get("description")),
@@ -335,7 +335,7 @@ def expand_list(
 ) -> list[dict[str, Any]]:
     """The entries of a playlist, channel or search, or the one video that `url` is.
 
-    Nothing is asked about the single entries. Raises RowFailed or PassingProblem.
+    The entries themselves are not requested. Raises RowFailed or PassingProblem.
     """
     import yt_dlp
 

@@ -1,4 +1,4 @@
-"""Calls yt-dlp, which runs in a helper process, as patiently as the settings say."""
+"""Calls yt-dlp in its helper process, and repeats the calls as the settings say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clipmill.stages.media.isolation import isolated
 
 Result = TypeVar("Result")
 
-# No limit for all of it: an attempt's own limits leave out the time in which it waits its turn.
+# No total limit: an attempt's own limits exclude the time in which it waits its turn.
 _OF_PROCESS = isolated.Limits(time_limit_seconds=math.inf)
 
 
@@ -31,7 +31,7 @@ class Call(Protocol):
 
 @dataclass(frozen=True)
 class YtDlp:
-    """yt-dlp for one URL, whose files lie in `folder`.
+    """yt-dlp for one URL, whose files are in `folder`.
 
     `checks` answers what yt-dlp's process asks about the video: `judge` and `check_known`.
     """

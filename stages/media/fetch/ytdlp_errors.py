@@ -1,4 +1,4 @@
-"""yt-dlp's errors by kind, and its messages for the run's log."""
+"""Classifies yt-dlp's errors, and passes its messages to the run's log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipmill.stages.media.fetch.http_answers import (
 from clipmill.stages.media.fetch.problems import BotCheck, PassingProblem
 
 _BOT_CHECK = re.compile(r"not a bot|anti-?bot|captcha|unusual traffic", re.IGNORECASE)
-# The first pattern that the message holds decides; the site's words, as yt-dlp passes them on.
+# The first pattern that matches decides; these are the site's words, as yt-dlp passes them on.
 _KINDS: tuple[tuple[str, ErrorKind], ...] = (
     (rf"{_BOT_CHECK.pattern}|robots", "blocked"),
     (
@@ -55,11 +55,11 @@ _KINDS_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), kind) for pattern, 
 
 
 logger = logging.getLogger("clipmill.yt_dlp")
-logger.setLevel(logging.INFO)  # below what Python shows by itself
+logger.setLevel(logging.INFO)  # below Python's default level
 
 
 class Log:
-    """Keeps the first error; yt-dlp would print it. Its messages go to the run's log."""
+    """Keeps the first error, which yt-dlp would print; sends its messages to the run's log."""
 
     def __init__(self) -> None:
         self.first_error: str | None = None
@@ -83,7 +83,7 @@ def problem_of(error: BaseException, first_error: str | None) -> RowFailed | Pas
     from yt_dlp.utils import ContentTooShortError, GeoRestrictedError, UnsupportedError
 
     message = clean(first_error or str(error))
-    # Ours lie behind what yt-dlp made of them.
+    # Our own errors are wrapped in yt-dlp's.
     for cause in _chain(error):
         if isinstance(cause, RowFailed | PassingProblem):
             return cause
@@ -128,7 +128,7 @@ def _kind_of(message: str) -> ErrorKind | None:
 
 
 def _words(message: str) -> str:
-    """A message without the video's id and without addresses, whatever those are called."""
+    """A message without the video's id and without URLs, which could match by accident."""
     return re.sub(r"\A\[[^\]]*\] \S+: |https?://\S+", "", message)
 
 
@@ -139,7 +139,7 @@ def clean(message: str) -> str:
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    """An error and all that it came from, the way yt-dlp keeps them."""
+    """An error and all its causes, as yt-dlp keeps them."""
     seen: list[BaseException] = []
     todo = [error]
     while todo:
@@ -157,6 +157,6 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 
 def check_for_room(error: BaseException, folder: Path) -> None:
-    """OSError where yt-dlp's error is that of a full disk."""
+    """OSError if yt-dlp's error was caused by a full disk."""
     if os.strerror(errno.ENOSPC) in str(error):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error

@@ -1,8 +1,8 @@
 """Defines which yt-dlp options a recipe may set.
 
 A recipe is plain data that may come from anybody, and yt-dlp has options that run shell commands,
-start programs by their path, or write files anywhere. So a recipe may set what is listed here and
-nothing else: an option that a newer yt-dlp brings is refused until it has been looked at.
+start programs by path, or write files anywhere. So a recipe may set only the options listed here;
+an option that a newer yt-dlp adds is refused until it has been reviewed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clipmill.stages.media.fetch.proxies import check_yt_dlp_proxy
 
 ALLOWED = frozenset(
     (
-        # who asks, and from where
+        # identity and network
         "username",
         "password",
         "videopassword",
@@ -47,7 +47,7 @@ ALLOWED = frozenset(
         "nocheckcertificate",
         "prefer_insecure",
         "age_limit",
-        # at what pace, and how often again
+        # pace and retries
         "socket_timeout",
         "retries",
         "fragment_retries",
@@ -66,7 +66,7 @@ ALLOWED = frozenset(
         "continuedl",
         "nopart",
         "skip_unavailable_fragments",
-        # which rendition
+        # rendition
         "format",
         "format_sort",
         "format_sort_force",
@@ -86,13 +86,13 @@ ALLOWED = frozenset(
         "hls_use_mpegts",
         "live_from_start",
         "external_downloader",
-        # which subtitles
+        # subtitles
         "writesubtitles",
         "writeautomaticsub",
         "allsubtitles",
         "subtitleslangs",
         "subtitlesformat",
-        # which videos, and which of a list
+        # choice of videos
         "allowed_extractors",
         "force_generic_extractor",
         "default_search",
@@ -107,7 +107,7 @@ ALLOWED = frozenset(
         "playlistrandom",
         "lazy_playlist",
         "skip_playlist_after_errors",
-        # how sites are read
+        # reading sites
         "extractor_args",
         "js_runtimes",
         "compat_opts",
@@ -241,13 +241,13 @@ REFUSED: dict[str, str] = {
 
 _DOWNLOADERS = ("native", "ffmpeg", "aria2c", "axel", "curl", "httpie", "wget")
 _RUNTIMES = ("deno", "node", "bun", "quickjs")
-# `youtube-ejs` loads scripts from a configurable place, and helpers for tokens (`youtubepot-…`) may
-# be programs; those here are asked over the network or have nothing to start.
+# `youtube-ejs` loads scripts from a configurable place, and token helpers (`youtubepot-…`) may be
+# programs; those here are used over the network or start nothing.
 _HELPERS = ("youtubepot-webpo", "youtubepot-bgutilhttp")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """ValueError if a recipe can't set an option, or yt-dlp has none of that name."""
+    """ValueError if a recipe can't set an option, or yt-dlp has no such option."""
     for name, value in options.items():
         if name not in ALLOWED and name in REFUSED:
             why = REFUSED[name]
@@ -360,7 +360,7 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
 
 @functools.cache
 def known_options() -> frozenset[str]:
-    """The options of the yt-dlp that is installed."""
+    """The options of the installed yt-dlp."""
     import yt_dlp
 
     documented = re.findall(r"^ {4}([a-z][a-z0-9_]+):", yt_dlp.YoutubeDL.__doc__ or "", re.M)
@@ -376,9 +376,10 @@ def known_options() -> frozenset[str]:
 
 
 def given_options(options: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
-    """What a recipe gives, as yt-dlp wants it; `scratch` is a folder for this call alone.
+    """A recipe's options, in the form that yt-dlp takes; `scratch` is a folder for this call
+    alone.
 
-    UsageError where a file that it names can't be read.
+    UsageError if a file that an option names can't be read.
     """
     given = dict(options)
     if given.get("cookiefile") is not None:
@@ -394,9 +395,9 @@ def given_options(options: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
 
 
 def copied_cookies(path: Path, scratch: Path) -> str:
-    """A copy of a file of cookies: yt-dlp writes cookies back, and makes a file that is not there.
+    """A copy of a cookie file: yt-dlp writes cookies back, and creates a missing file.
 
-    Nor could threads do that to one file.
+    Threads couldn't share one such file either.
     """
     own = scratch / "cookies.txt"
     try:

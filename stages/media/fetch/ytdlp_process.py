@@ -1,7 +1,8 @@
-"""Runs yt-dlp in a helper process: limited, asking its worker, with the programs that it starts.
+"""Runs yt-dlp in a helper process that limits it and the programs that it starts.
 
 yt-dlp has no setting for some of this. So in the helper process, which does nothing else,
-`socket.socket.connect`, `subprocess.Popen` and `HTTPConnection.putrequest` ask the current attempt.
+`socket.socket.connect`, `subprocess.Popen` and `HTTPConnection.putrequest` ask the current
+attempt.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 @dataclass(frozen=True)
 class Attempt:
-    """What the helper process has to know of an attempt.
+    """What the helper process has to know about an attempt.
 
-    `kind` is what is asked for, where it is something that a video can do without. `proxies` are
-    the variables of the worker's environment, which may have changed since the process began.
+    `kind` names the requested part if it is an optional one. `proxies` are the variables of the
+    worker's environment, which may have changed since the process started.
     """
 
     folder: Path
@@ -57,7 +58,7 @@ class Worker:
         self.stopwatch = Stopwatch(attempt.spent_seconds)
         self.refused: PrivateAddress | None = None
         self.asking: Callable[[str], None] = lambda host: None
-        """Called for each request that Python's own HTTP client is about to make, by its host."""
+        """Called with the host of each request that Python's own HTTP client is about to make."""
         self.is_receiving: Callable[[], bool] = lambda: True
         """Whether yt-dlp is waiting for the network."""
         self._allowed = attempt.limits.allowed
@@ -83,11 +84,11 @@ class Worker:
         return host
 
     def got_through(self) -> None:
-        """The site delivers videos: it doesn't treat this attempt as a bot's."""
+        """The site delivers videos: it doesn't treat this client as a bot."""
         ask("got_through")
 
     def judge(self, duration_seconds: float | None, short_side: int | None) -> None:
-        """Raises RowRejected for a duration and a short side, either None where unknown."""
+        """Raises RowRejected for a duration and a short side; None means unknown."""
         ask("judge", duration_seconds, short_side)
 
     def check_known(self, extractor: str, platform_id: str, page: str | None) -> None:
@@ -99,7 +100,7 @@ class Worker:
         if self._allowed is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
             return address
         try:
-            # Resolved once: `connect` would do it again, after the check.
+            # Resolved once: `connect` would resolve the name again, after the check.
             host, port = address[:2]
             return public_address(resolved(host, port, sock.family)[0], self._allowed)
         except PrivateAddress as error:
@@ -107,7 +108,7 @@ class Worker:
             raise
 
     def starting(self, arguments: Any) -> None:
-        """Raises RowFailed if a program would fetch something that it must not."""
+        """Raises RowFailed if a program would fetch something forbidden."""
         words = arguments.split() if isinstance(arguments, str) else list(map(str, arguments))
         addresses = [word for word in words if _URL.match(word)]
         if self.refuses_addresses and addresses:
@@ -139,7 +140,7 @@ class Worker:
 
 
 def run(attempt: Attempt, function: Callable[..., Any], *args: Any) -> Any:
-    """Runs `function(worker, *args)` as one attempt; a limit that it exceeds ends this process."""
+    """Runs `function(worker, *args)` as one attempt; exceeding a limit ends this process."""
     global _worker
     _install()
     for name in proxies_of_environment():
@@ -213,7 +214,7 @@ def _install() -> None:
 
 
 def _asked_host(connection: http.client.HTTPConnection, target: str) -> str:
-    """Through a proxy it is the request's target, or the tunnel, that names the host."""
+    """The request's host; through a proxy, that of the request's target or of the tunnel."""
     named = None
     with contextlib.suppress(ValueError):
         named = urlsplit(target).hostname if _URL.match(target) else None

@@ -24,24 +24,24 @@ from clipmill.stages.media.fetch.ytdlp_formats import picture_alone
 from clipmill.stages.media.fetch.ytdlp_process import Worker
 from clipmill.stages.media.isolation.ffmpeg_program import give_ffmpeg_to_yt_dlp
 
-# The longest page, description or manifest that is read: all of it is in memory.
+# The longest page, description or manifest that is read, because it is held in memory.
 _MAX_PAGE_BYTES = 64 << 20
 MAX_SUBTITLE_BYTES = 16 << 20
 _NETWORK_SCHEMES = ("http", "https", "ftp", "ftps", "rtmp", "rtmps", "rtsp", "mms", "ws", "wss")
-# yt-dlp's ways to make requests whose connections Python makes.
+# yt-dlp's request handlers whose connections Python makes.
 _SEEN = ("Urllib", "Requests", "Websockets")
-# What makes it leave a part to ffmpeg.
+# The option that makes yt-dlp fetch a part with ffmpeg.
 _OF_A_PART = ("section_start", "section_end")
-# yt-dlp's downloaders that make their connections in its own process.
+# yt-dlp's downloaders that connect from its own process.
 _OWN = ("HttpFD", "HlsFD", "DashSegmentsFD", "IsmFD", "F4mFD", "MhtmlFD", "BunnyCdnFD", "SoopVodFD")
 
 
 def polite_yt_dlp(worker: Worker) -> type:
-    """yt-dlp's class, with requests that take turns, and answers that don't fill the memory.
+    """yt-dlp's class, with requests that take turns and answers of bounded size.
 
-    One that `leaves_sound` fetches of picture and sound in two files the picture alone, and says so
-    with `has_left_sound`. One that `stops_when_overloaded` raises PassingProblem where a host says
-    that it is, whatever yt-dlp would do.
+    With `leaves_sound`, of picture and sound in two files it fetches only the picture, and sets
+    `has_left_sound`. With `stops_when_overloaded`, it raises PassingProblem when a host reports
+    overload, whatever yt-dlp would do.
     """
     import yt_dlp
 
@@ -60,7 +60,7 @@ def polite_yt_dlp(worker: Worker) -> type:
 
         def build_request_director(self, handlers: Any, preferences: Any = None) -> Any:
             if worker.refuses_addresses:
-                # Others make connections that can't be seen from Python.
+                # The connections of other handlers are invisible to Python.
                 handlers = [one for one in handlers if one.RH_KEY in _SEEN]
             return super().build_request_director(handlers, preferences)
 
@@ -99,10 +99,10 @@ def polite_yt_dlp(worker: Worker) -> type:
             return answer
 
         def process_subtitles(self, *_: Any) -> None:
-            """Leaves them for later: they must not cost the media anything."""
+            """Leaves subtitles for later: their failure must not affect the media."""
 
         def choose_subtitles(self, *of_video: Any) -> dict[str, Any] | None:
-            """The tracks that yt-dlp's own options ask for."""
+            """The tracks selected by yt-dlp's own options."""
             chosen: dict[str, Any] | None = super().process_subtitles(*of_video)
             return chosen
 
@@ -114,13 +114,13 @@ def polite_yt_dlp(worker: Worker) -> type:
                 self._subtitle_bytes = None
 
         def process_info(self, info: dict[str, Any]) -> None:
-            """Leaves sound that lies apart for later: it must not cost the picture anything."""
+            """Leaves separate sound for later: its failure must not affect the picture."""
             alone = picture_alone(info, self.params) if self.leaves_sound else None
             if alone is None:
                 super().process_info(info)
                 return
             fixup = self.params.get("fixup")
-            self.params["fixup"] = "never"  # as when both are fetched: putting together mends it
+            self.params["fixup"] = "never"  # as when both are fetched: merging repairs the file
             try:
                 super().process_info(alone)
             finally:
@@ -129,7 +129,7 @@ def polite_yt_dlp(worker: Worker) -> type:
                 info["filepath"], self.has_left_sound = alone["filepath"], True
 
         def _ask(self, host: str) -> None:
-            """Waits for a turn for a request that has none yet: it may follow a redirect."""
+            """Waits for a turn for a request that has not had one: it may follow a redirect."""
             from yt_dlp.networking.exceptions import TransportError
 
             if getattr(self._turn, "is_taken", False):
@@ -140,7 +140,7 @@ def polite_yt_dlp(worker: Worker) -> type:
             try:
                 worker.wait(host)
             except RowFailed as problem:
-                # Anything else makes yt-dlp try the same with another library.
+                # Any other exception makes yt-dlp repeat the request with another library.
                 raise TransportError(cause=problem) from problem
 
         def take_cookies(self, cookies: Sequence[Cookie]) -> None:
@@ -152,7 +152,7 @@ def polite_yt_dlp(worker: Worker) -> type:
             if self._subtitle_bytes is not None:
                 self._subtitle_bytes += len(piece)
                 if self._subtitle_bytes > MAX_SUBTITLE_BYTES:
-                    # To yt-dlp this is one of the errors that cost the subtitles only.
+                    # yt-dlp treats this as an error of the subtitles alone.
                     raise OSError(f"subtitles of more than {MAX_SUBTITLE_BYTES >> 20} MB")
             return piece
 
@@ -175,7 +175,7 @@ def _read_bounded(read: Callable[..., bytes], amount: int | None = None) -> byte
 
 
 def only_by_program(info: Mapping[str, Any], downloader: Any, worker: Worker) -> RowFailed | None:
-    """What is against a download that a program makes, which connects by itself."""
+    """The objection to a download by an external program, which makes its own connections."""
     from yt_dlp.downloader import get_suitable_downloader
 
     for one in info.get("requested_formats") or [info]:
@@ -186,7 +186,7 @@ def only_by_program(info: Mapping[str, Any], downloader: Any, worker: Worker) ->
             continue
         scheme = str(one.get("url")).partition(":")[0].lower()
         if scheme not in _NETWORK_SCHEMES:
-            # ffmpeg would open a file of this machine, or another of its inputs.
+            # ffmpeg would open a local file, or use another of its input protocols.
             return RowFailed(
                 "permanent",
                 f"the site names an invalid network address: {str(one.get('url'))[:200]}",

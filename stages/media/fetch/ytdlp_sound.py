@@ -1,8 +1,8 @@
-"""Downloads sound with yt-dlp where it is a separate file, after the picture.
+"""Downloads sound with yt-dlp if it is a separate file, after the picture.
 
-The picture is complete by then, and it is what all stages need. Sound that can't be fetched costs
-nothing else: a site that refuses it gets no more requests for sound for a while, but pictures are
-requested as before.
+By then the picture, which all stages need, is complete. Sound that can't be fetched affects
+nothing else: a site that refuses it gets no more requests for sound for a while, but requests for
+pictures continue.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KIND = "sound"
 
 @dataclass(frozen=True)
 class SeparateSound:
-    """The sound of a picture: its `formats`, and yt-dlp's `info` about both."""
+    """The separate sound of a picture: its `formats`, and yt-dlp's `info` about both."""
 
     info: Mapping[str, Any]
     formats: Sequence[Mapping[str, Any]]
@@ -66,7 +66,7 @@ def fetch_sound(
             } | dict(one)
             if (problem := only_by_program(source, downloader, worker)) is not None:
                 raise problem
-            # The same name in each attempt, so that one resumes the last.
+            # The same name in each attempt, so that the next attempt resumes it.
             path = folder / f"sound-{number}"
             downloader.dl(str(path), source)
             if not path.is_file():
@@ -85,7 +85,7 @@ def put_together(
     """Merges the downloaded files into one, as yt-dlp merges picture and sound.
 
     The container is the one for both, even if only one is there. `target` has no suffix. Raises
-    RowFailed of kind bad_media if ffmpeg can't merge them; the `files` stay in any case.
+    RowFailed of kind bad_media if ffmpeg can't merge them; the `files` are kept in any case.
     """
     from clipmill.stages.media.fetch.ytdlp_requests import polite_yt_dlp
 
@@ -93,7 +93,7 @@ def put_together(
 
     class Merging(polite):  # type: ignore[misc, valid-type]  # made at run time
         def dl(self, name: str, info: Mapping[str, Any], *_: Any, **__: Any) -> tuple[bool, bool]:
-            """Takes the file that is there already."""
+            """Uses the file that is already there."""
             file = files[str(info["format_id"])]
             Path(name).unlink(missing_ok=True)
             try:
@@ -111,7 +111,7 @@ def put_together(
     ]
     try:
         with _by_kind(log, target.parent), Merging({**options, **ours}) as downloader:
-            # ffmpeg would fetch formats that it can fetch together.
+            # ffmpeg would fetch formats together that it can.
             downloader.params["compat_opts"] = {
                 *downloader.params.get("compat_opts", ()),
                 "no-direct-merge",
@@ -127,7 +127,7 @@ def put_together(
 
 @contextlib.contextmanager
 def _by_kind(log: Any, folder: Path) -> Iterator[None]:
-    """Turns yt-dlp's errors into failures of the right kind; a full disk stays one."""
+    """Turns yt-dlp's errors into failures of the right kind; a full disk is passed on."""
     import yt_dlp
 
     try:

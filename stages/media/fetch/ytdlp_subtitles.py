@@ -1,7 +1,7 @@
 """Fetches subtitles with yt-dlp: chooses the tracks, and fetches each one separately.
 
-The media is there by then. A missing track costs nothing else, and a site that refuses
-tracks gets no requests for them for a while, but still for media.
+The media is there by then. A missing track affects nothing else; a site that refuses tracks gets
+no requests for tracks for a while, but requests for media continue.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ORIGINAL = "-orig"
 
 @dataclass(frozen=True)
 class WantedTracks:
-    """Which tracks of a video to take; `language` is the video's, where that is known."""
+    """Which tracks of a video to fetch; `language` is the video's, if known."""
 
     languages: Sequence[str]
     people: bool = True
@@ -41,7 +41,7 @@ class WantedTracks:
     chosen_by_yt_dlp: bool = False
 
     def options(self) -> dict[str, Any]:
-        """Makes yt-dlp's extractors look for tracks; they are chosen here."""
+        """yt-dlp options that make its extractors look for tracks; the choice is made here."""
         return {
             "writesubtitles": self.people and bool(self.languages),
             "writeautomaticsub": self.automatic and bool(self.languages),
@@ -52,7 +52,7 @@ class WantedTracks:
 
 @dataclass(frozen=True)
 class Track:
-    """One track that a site offers; `source` is yt-dlp's description of where it lies."""
+    """One track that a site offers; `source` is yt-dlp's description of its location."""
 
     language: str
     automatic: bool
@@ -65,7 +65,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Tracks:
-    """The tracks to take of one video, and with which cookies."""
+    """The tracks to fetch for one video, and the cookies to use."""
 
     found: Sequence[Track] = ()
     cookies: Sequence[Cookie] = ()
@@ -73,7 +73,7 @@ class Tracks:
 
 @dataclass
 class Taken:
-    """The lines of tracks that came, the names of those, and what was against the others."""
+    """The lines of the fetched tracks, their names, and the problems of the others."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ class Taken:
 
 
 def choose_tracks(info: Mapping[str, Any], wanted: WantedTracks, downloader: Any) -> Tracks:
-    """The tracks to take of what a site offers for a video."""
+    """The tracks to fetch, of those that a site offers for a video."""
     by_people, automatic = info.get("subtitles") or {}, info.get("automatic_captions") or {}
     if wanted.chosen_by_yt_dlp:
         chosen = downloader.choose_subtitles(info.get("id"), by_people, automatic) or {}
@@ -119,13 +119,13 @@ def choose_tracks(info: Mapping[str, Any], wanted: WantedTracks, downloader: Any
                 and (_matches(code, wanted.languages, own))
             ):
                 found.append(_track(code, True, formats, info))
-    # The one that is needed most comes first, for a site may refuse the others.
+    # The most important track first, because the site may refuse the later ones.
     found.sort(key=lambda track: (not same_language(track.language, own), track.automatic))
     return Tracks(found, list(downloader.cookiejar))
 
 
 def _spoken(automatic: list[str], by_people: list[str], own: str | None) -> list[str]:
-    """The automatic tracks in the language spoken: what is not a translation of them."""
+    """The automatic tracks in the spoken language: those that are not translations."""
     originals = [code for code in automatic if code.endswith(_ORIGINAL)]
     if originals:
         return [code for code in originals if same_language(code, own)] or originals
@@ -165,7 +165,7 @@ def fetch_track(
 ) -> list[dict[str, Any]]:
     """The lines of one track, as dicts of SUBTITLE with their `words`.
 
-    Raises RowFailed, or PassingProblem where another try may do.
+    Raises RowFailed, or PassingProblem if another attempt may succeed.
     """
     data = _data(worker, track, folder / f"track-{number}", options, cookies)
     try:
@@ -197,7 +197,7 @@ def _data(
     from clipmill.stages.media.fetch.ytdlp_requests import only_by_program, polite_yt_dlp
 
     log = Log()
-    # A part that is refused is not asked for again at once.
+    # A refused part is not requested again at once.
     asked = {**options, "logger": log, "fragment_retries": 0}
     try:
         with polite_yt_dlp(worker)(asked) as downloader:
