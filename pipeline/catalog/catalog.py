@@ -67,7 +67,7 @@ DEFAULT_MEMORY_LIMIT = "50%"
 
 @dataclass(frozen=True)
 class Layout:
-    """The tables that the newest run made, as they lie on disk now."""
+    """The tables of the newest run, with their shards on disk."""
 
     dataset: Path
     record: RunRecord | None
@@ -88,7 +88,7 @@ class Layout:
 
 
 def read_layout(dataset: Path) -> Layout:
-    """Finds the current tables; a dataset without a run has sources at most."""
+    """Finds the current tables; a dataset without a run has at most sources."""
     dataset = dataset.absolute()
     record = latest_run(dataset)
     removals = tuple(tombstones(dataset))
@@ -101,7 +101,7 @@ def read_layout(dataset: Path) -> Layout:
         steps.append(
             _table(folder, step.label, stage, step.name, schema, bool(removals), step.score)
         )
-        # Not all further tables: that would import every stage.
+        # Only these: the schemas of all further tables would import every stage.
         for name, schema in ((FRAMES, scan_videos.FRAMES), (SHOTS, split_clips.SHOTS)):
             if name in step.tables:
                 folder = step.folder(dataset, name)
@@ -138,7 +138,7 @@ def _table(
 
 
 def _found_schema(folder: Path, step: Step) -> pa.Schema:
-    """The schema of a custom stage, which only its files have; text if there are none."""
+    """The schema of a custom stage, read from its files; text columns if there are none."""
     if folder.is_dir():
         with os.scandir(folder) as entries:
             # The newest file has the most columns, because schemas only grow.
@@ -153,7 +153,7 @@ def _found_schema(folder: Path, step: Step) -> pa.Schema:
                 reverse=True,
             )
         for _, path in newest:
-            # A damaged one is reported when it is queried.
+            # A damaged file is reported when it is queried.
             with contextlib.suppress(DamagedFile), reading(Path(path)):
                 return pq.read_schema(path).remove_metadata()
     names = [name for name in step.columns if name not in {"rejection", "error"}]
@@ -163,8 +163,8 @@ def _found_schema(folder: Path, step: Step) -> pa.Schema:
 class Catalog:
     """An open catalog; a context manager.
 
-    `execute` is for the program's own SQL. `ask` is for user SQL: one read-only statement, and
-    errors that say where they are.
+    `execute` is for the program's own SQL. `ask` is for user SQL: one read-only statement, with
+    errors that point at the mistake.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class Catalog:
         """The rows of one read-only statement, streamed.
 
         Raises UsageError for a statement that is not read-only or that DuckDB refuses, and
-        ClipmillError if the machine or a file is to blame. Errors may come while reading, too:
+        ClipmillError if the machine or a file is to blame. Errors may also occur while reading:
         read inside `with readable_errors()`.
         """
         relation = self.relation(query)
@@ -222,10 +222,10 @@ class Catalog:
             return relation.to_arrow_reader()
 
     def relation(self, query: str) -> duckdb.DuckDBPyRelation:
-        """The rows of one read-only statement as a relation, which runs when it is read.
+        """The rows of one read-only statement as a relation, which is executed when it is read.
 
-        Raises the same errors as `ask`. It can be read after the catalog was dropped, but not after
-        it was closed.
+        Raises the same errors as `ask`. It can be read after the catalog was dropped, but not
+        after it was closed.
         """
         with readable_errors(query):
             query = reading_statement(self.connection, query)
@@ -235,15 +235,15 @@ class Catalog:
             try:
                 return cursor.sql(query)
             except (duckdb.BinderException, duckdb.CatalogException):
-                cursor.execute(query)  # fails likewise, but says where in the text
+                cursor.execute(query)  # fails in the same way, but says where in the text
                 raise
 
     @contextmanager
     def bounded(self) -> Iterator[None]:
-        """Limits this process's memory while SQL runs that someone else may have written.
+        """Limits this process's memory while SQL from an untrusted source runs.
 
-        DuckDB's own limit holds for tables and sorts, not for every text that a function makes. A
-        system without this bound (macOS) continues without it.
+        DuckDB's own limit covers tables and sorts, but not every text that a function makes. On a
+        system without this limit (macOS) the SQL runs without it.
         """
         rows = self.connection.execute("SELECT current_setting('memory_limit')").fetchall()
         number, _, unit = str(rows[0][0]).partition(" ")
@@ -252,7 +252,7 @@ class Catalog:
             yield
 
     def _create_what_can_be(self) -> None:
-        """All views except those that damage keeps from being made: they may not be needed."""
+        """Creates all views except those that damage prevents, which may not be needed."""
         for name in list(self._missing):
             try:
                 self._create(name)
@@ -260,7 +260,7 @@ class Catalog:
                 self._kept_back[name.rpartition(".")[2]] = error
 
     def _view_kept_back(self, error: BaseException | None) -> DamagedFile | None:
-        """The damage because of which a view that DuckDB reports as missing could not be made."""
+        """The damage that prevented a view which DuckDB reports as missing."""
         while error is not None:
             if isinstance(error, duckdb.CatalogException) and (
                 missing := re.search(r"with name (\w+) does not exist", str(error))
@@ -280,7 +280,7 @@ class Catalog:
         except duckdb.Error:
             found = set()
         named = {name.removeprefix("memory.").removeprefix("main.") for name in found}
-        # A statement that lists tables, or names an unknown one, may be about any of them.
+        # A statement that lists tables, or names an unknown one, may need any of them.
         if not named or not named <= self._known:
             self._create_what_can_be()
         for name in named:
@@ -314,7 +314,7 @@ class Catalog:
             except duckdb.InterruptException:
                 raise
             except duckdb.Error:
-                pass  # a damaged index: the tables have everything
+                pass  # the index is damaged: the tables have everything
         self.connection.execute(f"CREATE VIEW {place} AS {make_query()}")
 
     @cached_property
@@ -328,7 +328,7 @@ class Catalog:
         )
 
     def _put_together(self, coverage: Coverage, name: str) -> str:
-        """A wide view of stored rows and, for shards that the index does not cover, joins."""
+        """A wide view: rows of the index, and joins for the shards that it lacks."""
         files = coverage.files(name)
         held = self.connection.execute(
             f"DESCRIBE SELECT * EXCLUDE (_base) FROM "
@@ -342,10 +342,10 @@ class Catalog:
         return views.put_together(columns, parts, doubled)
 
     def _find_doubled(self) -> bool:
-        """Makes the table of videos that are in another group of shards after their first one."""
+        """Makes the table of videos that occur again in later groups of shards."""
         if self._has_doubled is None:
             coverage = self._coverage
-            assert coverage is not None  # only asked where a part of the views is put together
+            assert coverage is not None  # only called if part of a view comes from the index
             parts = [
                 views.stored_rows(
                     ["video_id"], coverage.files("videos"), hide_removed=coverage.hide_removed
@@ -369,11 +369,11 @@ def open_catalog(
     threads: int | None = None,
     use_index: bool = True,
 ) -> Catalog:
-    """Opens the views of a dataset, whatever its state.
+    """Opens the views of a dataset in any state.
 
-    Unless `allow_external`, queries can only reach the dataset's current tables: no other
-    files, no network, no extensions. `memory_limit` is DuckDB's, e.g. `2GB`; by default half of
-    the machine's memory. Without `use_index` all rows come from the tables themselves.
+    Unless `allow_external`, queries can only reach the dataset's current tables: no other files,
+    no network, no extensions. `memory_limit` is DuckDB's, e.g. `2GB`; by default half of the
+    machine's memory. Without `use_index` all rows come from the tables themselves.
     """
     layout = read_layout(require_dataset(dataset))
     config: dict[str, Any] = {
@@ -399,7 +399,7 @@ def open_catalog(
     )
     connection.execute("CREATE SCHEMA steps")
     if not allow_external:
-        # The patterns are checked as they are written, and the files that they lead to.
+        # DuckDB checks both the patterns as written and the files that they resolve to.
         subsets = [folder for _, folder in _subset_folders(layout.dataset)]
         allowed = {
             name
@@ -418,9 +418,11 @@ _opened = itertools.count()
 
 @cache
 def _spill_folder() -> ScratchFolder:
-    """Where the process's catalogs spill, each into a folder that DuckDB makes and removes.
+    """Where the catalogs of this process spill, each into a folder that DuckDB creates and
+    removes.
 
-    It stays to the end of the process: a relation may be read long after its catalog was dropped.
+    The folder exists until the process ends: a relation may be read long after its catalog was
+    dropped.
     """
     folder = ScratchFolder("sql")
     atexit.register(folder.remove)
@@ -444,7 +446,7 @@ _WIDE: dict[str, Callable[[Sequence[StepTable]], str]] = {
 
 
 def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
-    """The SQL of every view, by name; a view that uses another comes after it."""
+    """The SQL of every view, by name; a view that uses another one follows it."""
     steps = layout.steps
     return {
         "sources": lambda: views.plain_view(layout.ingest, views.SOURCES_VIEW),
@@ -459,7 +461,7 @@ def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
         "embeddings": lambda: views.embeddings_view(steps),
         "subset_clips": lambda: views.subset_clips_view(_subset_folders(layout.dataset)),
         **{f"steps.{step.step}": partial(raw_view, step) for step in steps},
-        # Made from records: an unreadable record must not block queries of other tables.
+        # These come from records: an unreadable record must not block queries of other tables.
         **dict.fromkeys(_TABLES, str),
     }
 
@@ -518,7 +520,7 @@ def _run_stage(stage: StageRecord) -> dict[str, Any]:
 
 
 def _subset_folders(dataset: Path) -> list[tuple[str, str]]:
-    """Name and folder of every frozen subset; the name of an unfinished one has a dot."""
+    """Name and folder of every frozen subset; unfinished ones have a dot in their names."""
     return [
         (path.parent.name, str(path.parent))
         for path in subset_records(dataset)

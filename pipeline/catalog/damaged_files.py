@@ -34,9 +34,9 @@ def damage_named(dataset: Path) -> Iterator[None]:
 
 
 def damage_behind(error: BaseException | None, dataset: Path) -> ClipmillError | None:
-    """The error to raise if a damaged file is behind an error; None if none is.
+    """The DamagedFile error if a damaged file caused an error; otherwise None.
 
-    An error caused by what a user typed stays theirs: a file is only blamed if it can't be
+    Mistakes in what a user typed are not blamed on files: a file is to blame only if it can't be
     read, or if DuckDB reports that it could not read it.
     """
     seen = 0
@@ -64,7 +64,7 @@ def _blamed(error: Exception, dataset: Path) -> ClipmillError | None:
         if reason is not None:
             return damaged(path, reason)
     if type(error) is duckdb.Error or isinstance(error, duckdb.SerializationException):
-        # What the reader of footers and page heads throws passes DuckDB without a file's name.
+        # DuckDB passes on errors about footers and page headers without naming the file.
         return _searched(dataset, reason_of(error))
     return None
 

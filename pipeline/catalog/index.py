@@ -1,14 +1,14 @@
 """The index: the rows of the `clips` and `videos` views, joined once and kept in wide files.
 
-    index/<columns>/manifest.json         what there is, and what it was made from
-    index/<columns>/clips-000003.parquet  rows of some whole groups of shards, with `_base`
-    index/<columns>/videos-000003.parquet
+index/<columns>/manifest.json         its parts, and what they were made from
+index/<columns>/clips-000003.parquet  rows of some whole groups of shards, with `_base`
+index/<columns>/videos-000003.parquet
 
-It holds nothing that the tables don't: the whole folder may be deleted at any time. A part counts
-only while the shard files that it was made from are there unchanged, and no further ones of the
-same groups; what no part covers comes from the tables directly. `<columns>` is a hash over the
-SQL that makes the rows, so a view with other columns, or from other tables, has a separate
-index. `pipeline/catalog/index_writer.py` builds it.
+It holds only data that the tables have, too, so the whole folder may be deleted at any time. A
+part is valid only while its groups have exactly the shard files that it was made from, unchanged;
+the rows of all other groups come from the tables directly. `<columns>` is a hash over the SQL that
+makes the rows, so a view with other columns, or from other tables, has a separate index.
+`pipeline/catalog/index_writer.py` builds it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FILE = re.compile(r"(clips|videos)-\d{6,}\.parquet\Z")
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of the index; size and end identify what was written."""
+    """A file of the index; its size and last bytes identify its content."""
 
     name: str
     size_bytes: int
@@ -67,7 +67,8 @@ def _size_and_tail(path: Path) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class IndexPart:
-    """The rows of some groups of shards: a file a view, and by base shard what it was made from."""
+    """The rows of some groups of shards: one file per view, and by base shard what it was made
+    from."""
 
     clips: StoredFile
     videos: StoredFile
@@ -100,9 +101,9 @@ class IndexPart:
 class Manifest:
     """What an index holds.
 
-    `folders` has each table folder's time of last change when all parts were found valid;
-    `doubled` is how many videos are in several groups, None if unknown;
-    `removed` names the removals that were carried out before the parts were made.
+    `folders` has each table folder's modification time when all parts were last found valid;
+    `doubled` is how many videos are in several groups, None if unknown; `removed` names the
+    removals that were carried out before the parts were made.
     """
 
     parts: tuple[IndexPart, ...] = ()
@@ -140,7 +141,7 @@ class Manifest:
 
 
 def tables_read(steps: Sequence[StepTable]) -> list[StepTable]:
-    """The tables from which rows of the stored views are made."""
+    """The tables that the stored views read."""
     names = views.tables_of_wide_views(steps)
     return [step for step in steps if step.step in names]
 
@@ -152,7 +153,7 @@ def can_be_indexed(steps: Sequence[StepTable]) -> bool:
 
 
 def index_folder(dataset: Path, steps: Sequence[StepTable]) -> Path:
-    """Where the index of these tables lies."""
+    """The folder of the index of these tables."""
     plain = [
         replace(
             step,
@@ -176,7 +177,7 @@ class ShardFiles:
 
     @cached_property
     def by_table(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """By step and base shard the names of the shards."""
+        """The names of the shards, by step and base shard."""
         found: dict[str, dict[str, tuple[str, ...]]] = {}
         for table in self.tables:
             groups: dict[str, list[str]] = {}
@@ -187,9 +188,9 @@ class ShardFiles:
 
     @cached_property
     def states(self) -> dict[str, str]:
-        """By base shard a hash over all its files in all tables: names, sizes, times of writing.
+        """By base shard, a hash over its files in all tables: names, sizes, modification times.
 
-        Files are only ever replaced by renaming, so one with the same size and time is the same.
+        Files are only ever replaced by renaming, so one with the same size and time is unchanged.
         """
         lines: dict[str, list[str]] = {}
         for table in self.tables:
@@ -241,7 +242,7 @@ def _shards_in(folder: str | None) -> list[tuple[str, os.DirEntry[str]]]:
 
 
 def folder_times(dataset: Path, tables: Sequence[StepTable]) -> dict[str, int]:
-    """When each table's folder last changed: a file came, went or was replaced."""
+    """When each table's folder last changed: a file was added, removed or replaced."""
     return {
         os.path.relpath(table.folder, dataset): Path(table.folder).stat().st_mtime_ns
         for table in tables
@@ -251,10 +252,10 @@ def folder_times(dataset: Path, tables: Sequence[StepTable]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How the views are composed now: parts of the index, and tables narrowed to the rest.
+    """Where the rows of the views come from now: parts of the index, and tables for the rest.
 
-    `live` is None if the parts cover everything. `may_double` says that a video may be in
-    several of the places; `hide_removed` that parts may hold removed videos.
+    `live` is None if the parts cover everything. `may_double` says that a video may be in several
+    of the places; `hide_removed` that parts may hold removed videos.
     """
 
     folder: Path
@@ -270,7 +271,7 @@ class Coverage:
 def find_coverage(
     dataset: Path, steps: Sequence[StepTable], removals: Iterable[str]
 ) -> Coverage | None:
-    """The valid part of a dataset's index; None if it is of no use.
+    """The valid part of a dataset's index; None if it is useless.
 
     `removals` are the names of all tombstones.
     """
@@ -294,7 +295,7 @@ def find_coverage(
     files = ShardFiles(tables)
     try:
         parts = right_parts(whole, files.states)
-    except OSError:  # a file went while they were looked at
+    except OSError:  # a file disappeared during the check
         return None
     if not parts:
         return None
@@ -305,7 +306,7 @@ def find_coverage(
 
 
 def right_parts(parts: Iterable[IndexPart], states: dict[str, str]) -> tuple[IndexPart, ...]:
-    """Those parts whose shards are all unchanged."""
+    """The parts whose shards are all unchanged."""
     return tuple(
         part
         for part in parts

@@ -1,8 +1,8 @@
 """Builds the index that `pipeline/catalog/index.py` reads: part by part, in bounded memory.
 
-Only one writer works on a dataset at a time (the caller holds the dataset's lock). A file
-is never changed or renamed, and files that a manifest no longer names stay until the next
-time, for those who have opened the catalog meanwhile.
+Only one writer works on a dataset at a time (the caller holds the dataset's lock). Files are never
+changed or renamed. Files that the manifest no longer names stay until the next update, for readers
+that already have the catalog open.
 """
 
 from __future__ import annotations
@@ -44,14 +44,15 @@ from clipmill.schemas.sql_text import escaped_for_glob, literal
 PART_CLIPS = 250_000
 PART_GROUPS = 2_000
 MEMORY_LIMIT = "2GB"
-# A folder's time of change is trusted from this long after it, so that two changes can't share it.
+# A folder's modification time is trusted only after this delay, so that two changes can't share
+# one.
 _SETTLED_SECONDS = 0.1
 _MAKERS = {"clips": views.clip_rows, "videos": views.video_rows}
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What was done: parts there are now, how many of them are new, and the clips in all."""
+    """What was done: how many parts there are now, how many are new, and the clips in all."""
 
     n_parts: int
     n_new: int
@@ -63,8 +64,9 @@ def update_index(
 ) -> IndexReport | None:
     """Updates the index; None if there is nothing to index yet.
 
-    The caller holds the dataset's lock. If it is killed, complete parts stay. Without
-    `keep_former`, files that were in use until now are deleted at once: they may hold removed rows.
+    The caller holds the dataset's lock. If the update is killed, complete parts stay. Without
+    `keep_former`, files that were in use until now are deleted at once: they may hold removed
+    rows.
     """
     with open_catalog(
         dataset, allow_external=True, memory_limit=MEMORY_LIMIT, use_index=False
@@ -81,7 +83,7 @@ def update_index(
 
 
 def drop_index(dataset: Path) -> None:
-    """Deletes the whole index: none of it is needed."""
+    """Deletes the whole index, which can always be rebuilt."""
     shutil.rmtree(dataset / INDEX, ignore_errors=True)
 
 
@@ -91,7 +93,7 @@ def index_problem(dataset: Path) -> str | None:
         update_index(dataset)
     except (OSError, duckdb.Error, DamagedFile) as error:
         if isinstance(error, DamagedFile) and not error.where.startswith(f"{INDEX}/"):
-            raise  # then more is wrong than the index
+            raise  # then more than the index is damaged
         return (
             f"The index of the catalog could not be built ({error}); queries work without it, "
             f"but take longer. `clipmill index {shell_word(dataset)}` tries again."
@@ -119,7 +121,7 @@ class _IndexUpdate:
         kept = self._still_right(before)
         todo = sorted(set(self._files.states).difference(*(part.bases for part in kept)), key=int)
         if todo:
-            # Small parts are made again together with what is new, so that their number stays low.
+            # Small parts are rebuilt together with new groups, to keep the number of parts low.
             small = [part for part in kept if part.n_clips < self._part_clips // 2]
             kept = [part for part in kept if part not in small]
             todo = sorted({*todo, *(base for part in small for base in part.bases)}, key=int)
@@ -149,10 +151,10 @@ class _IndexUpdate:
         return [part for part in parts if all(file.is_whole(self._folder) for file in part.files)]
 
     def _groups(self, bases: Sequence[str]) -> Iterator[list[str]]:
-        """Whole base shards in order, as many as make one part."""
+        """Whole base shards in order, as many as fit one part."""
         split = views.primary(self._steps, "split_clips")
-        assert split is not None  # the index is made only where there are clips
-        folder = Path(split.folder or "")  # without shards nothing is looked for in it
+        assert split is not None  # without clips there is no index
+        folder = Path(split.folder or "")  # without shards the folder is never listed
         shards = self._files.by_table[split.step]
         group: list[str] = []
         clips = 0
@@ -167,7 +169,7 @@ class _IndexUpdate:
             yield group
 
     def _make(self, bases: list[str], number: int) -> IndexPart | None:
-        """The rows of some base shards as new files; None if a file can't hold their types."""
+        """Writes rows of some base shards to new files; None if these can't hold their types."""
         steps = self._files.only(bases, self._steps)
         files = {}
         for name, rows in _MAKERS.items():
@@ -211,10 +213,10 @@ class _IndexUpdate:
         return int(found)
 
     def _settled_times(self) -> dict[str, int]:
-        """The folders' times of change, once the next change can't have the same one."""
+        """The folders' modification times, once a later change would have a different one."""
         times = folder_times(self._dataset, self._tables)
         if all(at % 1_000_000_000 == 0 for at in times.values()):
-            return {}  # none, or in whole seconds: useless for this
+            return {}  # no times, or whole seconds: too coarse for this
         left = _SETTLED_SECONDS - (time.time() - max(times.values()) / 1e9)
         if 0 < left <= _SETTLED_SECONDS:
             time.sleep(left)
@@ -247,7 +249,7 @@ class _IndexUpdate:
                 else:
                     path.unlink()
         if before is not None or not self._keep_former:
-            # The index of other columns, older than this one.
+            # An index with other columns, older than this one.
             for path in self._folder.parent.iterdir():
                 if path != self._folder:
                     shutil.rmtree(path, ignore_errors=True)

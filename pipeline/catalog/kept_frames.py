@@ -21,7 +21,7 @@ from clipmill.stages.protocol import Uniform
 
 @dataclass(frozen=True)
 class ClipSpan:
-    """Where a clip lies."""
+    """A clip, and its span in the video."""
 
     clip_id: str
     video_id: str
@@ -31,7 +31,7 @@ class ClipSpan:
 
 @dataclass(frozen=True)
 class KeptFrame:
-    """One frame of a clip, and when it is in the video."""
+    """One frame of a clip, and its time in the video."""
 
     seconds: float
     jpeg: bytes
@@ -40,9 +40,9 @@ class KeptFrame:
 def kept_frames(
     catalog: Catalog, spans: Iterable[ClipSpan], count: int
 ) -> Iterator[tuple[str, list[KeptFrame]]]:
-    """The clips' ids with at most `count` evenly spaced frames, of clips that have some.
+    """At most `count` evenly spaced frames of each clip that has kept frames, with the clip's id.
 
-    Frames are read of one video at a time, and only those that are given.
+    Frames are read one video at a time, and only those that are yielded.
     """
     frames = catalog.layout.frames
     by_video: dict[str, dict[str, ClipSpan]] = {}
@@ -63,7 +63,7 @@ def kept_frames(
 
 
 def _files(catalog: Catalog, folder: Path, video_ids: list[str]) -> dict[str, list[Path]]:
-    """The frames' files that may hold each video, the newest first: the clip's shard names them."""
+    """The frame files that may hold each video, newest first: the clip's shard names them."""
     split = next(step for step in catalog.layout.steps if step.name == "split_clips")
     rows = catalog.execute(
         f"SELECT DISTINCT video_id, shard FROM steps.{quoted(split.step)} "
@@ -83,7 +83,7 @@ def _files(catalog: Catalog, folder: Path, video_ids: list[str]) -> dict[str, li
 
 @dataclass(frozen=True)
 class _Group:
-    """A row group of a frames' file."""
+    """A row group of a frame file."""
 
     path: Path
     file: pq.ParquetFile
@@ -95,12 +95,12 @@ class _Group:
 
 
 def _groups(path: Path, video_id: str) -> Iterator[_Group]:
-    """The row groups that may hold a video, by their footers."""
+    """The row groups that may hold a video, according to their footers."""
     try:
         with reading(path):
             file = pq.ParquetFile(path)
     except OSError:
-        return  # dropped meanwhile
+        return  # deleted meanwhile
     with file:
         column = file.schema_arrow.names.index("video_id")
         for number in range(file.metadata.num_row_groups):

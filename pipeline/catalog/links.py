@@ -1,12 +1,12 @@
-"""Links to a moment of a video, in the form that its site understands."""
+"""Links to a moment of a video, in the form that the video's site understands."""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
-# The site's own parameter for the second to begin at, by the end of the host's name; `#` in front
-# of it if it is in the fragment.
+# By the end of the host's name, the site's parameter for the second to start at; with `#` if it
+# belongs in the fragment.
 _FORMS = {
     "youtube.com": "t={}s",
     "youtu.be": "t={}s",
@@ -33,7 +33,7 @@ _TIME_FRAGMENT = re.compile(r"(?:^|&)t=(?:npt:)?[\d:.hms,]*")
 def clip_link(
     url: str | None, start_seconds: float | None, end_seconds: float | None
 ) -> str | None:
-    """The address of a video at a clip: `&t=12s` for YouTube, `#t=12.5,16` for unknown sites.
+    """A video's URL at a clip's start: `&t=12s` for YouTube, `#t=12.5,16` for unknown sites.
 
     Anything that is not a web address is returned unchanged.
     """
@@ -71,7 +71,8 @@ def clip_link(
 
 
 def _with_fragment(parts: SplitResult, time: str) -> str:
-    """The address with a time behind `#`, in place of another; what else stands there stays."""
+    """The URL with a time in the fragment, replacing an earlier one; the rest of the fragment
+    stays."""
     others = _TIME_FRAGMENT.sub("", parts.fragment).strip("&")
     return parts._replace(fragment=f"{others}&{time}" if others else time).geturl()
 

@@ -30,9 +30,9 @@ from clipmill.schemas.step_tables import (
 def _problems(table: StepTable) -> str:
     """Rows of a step that were not kept; `resolved` if a newer shard has the key again.
 
-    A failure is resolved by any newer outcome that is not a failure, a rejection by any at all, or
-    by another kept row; and both where another shard kept the key (see `outcomes`). At ingest
-    a later shard resolves what it has again.
+    A failure is resolved by any newer outcome that is not a failure; a rejection by any newer
+    outcome, or by another kept row; and both if another shard kept the key (see `outcomes`). At
+    ingest, any later shard with the key resolves both.
     """
     key = quoted(table.key)
     columns = [table.key, "rejection", "error"]
@@ -77,7 +77,7 @@ def _problems(table: StepTable) -> str:
 
 
 def _failed_parts(table: StepTable) -> str:
-    """What kept rows of a step lack, in the columns of `_problems`, as failures of that part."""
+    """The missing parts of a step's kept rows as failures, in the columns of `_problems`."""
     key = quoted(table.key)
     read = [table.key, "video_id", "failed_parts", "rejection", "error"]
     rows = (
@@ -105,7 +105,7 @@ def _failed_parts(table: StepTable) -> str:
 
 
 def problems_view(steps: Sequence[StepTable]) -> str:
-    """All that was not kept, at every step, with the address that it began from."""
+    """All rows that were not kept, at every step, with the address of their source."""
     download = primary(steps, "download_videos")
     videos = empty((("video_id", pa.string()), ("url", pa.string())))
     if download is not None:

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 from clipmill.pipeline.catalog.catalog import Catalog
 
-# A rule's detail where it compared a value with a setting: `180 < 360`.
+# The detail of a rule that compares a value with a setting: `180 < 360`.
 _COMPARED = re.compile(r"(-?\d+(?:\.(\d+))?) ([<>]) -?[\d.]+")
 
 
@@ -42,9 +42,10 @@ class Reasons(TypedDict):
 def reasons(catalog: Catalog) -> Reasons:
     """`rejections` by rule and `failures` by kind, the most common first.
 
-    For a rule that compares, `detail` is of the row furthest from the limit, and `keep` the setting
-    that would keep every row, in the form of `--set`. For failures, `message` is the most common of
-    that many `messages`; `parts` of them are of kept rows, and so in no stage's `failed`.
+    For a rule that compares, `detail` is that of the row furthest from the limit, and `keep` the
+    setting that would keep every row, in the form of `--set`. For failures, `message` is the most
+    common of `messages` different ones; `parts` counts those of kept rows, which no stage's
+    `failed` includes.
     """
     # The number before the sign, so that the furthest row comes first.
     number = r"TRY_CAST(regexp_extract(detail, '^(-?[0-9.]+) [<>] ', 1) AS DOUBLE)"
@@ -86,7 +87,7 @@ def reasons(catalog: Catalog) -> Reasons:
 
 
 def _settings(catalog: Catalog) -> dict[str, str]:
-    """The setting's place in the newest run's recipe, by the name that rules have for it."""
+    """The setting's path in the newest run's recipe, by the name that rules use for it."""
     record = catalog.layout.record
     return {
         f"{stage['name']}.{setting}": f"{stage['stage']}.{setting}"
@@ -96,11 +97,11 @@ def _settings(catalog: Catalog) -> dict[str, str]:
 
 
 def _kept_by(setting: str | None, detail: str) -> str | None:
-    """`label.setting=value` with the nearest value that keeps the row of this detail."""
+    """`label.setting=value` with the nearest value that would keep the row with this detail."""
     found = _COMPARED.fullmatch(detail)
     if setting is None or found is None:
         return None
-    # What is shown with two decimals was rounded to them: one less, towards keeping.
+    # The shown value was rounded, so drop its last decimal, rounding towards keeping.
     decimals = max(len(found[2] or "") - 1, 0)
     nearest = math.floor if found[3] == "<" else math.ceil
     value = nearest(float(found[1]) * 10**decimals) / 10**decimals

@@ -36,17 +36,17 @@ HIDING = frozenset(
         "deregister_external_resource",
     )
 )
-"""Functions that run SQL, or a function, given as text: it could write, unseen."""
+"""Functions that run SQL, or a function, given as text: it could write without being checked."""
 
 KEYWORD_COLUMNS = frozenset(("at",))
-"""Columns of the views that SQL doesn't accept as names unless they are quoted."""
+"""Columns of the views that SQL accepts as names only when they are quoted."""
 
 
 def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
     """The text to run for one read-only statement.
 
-    Run that text and not the typed one: for EXPLAIN it is rebuilt from the query
-    that was checked. Raises UsageError for any other statement.
+    Run this text and not the typed one: for EXPLAIN it is rebuilt from the query that was checked.
+    Raises UsageError for any other statement.
     """
     statements = duckdb.extract_statements(query)
     if not statements:
@@ -55,10 +55,10 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
         raise UsageError(f"expected one statement, found {len(statements)}")
     try:
         kind = statements[0].type
-    except ValueError as error:  # a statement that DuckDB's Python has no name for
+    except ValueError as error:  # a statement type that DuckDB's Python package doesn't know
         raise UsageError(f"the catalog is read-only; {_ALLOWED}") from error
-    # DuckDB makes several statements of a PIVOT whose columns it must discover first, and of an
-    # EXPLAIN of one.
+    # DuckDB splits a PIVOT whose columns it must first discover into several statements, and an
+    # EXPLAIN of one, too.
     explain = _EXPLAIN.fullmatch(query)
     if (
         explain
@@ -73,8 +73,8 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
             "without comments between these words"
         )
     if kind == duckdb.StatementType.MULTI:
-        # Such a statement has no tree, and DuckDB's parser accepts more as a space or
-        # the end of a comment than one would guess: no such word may occur anywhere in it.
+        # Such a statement has no syntax tree, and DuckDB's parser accepts unexpected characters as
+        # spaces or ends of comments: these words may occur nowhere in it.
         words = set(re.findall(r"[a-z_]+", query.lower(), re.A))
         if found := sorted(words & (HIDING | _CHANGING)):
             raise UsageError(
@@ -97,7 +97,7 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
 
 
 def _is_empty(text: str) -> bool:
-    """Whether DuckDB also treats all of it as comments."""
+    """Whether DuckDB, too, sees nothing but comments."""
     try:
         return not duckdb.extract_statements(text)
     except duckdb.Error:
@@ -119,7 +119,7 @@ def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:
 def readable_errors(query: str = "") -> Iterator[None]:
     """Raises DuckDB's errors as ours: the user's with status 2, the machine's with status 1.
 
-    For a `query` that can't be parsed, it says whether a column's name is to blame.
+    For a `query` that can't be parsed, the error says whether a column's name is to blame.
     """
     try:
         yield
@@ -138,12 +138,12 @@ def readable_errors(query: str = "") -> Iterator[None]:
             f"({error}); write CAST(… AS VARCHAR)"
         ) from error
     except RuntimeError as error:
-        # How a Ctrl-C is reported in the middle of some queries.
+        # Some queries report Ctrl-C in this way.
         if "interrupted" in str(error).lower():
             raise KeyboardInterrupt from error
         raise
     except OSError as error:
-        # What goes wrong while Arrow reads rows comes as one, but without a number.
+        # Errors from reading rows through Arrow have this class, but no error number.
         if error.errno is not None:
             raise
         said = _first_part(error)
@@ -178,7 +178,7 @@ def hint_at_quotes(error: Exception) -> str:
 def _keyword_hint(query: str) -> str:
     """A hint for a column name that is an SQL keyword, if that is the mistake.
 
-    It is if the query can be parsed once those words are quoted.
+    It is the mistake if the query can be parsed once those words are quoted.
     """
     text, mended, end = query.encode(), b"", 0
     found = set()
@@ -200,7 +200,7 @@ def _keyword_hint(query: str) -> str:
 
 
 def _out_of_memory(reason: str) -> str:
-    # DuckDB continues with settings that cannot be set here.
+    # DuckDB goes on to suggest settings that can't be changed here.
     reason = reason.partition("\n")[0].removeprefix("Out of Memory Error: ")
     return (
         f"the query needs more memory than allowed ({reason}); read less at a time, or "

@@ -1,7 +1,7 @@
-"""SQL of the catalog's views, generated from what a dataset has on disk.
+"""SQL of the catalog's views, generated from a dataset's tables on disk.
 
-A view names its columns here once: their types make the typed nulls where a recipe has no such
-stage, and the reference page. `pipeline/catalog/catalog.py` finds the files and runs the SQL.
+A view names its columns here once: their types give typed nulls if a recipe has no such stage, and
+the reference page. `pipeline/catalog/catalog.py` finds the files and runs the SQL.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ CLIPS_VIEW: Columns = (
     ("sharpness", pa.float32()),
     ("brightness", pa.float32()),
 )
-"""What every dataset's `clips` begins with; scorers and custom stages follow, then these:"""
+"""The first columns of every dataset's `clips`; those of scorers and custom stages follow, then
+these:"""
 CLIPS_VIDEO_COLUMNS: Columns = tuple(
     (name, pa.string()) for name in ("url", "title", "language", "category", "query")
 )
-# And last what else split_clips says of a clip.
+# The last columns: the rest of what split_clips says about a clip.
 CLIPS_SPLIT_COLUMNS: Columns = tuple(
     (name, CLIPS.field(name).type)
     for name in (
@@ -97,7 +98,7 @@ VIDEOS_VIEW: Columns = tuple(
         "captions_given",
     )
 )
-# What the decode pass says of a video in `videos`.
+# What the decode pass says about a video in `videos`.
 _CORRUPT = "corrupt_frames"
 _PLACE: Columns = (("url", pa.string()), ("video_id", pa.string()), ("shard", pa.string()))
 REJECTIONS_VIEW: Columns = (
@@ -134,7 +135,7 @@ _RUN_PLACE = pa.struct([("device", pa.string()), ("dtype", pa.string())])
 _RUN_MODEL = pa.struct(
     [
         *((name, pa.string()) for name in ("setting", "reference", "revision", "identity")),
-        # Where the run's workers opened it; null where it had nothing to do, or is a server.
+        # Where the run's workers loaded it; null if they didn't need to, or it is a server.
         ("places", pa.list_(_RUN_PLACE)),
     ]
 )
@@ -192,7 +193,7 @@ VIEWS: dict[str, Columns] = {
     "embeddings": EMBEDDINGS_VIEW,
     "removed": REMOVED_VIEW,
 }
-# Which column of the clips view comes from which built-in step.
+# The built-in step that provides each column of the clips view.
 _CLIP_SOURCES = {
     "summarize_captions": ("caption",),
     "caption_frames": ("caption_coarse", "captions_fine"),
@@ -214,8 +215,8 @@ class _ViewColumn:
 def primary(steps: Iterable[StepTable], name: str) -> StepTable | None:
     """The step that represents a built-in stage in the views.
 
-    That is the one labelled as the stage is named; a stage that is not a scorer may have any label
-    if it is the only one.
+    This is the one whose label is the stage's name; a stage that is not a scorer may have any
+    label if it is the only one of its kind.
     """
     found = [step for step in steps if step.name == name]
     named = [step for step in found if step.is_primary]
@@ -225,7 +226,7 @@ def primary(steps: Iterable[StepTable], name: str) -> StepTable | None:
 
 
 def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list[_ViewColumn]:
-    """Which step gives which column of a view, promised ones first, then the further ones."""
+    """The step that provides each column of a view: promised columns first, then the others."""
     names = {name for name, _ in promised}
     found: dict[str, _ViewColumn] = {}
     further: list[_ViewColumn] = []
@@ -246,11 +247,11 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
         for field in step.own_columns:
             column = field.name
             if step.is_built_in and step.score not in (None, column):
-                continue  # as with the promised scorers, the score alone is shown
+                continue  # as with the promised scorers, only the score is shown
             if renamed and column == step.score:
                 shown = step.stage
             elif not renamed and column in names and column not in found and not step.is_built_in:
-                # A custom stage in the place of a built-in one that the recipe lacks.
+                # A custom stage that replaces a built-in one that the recipe lacks.
                 if column in {c for cs in _CLIP_SOURCES.values() for c in cs}:
                     found[column] = _ViewColumn(column, step, column)
                     continue
@@ -263,9 +264,10 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
 
 
 def clip_columns(steps: Sequence[StepTable]) -> dict[str, tuple[StepTable, str]]:
-    """By name the columns of `clips` that a stage over clips made: its table, and the name there.
+    """The columns of `clips` that stages over clips made, by name: their table, and their name
+    there.
 
-    What split_clips says of a clip and what is known of its video are not among them.
+    Columns from split_clips and those about the clip's video are not included.
     """
     return {
         column.name: (column.table, column.column)
@@ -274,7 +276,7 @@ def clip_columns(steps: Sequence[StepTable]) -> dict[str, tuple[StepTable, str]]
 
 
 def tables_of_wide_views(steps: Sequence[StepTable]) -> set[str]:
-    """The steps whose tables `clips` and `videos` are made of."""
+    """The steps whose tables make up `clips` and `videos`."""
     makers = [primary(steps, name) for name in ("download_videos", "split_clips")]
     joined = [*_provided(steps, "clip_id", CLIPS_VIEW), *_provided(steps, "video_id", VIDEOS_VIEW)]
     return {
@@ -284,7 +286,7 @@ def tables_of_wide_views(steps: Sequence[StepTable]) -> set[str]:
 
 def _beside(table: StepTable, key: str, names: Iterable[str], alias: str) -> str:
     """A join that adds a table's columns to `base`: by key, within one group of shards."""
-    # `base` has no removed videos, so what is joined to it need not be searched for them.
+    # `base` has no removed videos, so the joined rows need no check for them.
     rows = kept(replace(table, removed=False), dict.fromkeys([key, *names]))
     return (
         f" LEFT JOIN ({rows}) AS {alias} ON {alias}.{key} = base.{key} "
@@ -340,7 +342,7 @@ _GROUPS: Columns = (("_base", pa.int64()), ("_first", pa.int64()))
 
 
 def once(rows: str, *, keep_groups: bool = False) -> str:
-    """The view that `video_rows` or `clip_rows` make: each video, and its clips, once.
+    """The rows of `video_rows` or `clip_rows` with each video, and its clips, only once.
 
     With `keep_groups`, `_base` is kept.
     """
@@ -349,7 +351,7 @@ def once(rows: str, *, keep_groups: bool = False) -> str:
 
 
 def video_groups(steps: Sequence[StepTable]) -> str:
-    """`video_id` and `_base` of the videos that were kept."""
+    """`video_id` and `_base` of the kept videos."""
     download = primary(steps, "download_videos")
     if download is None:
         return empty((("video_id", pa.string()), _GROUPS[0]))
@@ -357,7 +359,7 @@ def video_groups(steps: Sequence[StepTable]) -> str:
 
 
 def doubled_groups(parts: Sequence[str]) -> str:
-    """Of these pairs, those whose video is in an earlier group, too."""
+    """Of these pairs, those whose video is also in an earlier group."""
     pairs = " UNION ALL ".join(parts)
     firsts = "SELECT video_id, min(_base) AS _first FROM pairs GROUP BY video_id"
     return (
@@ -372,7 +374,7 @@ def _expressions(joined: list[_ViewColumn]) -> list[tuple[str, str]]:
 
 
 def clip_rows(steps: Sequence[StepTable]) -> str:
-    """The rows of `clips`: a clip's span, what each stage found, its video's name and place.
+    """The rows of `clips`: a clip's span, the stages' results, its video's name and location.
 
     With `_base` and `_first`, as in `video_rows`.
     """
@@ -417,7 +419,7 @@ def clip_rows(steps: Sequence[StepTable]) -> str:
 
 
 def stored_rows(columns: Sequence[str], files: Sequence[str], *, hide_removed: bool) -> str:
-    """Rows of a view that were stored in files, with their `_base`."""
+    """Rows of a view that are stored in files, with their `_base`."""
     picked = ", ".join(map(quoted, columns))
     listed = ", ".join(literal(escaped_for_glob(file)) for file in files)
     condition = f" WHERE coalesce(video_id {NOT_AMONG_REMOVED}, true)" if hide_removed else ""
@@ -427,7 +429,7 @@ def stored_rows(columns: Sequence[str], files: Sequence[str], *, hide_removed: b
 
 
 def put_together(columns: Sequence[str], parts: Sequence[str], doubled: str | None) -> str:
-    """A view of rows from several places; `doubled` names a table of groups that don't count."""
+    """A view of rows from several places; `doubled` names a table of groups to leave out."""
     picked = ", ".join(map(quoted, columns))
     rows = " UNION ALL ".join(f"SELECT {picked}, _base FROM ({part})" for part in parts)
     without = f" ANTI JOIN {doubled} USING (video_id, _base)" if doubled else ""
@@ -452,7 +454,7 @@ def embeddings_view(steps: Sequence[StepTable]) -> str:
 
 
 def plain_view(table: StepTable | None, columns: Columns) -> str:
-    """Columns of a stored table; for a key in several shards, the newest rows."""
+    """Columns of a stored table; for a key in several shards, only the newest rows."""
     if table is None:
         return empty(columns)
     names = [name for name, _ in columns]
