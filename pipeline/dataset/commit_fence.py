@@ -1,10 +1,10 @@
 """Decides who may commit to a dataset: only workers of the run that holds its lock.
 
-A driver that is killed frees the lock at once, while its workers may live on for seconds. So a
-worker begins a shard, and commits it, only while the lock still names its run:
+The lock of a killed driver is freed at once, while its workers may live on for seconds. So a
+worker starts a shard, and commits it, only while the lock still names its run:
 
-    .lock       held by the running command; names it and its run
-    .commits    held for the moment of one commit
+.lock       held by the running command; names it and its run
+.commits    held during one commit
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.file_locks import is_free, try_lock
 from clipmill.schemas.folders import COMMITS, LOCK
 
-# A commit is a few renames: who takes longer has been stopped, or its node is gone.
+# A commit is a few renames: a longer one means that the process is stopped or its node is gone.
 _PATIENCE_SECONDS = 40.0
 _LONGEST_PAUSE_SECONDS = 0.05
 
@@ -33,20 +33,20 @@ class RunIsOver(ClipmillError):
 
 @dataclass(frozen=True)
 class Fence:
-    """Lets the workers of one run commit for as long as the run lasts."""
+    """Lets the workers of a run commit only as long as the run lasts."""
 
     dataset: Path
     run_id: str
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else commits meanwhile. Raises RunIsOver if the run is over."""
+        """Prevents other commits inside the context. Raises RunIsOver if the run is over."""
         with _one_at_a_time(self.dataset):
             self.check()
             yield
 
     def check(self) -> None:
-        """Raises RunIsOver if the run is over, so that no work is started in vain."""
+        """Raises RunIsOver if the run is over, to avoid useless work."""
         now = holder(self.dataset).get("run_id")
         if now != self.run_id:
             whose = f"run {now}" if now else "no run"
@@ -56,16 +56,17 @@ class Fence:
 
 
 def shut_out_others(dataset: Path) -> None:
-    """Returns when a commit begun by an earlier run is done.
+    """Waits for the end of a commit that an earlier run started.
 
-    The caller holds the lock, and its file names no other run any more: so no other follows.
+    The caller holds the lock, whose file no longer names another run: no further commit can
+    follow.
     """
     with _one_at_a_time(dataset):
         pass
 
 
 def holder(dataset: Path) -> dict[str, Any]:
-    """What the running command recorded about itself; nothing if there is none."""
+    """What the running command recorded about itself; empty if no command runs."""
     if what_is_there(dataset / LOCK):
         return {}
     try:
@@ -81,12 +82,12 @@ def is_held(dataset: Path) -> bool:
 
 
 def goes_on(dataset: Path, run_id: str) -> bool:
-    """Whether a run is active; a record that says so may be of a killed one."""
+    """Whether a run is active; the record of a killed run may still say so."""
     return is_held(dataset) and holder(dataset).get("run_id") == run_id
 
 
 def last_moved(dataset: Path) -> float | None:
-    """When the running command last made progress, as seconds since 1970; None without one."""
+    """When the running command last made progress, as seconds since 1970; None if none runs."""
     if not is_held(dataset):
         return None
     try:
@@ -96,7 +97,7 @@ def last_moved(dataset: Path) -> float | None:
 
 
 def check_lock_file(path: Path) -> None:
-    """ClipmillError if something other than a file is in a lock's place."""
+    """ClipmillError if a lock's path holds something other than a file."""
     if there := what_is_there(path):
         raise ClipmillError(
             f"{path} is {there}, but Clipmill needs a lock file there; delete or "

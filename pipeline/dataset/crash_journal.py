@@ -1,4 +1,4 @@
-"""Crash journals: which rows of a shard a worker had started, and how often, when it died."""
+"""Crash journals: the rows of a shard that a worker had started when it died, and how often."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clipmill.schemas.damage import read_json, reading
 
 
 def read_journal(path: Path) -> tuple[str, dict[str, int]]:
-    """The run that wrote a journal, and by key how often a row was begun and not finished.
+    """The run that wrote a journal, and by key how often a row was started but not finished.
 
     DamagedFile if it is not a journal.
     """

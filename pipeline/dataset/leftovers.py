@@ -1,4 +1,4 @@
-"""Removes what killed runs left behind; for the holder of the dataset's lock."""
+"""Removes what killed runs left behind; only for the holder of the dataset's lock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from clipmill.schemas import folders
 from clipmill.schemas.file_locks import try_lock
 
-# Half a file of our own making: `.000003~1f2e3d4c.tmp`.
+# An incomplete file that we wrote: `.000003~1f2e3d4c.tmp`.
 _HALF_A_FILE = re.compile(r"\..*~[0-9a-f]{8}\.tmp\Z")
 _HALF_A_NOTE = re.compile(r"[0-9a-f]{20}\.[0-9a-f]{8}\.tmp\Z")
 _HALF_A_CLAIM = re.compile(r"\.[0-9a-f]{20}\.[0-9a-f]{8}\Z")
@@ -28,9 +28,9 @@ _OF_NO_RUN = frozenset(
 
 
 def remove_leftovers_of_runs(dataset: Path) -> None:
-    """Half-written files and work folders, wherever a run writes.
+    """Removes incomplete files and work folders, wherever a run writes.
 
-    Unfinished downloads stay: the run resumes them. What cannot be removed stays, too, and
+    Unfinished downloads stay, because the run resumes them. What can't be removed also stays, and
     `verify` reports it.
     """
     for name in _listed(dataset):
@@ -39,7 +39,7 @@ def remove_leftovers_of_runs(dataset: Path) -> None:
             continue
         _remove(folder, _HALF_A_FILE)
         if name not in (folders.RUNS, folders.RETRIES, folders.REMOVED, folders.JOURNAL):
-            for inner in _listed(folder):  # one of each fingerprint; of sources, their lists
+            for inner in _listed(folder):  # one folder per fingerprint; for sources, their lists
                 if (folder / inner).is_dir():
                     _remove(folder / inner, _HALF_A_FILE)
     for name in _listed(dataset / folders.SCRATCH):
@@ -50,12 +50,12 @@ def remove_leftovers_of_runs(dataset: Path) -> None:
 
 
 def remove_unfinished_downloads(dataset: Path) -> None:
-    """The contents of the downloads' work folder; for a run that has none left to do."""
+    """Empties the downloads' work folder; for a run that has no downloads left to do."""
     work = dataset / folders.MEDIA_WORK
     for name in _listed(work):
         with contextlib.ExitStack() as stack:
             is_ours = True
-            with contextlib.suppress(OSError):  # it was given no lock, or there are none here
+            with contextlib.suppress(OSError):  # no lock on it, or no locks on this file system
                 lock = stack.enter_context(open(work / name / folders.LOCK, "r+", encoding="utf-8"))
                 is_ours = try_lock(lock)
             if is_ours:

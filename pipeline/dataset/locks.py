@@ -26,9 +26,9 @@ _NOTE_SECONDS = 1.0
 
 
 class Hold:
-    """The held lock: its file says who holds it and, once there is one, for which run.
+    """The held lock: its file names the holder and, once it has one, its run.
 
-    `former_was_killed`: the previous holder did not get to clear the file.
+    `former_was_killed`: the previous holder did not clear the file.
     """
 
     def __init__(self, file: IO[str], command: str) -> None:
@@ -44,11 +44,12 @@ class Hold:
         self._say()
 
     def begin(self, run_id: str) -> None:
-        """From now on only workers of this run may commit."""
+        """Lets only the workers of this run commit from now on."""
         self._say(run_id=run_id)
 
     def moved(self) -> None:
-        """Records progress just now, for `status`; the file's time says when it was."""
+        """Records that progress was made now, for `status`; the file's modification time is the
+        record."""
         if time.monotonic() - self._noted >= _NOTE_SECONDS:
             self._noted = time.monotonic()
             with contextlib.suppress(OSError):
@@ -56,14 +57,14 @@ class Hold:
 
     def _say(self, **more: str) -> None:
         data = json.dumps({**self._said, **more}).encode()
-        # Past Python's buffer, which would be tried again, and fail again, when it is closed.
+        # Bypasses Python's buffer, which would retry a failed write, and fail again, on closing.
         os.pwrite(self._file.fileno(), data, 0)
         os.ftruncate(self._file.fileno(), len(data))
 
 
 @contextlib.contextmanager
 def dataset_lock(dataset: Path, command: str = "run", *, wait: bool = False) -> Iterator[Hold]:
-    """Holds the lock; the kernel releases it when its holder dies, however it dies.
+    """Holds the lock; the kernel releases it when its holder dies in any way.
 
     Raises ClipmillError that names the holder, unless `wait` is set.
     """
@@ -74,7 +75,7 @@ def dataset_lock(dataset: Path, command: str = "run", *, wait: bool = False) -> 
         try:
             yield hold
         finally:
-            with contextlib.suppress(OSError):  # whoever comes next must not read of us
+            with contextlib.suppress(OSError):  # the next holder must not see our entry
                 file.truncate(0)
 
 
@@ -106,14 +107,14 @@ def _taken(dataset: Path, wait: bool) -> Iterator[IO[str]]:
                     "flock, because two runs would corrupt each other's work"
                 ) from error
             if is_ours:
-                # A run that failed at once may have deleted its new dataset, lock and all.
+                # A run that failed at once may have deleted its new dataset, including the lock.
                 if is_still_at(path, file):
                     yield file
                     return
                 continue
             tries_left -= 1
             if tries_left > 0:
-                # Checking whether it is held also takes it for a moment.
+                # Checking whether the lock is held also takes it for a moment.
                 time.sleep(_TRY_AGAIN_SECONDS)
                 continue
             holder = _holder(file)
@@ -136,7 +137,7 @@ def _opened(path: str, flags: int) -> int:
 
 
 def _holder(file: IO[str]) -> str:
-    """Who has the lock, for a message; nothing if they have not recorded it yet."""
+    """The holder of the lock, for a message; empty if it has not recorded itself yet."""
     file.seek(0)
     try:
         found = json.loads(file.read())
@@ -150,7 +151,7 @@ def _holder(file: IO[str]) -> str:
 
 
 def remove_if_empty(dataset: Path) -> None:
-    """A mistyped source should leave no folder behind."""
+    """Removes an empty dataset folder: a mistyped source should leave none behind."""
     for name in (COMMITS, LOCK):
         (dataset / name).unlink(missing_ok=True)
     for folder in (dataset / SCRATCH, dataset):

@@ -1,9 +1,9 @@
 """Logs of a run: JSON lines in the dataset's folder, one file per process.
 
-`logs/<run_id>/driver.jsonl` is the driver's; every worker has one next to it. A line is appended
-whole by one write, and the file is opened for each: so rotating a file, or deleting one to
-keep the run below its limit, loses nothing else. Logs are optional: if one can't be
-written, the run continues without it.
+`logs/<run_id>/driver.jsonl` is the driver's; every worker has one next to it. Each line is
+appended by a single write to a file opened for it, so rotating a file, or deleting one to keep the
+run below its limit, loses no other lines. Logs are optional: if one can't be written, the run
+continues without it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from clipmill.schemas.folders import LOGS
 DRIVER = "driver"
 LEVELS = ("info", "warning", "error")
 MAX_TRACEBACK_CHARACTERS = 6000
-_TRACEBACKS = 20  # of one shard
+_TRACEBACKS = 20  # per shard
 _MAX_NAME_CHARACTERS = 500
 _MAX_BLOCK_BYTES = 256 * 1024
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -55,7 +55,7 @@ NO_LOGS = LogLimits(0, 0)
 
 
 class RunLog:
-    """The log of one process of a run; from any thread."""
+    """The log of one process of a run; usable from any thread."""
 
     def __init__(self, dataset: Path, run_id: str, worker: str, limits: LogLimits) -> None:
         self.worker = worker
@@ -93,13 +93,13 @@ class RunLog:
         if "key" in found:
             found["key"] = _cut(found["key"], _MAX_NAME_CHARACTERS)
         plain = {name: value for name, value in found.items() if value is not None}
-        # In ASCII: whatever a message holds, it steers no terminal that shows the file.
+        # As ASCII, so that no message can control the terminal that shows the file.
         return json.dumps(plain, default=str).encode() + b"\n"
 
     def raised(
         self, event: str, error: BaseException, *, level: str = "error", **fields: Any
     ) -> None:
-        """A line with the error's traceback."""
+        """Logs a line with the error's traceback."""
         self.write(
             event,
             f"{type(error).__name__}: {error}",
@@ -109,7 +109,7 @@ class RunLog:
         )
 
     def write_all(self, lines: Sequence[bytes]) -> None:
-        """Appends whole lines; several share a write."""
+        """Appends whole lines; several share one write."""
         if not self._limits.run_bytes:
             return
         with self._lock, contextlib.suppress(OSError):
@@ -131,21 +131,21 @@ class RunLog:
         finally:
             os.close(handle)
         self._unchecked_bytes += len(block)
-        # Often enough that hundreds of workers stay near the limit, together.
+        # Often enough that hundreds of workers together stay near the limit.
         if self._unchecked_bytes > min(self._limits.run_bytes // 16, _MAX_BLOCK_BYTES):
             self._unchecked_bytes = 0
             self._keep_below_limit()
 
     def _keep_below_limit(self) -> None:
-        """Deletes the oldest files of the run, rotated ones first; never the driver's."""
+        """Deletes the oldest files of the run, rotated ones first, but never the driver's."""
         found = []
         for entry in os.scandir(self._folder):
             if entry.name.endswith(".jsonl"):
-                with contextlib.suppress(FileNotFoundError):  # another worker was first
+                with contextlib.suppress(FileNotFoundError):  # another worker deleted it first
                     state = entry.stat()
                     match = _FILE.match(entry.name)
                     number = int(match["number"] or 0) if match else 0
-                    # The number where a file system's times are too coarse to tell them apart.
+                    # The number decides if the file system's times are too coarse.
                     found.append((not number, state.st_mtime, number, entry.path, state.st_size))
         total = sum(size for *_, size in found)
         spared = {str(self._path), str(self._folder / f"{DRIVER}.jsonl")}
@@ -159,7 +159,7 @@ class RunLog:
 
 
 def _blocks(lines: Sequence[bytes]) -> Iterator[bytes]:
-    """The lines in blocks of a bounded size, none cut."""
+    """The lines in blocks of a bounded size; no line is split."""
     block: list[bytes] = []
     size = 0
     for line in lines:
@@ -180,7 +180,7 @@ def _cut(text: Any, most: int) -> str | None:
 
 
 def bounded_traceback(error: BaseException) -> str:
-    """The traceback's text; of a long one the beginning and, more of it, the end."""
+    """The traceback's text; a long one is cut to its beginning and, mostly, its end."""
     text = "".join(traceback.format_exception(error))
     if len(text) <= MAX_TRACEBACK_CHARACTERS:
         return text
@@ -189,7 +189,7 @@ def bounded_traceback(error: BaseException) -> str:
 
 
 def worker_name(labels: Sequence[str]) -> str:
-    """A name for this process's log, of its first step's label; no two are the same."""
+    """A unique name for this process's log, from its first step's label."""
     parts = (
         labels[0][:40],
         socket.gethostname().partition(".")[0][:40],
@@ -201,9 +201,9 @@ def worker_name(labels: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def python_messages(log: RunLog) -> Iterator[None]:
-    """Also writes what libraries log, from warnings on, and Python's warnings to the log.
+    """Also writes libraries' log messages, from warnings on, and Python's warnings to the log.
 
-    They still go where they went before.
+    They still go to their usual destinations, too.
     """
     handler = _MessageHandler(log)
     root = logging.getLogger()
@@ -244,7 +244,8 @@ class _MessageHandler(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(Exception):  # a message that can't be formatted stops no run
+        # a message that can't be formatted must not stop the run
+        with contextlib.suppress(Exception):
             level = (
                 "error"
                 if record.levelno >= logging.ERROR
@@ -272,7 +273,7 @@ class _MessageHandler(logging.Handler):
 
 @dataclass(frozen=True)
 class LogFile:
-    """One file of a run's logs; of a worker's files the one without a number is the newest."""
+    """One file of a run's logs; a worker's file without a number is its newest."""
 
     path: Path
     worker: str
@@ -289,7 +290,7 @@ def logged_runs(dataset: Path) -> list[str]:
 
 
 def log_files(dataset: Path, run_id: str) -> list[LogFile]:
-    """All files of a run, those of a worker one after the other in the order of their lines."""
+    """All log files of a run, each worker's files together in the order of their lines."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(dataset / LOGS / run_id):
@@ -302,7 +303,7 @@ def log_files(dataset: Path, run_id: str) -> list[LogFile]:
 
 
 def read_line(line: bytes) -> dict[str, Any] | None:
-    """A line's fields; None for one that is damaged."""
+    """A line's fields; None for a damaged line."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -323,7 +324,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def _is_sound(line: dict[str, Any]) -> bool:
-    """Whether the fields have the types that they are written with."""
+    """Whether the fields have the expected types."""
     try:
         datetime.fromisoformat(line["time"])
     except (KeyError, TypeError, ValueError):
@@ -332,7 +333,7 @@ def _is_sound(line: dict[str, Any]) -> bool:
 
 
 def forget(dataset: Path, is_meant: Callable[[str], bool]) -> None:
-    """Deletes the lines about keys from all runs' logs; nobody else writes to them now."""
+    """Deletes the lines about keys from all runs' logs; nobody else may be writing to them."""
     for run_id in logged_runs(dataset):
         for file in log_files(dataset, run_id):
             lines = file.path.read_bytes().splitlines(keepends=True)
@@ -367,7 +368,7 @@ class ShardLog:
         self._log.raised("shard_stopped", error, **self._seconds(), **self._where)
 
     def failures(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A line for each of the rows that has an error; `key` is the name of their key."""
+        """Logs each row that has an error; `key` is the name of the key column."""
         self._log.write_all(
             [
                 self._log.line(
@@ -385,7 +386,8 @@ class ShardLog:
         )
 
     def raised(self, event: str, error: BaseException, key: str | None = None) -> None:
-        """An exception of a stage; after many of one shard its failures' messages must do."""
+        """Logs an exception of a stage; after many in a shard, only the failures' messages are
+        logged."""
         if self._tracebacks_left:
             self._tracebacks_left -= 1
             self._log.raised(event, error, level="warning", key=key, **self._where)

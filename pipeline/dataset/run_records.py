@@ -1,4 +1,4 @@
-"""Run records: one JSON file per run, which says what the run's tables were made with."""
+"""Run records: one JSON file per run, which says how the run's tables were made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KILLED = "killed"
 
 
 class StepRecord(TypedDict):
-    """One step of a stage: what it was made from, and where its tables lie in the dataset."""
+    """One step of a stage: its inputs, and where its tables are in the dataset."""
 
     step: str
     key: str
@@ -33,7 +33,7 @@ class StepRecord(TypedDict):
 
 
 class ModelRecord(TypedDict):
-    """A model or data file of a stage: where from, which revision, which bytes."""
+    """A model or data file of a stage: its origin, revision and checksum."""
 
     reference: str
     revision: str | None
@@ -41,7 +41,7 @@ class ModelRecord(TypedDict):
 
 
 class PlaceRecord(TypedDict):
-    """Where workers opened a model."""
+    """Where workers loaded a model."""
 
     device: str
     dtype: str
@@ -66,7 +66,8 @@ class StageRecord(TypedDict):
 
 
 class RunRecord(TypedDict):
-    """What a run's file in `runs/` holds; what may be missing came with later versions."""
+    """Contents of a run's file in `runs/`; fields that may be missing were added in later
+    versions."""
 
     run_id: str
     started_at: str
@@ -87,7 +88,7 @@ def write_run(dataset: Path, record: RunRecord) -> None:
 
 
 class RecordOfThisRun:
-    """The record of the current run, on disk from the start; used from any thread."""
+    """The record of the current run, on disk from the start; usable from any thread."""
 
     def __init__(self, dataset: Path, record: RunRecord) -> None:
         self._dataset, self._record = dataset, record
@@ -97,21 +98,21 @@ class RecordOfThisRun:
         write_run(dataset, record)
 
     def add_places(self, label: str, places: Iterable[ModelPlace]) -> None:
-        """Where workers loaded models of a stage; kept even if this process is killed."""
+        """Adds the places where workers loaded a stage's models, and saves the record at once."""
         with self._lock:
             if self._is_finished or not self._has_new(label, places):
                 return
-            # What can't be written now is written at the end.
+            # If it can't be written now, it is written at the end.
             with contextlib.suppress(OSError, DamagedFile):
                 write_run(self._dataset, self._record)
 
     def _has_new(self, label: str, places: Iterable[ModelPlace]) -> bool:
-        """Whether a place is new to the record, which then has all of them."""
+        """Adds a place to the record; returns whether it is new."""
         stage = next(stage for stage in self._record["stages"] if stage["stage"] == label)
         models, is_new = stage["models"], False
         for place in sorted(places):
             entry: PlaceRecord = {"device": place.device, "dtype": place.dtype}
-            # What two settings name is opened once.
+            # A model that two settings name is loaded once.
             for name in (name for name in models if models[name] == models.get(place.setting)):
                 known = stage.setdefault("places", {}).setdefault(name, [])
                 if entry not in known:
@@ -148,7 +149,7 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _check(record: dict[str, Any], run_id: str) -> None:
-    """KeyError and the like if something that every run record has is missing."""
+    """KeyError or a similar error if something that every run record has is missing."""
     if record["run_id"] != run_id:
         raise ValueError("it is the record of another run")
     texts = ("state", "started_at", "recipe_name", "code_version", "engine")
@@ -170,14 +171,14 @@ def _check(record: dict[str, Any], run_id: str) -> None:
 
 
 def note_killed_runs(dataset: Path) -> bool:
-    """Records of earlier runs that are no longer active; the caller holds the lock.
+    """Marks earlier runs that are no longer active as killed; the caller holds the lock.
 
     True if there are any: such runs leave files behind.
     """
     killed = False
     for path in _paths(dataset):
-        # Checked by its text first: there may be thousands, and nearly all are done.
-        # One that can't be read is left to `verify`: this run needs the newest at most.
+        # The text is checked first: there may be thousands of records, nearly all of them done.
+        # `verify` reports unreadable ones: this run needs at most the newest.
         with contextlib.suppress(DamagedFile):
             with reading(path):
                 text = path.read_text("utf-8")
@@ -192,14 +193,14 @@ def _paths(dataset: Path) -> list[Path]:
 
 
 def _as_it_is(dataset: Path, record: RunRecord) -> RunRecord:
-    """The record; an active-looking one of a killed run is marked as killed."""
+    """The record; if it looks active but its run was killed, it is marked as killed."""
     if record.get("state") == "running" and not goes_on(dataset, record["run_id"]):
         return {**record, "state": KILLED}
     return record
 
 
 def check_place(dataset: Path) -> None:
-    """UsageError if no catalog could be opened on `dataset`, whatever is in it."""
+    """UsageError if no catalog could be opened at the path `dataset`, whatever it contains."""
     place = str(dataset.absolute())
     if "\\" in place:
         raise UsageError(
@@ -218,8 +219,8 @@ def check_place(dataset: Path) -> None:
 def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
     """ClipmillError if a part of the dataset is a link whose disk is not mounted.
 
-    Its contents must not be treated as lost. Logs are written where possible, and an
-    index is made again.
+    Its contents must not be treated as lost. Logs and the index may be missing: logs are
+    optional, and the index can be rebuilt.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in sorted(dataset.iterdir()):
@@ -263,5 +264,5 @@ def require_dataset(dataset: Path) -> Path:
         raise UsageError(
             f"{dataset} is not a Clipmill dataset (it has no runs/ folder){inner or f'; {make}'}"
         )
-    check_links(dataset, without=(MEDIA,))  # tables can be queried without it
+    check_links(dataset, without=(MEDIA,))  # tables can be queried without media
     return dataset

@@ -1,7 +1,7 @@
 """Where shards are stored, how one is committed, and what its footer says.
 
 A shard is done when its file exists under its final name. Files are written under a name that
-starts with a dot and renamed, so a reader or a killed run never sees half a shard.
+starts with a dot and then renamed, so readers never see half a shard, even after a kill.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def list_shards_in(folder: Path) -> tuple[list[str], Path | None]:
                 continue
             if entry.is_file():
                 names.append(shard)
-            elif os.path.lexists(entry.path):  # and has not just been replaced or removed
+            elif os.path.lexists(entry.path):  # it was not just replaced or removed
                 odd = Path(entry.path)
     return names, odd
 
 
 def existing(folder: Path, shards: Sequence[str]) -> list[str]:
-    """Those of a few shards that are committed in a folder; the folder is not listed."""
+    """Those of a few shards that are committed in a folder, without listing the folder."""
     return [shard for shard in shards if shard_path(folder, shard).exists()]
 
 
@@ -124,8 +124,8 @@ def note_outcomes(
 ) -> int:
     """Records the outcome of each key of a step's rows; returns how many rows are kept.
 
-    A key with a failed row is failed; with any kept row, else, it is kept. This is what footers
-    count and what inputs = kept + rejected + failed is held to.
+    A key with a failed row is failed; otherwise, with any kept row, it is kept. Footers count
+    these outcomes, and inputs = kept + rejected + failed must hold for them.
     """
     kept = 0
     for key, was_rejected, was_failed in zip(keys, rejected, failed, strict=True):
@@ -141,7 +141,7 @@ def note_outcomes(
 
 
 def temporary_beside(path: Path) -> Path:
-    """A fresh name in the same folder that no reader lists."""
+    """A new temporary name in the same folder, which readers ignore."""
     return path.with_name(f".{path.stem}~{uuid.uuid4().hex[:8]}.tmp")
 
 
@@ -151,7 +151,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def remove_all_leftovers(folder: Path) -> None:
-    """Removes what killed writers left in a folder that nobody else writes to now."""
+    """Removes what killed writers left in a folder that nobody else is writing to."""
     _remove(folder.glob(".*~*.tmp"))
 
 
@@ -161,7 +161,7 @@ def _remove(leftovers: Iterable[Path]) -> None:
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Makes a whole file visible under its final name, durably."""
+    """Makes a complete file visible under its final name, durably."""
     _sync(temporary)
     os.replace(temporary, path)
 
@@ -173,7 +173,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def shard_writer(path: Path, schema: pa.Schema, *, clean: bool = True) -> Iterator[ShardWriter]:
-    """Writes one shard; it is committed by `finish`, and removed if that is not reached."""
+    """Writes one shard, which `finish` commits; without `finish`, the file is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = ShardWriter(path, schema, clean=clean)
     try:
@@ -185,13 +185,13 @@ def shard_writer(path: Path, schema: pa.Schema, *, clean: bool = True) -> Iterat
 class ShardWriter:
     """A Parquet file being written: one row group per `write`, visible only after `finish`.
 
-    `clean` removes what killed writers left behind, which lists the folder.
+    `clean` removes what killed writers left behind, for which the folder is listed.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, clean: bool = True) -> None:
         self._path = path
         if clean:
-            remove_leftovers(path)  # one worker at a time is at a shard
+            remove_leftovers(path)  # only one worker at a time writes a shard
         self._temporary = temporary_beside(path)
         self._schema = schema
         try:
@@ -213,14 +213,14 @@ class ShardWriter:
             self._writer.write_table(table.cast(self._schema), row_group_size=table.num_rows)
 
     def seal(self, metadata: ShardMetadata | None = None) -> None:
-        """Flushes the whole file to the disk, still under its temporary name."""
+        """Flushes the whole file to disk, still under its temporary name."""
         if metadata is not None:
             self._writer.add_key_value_metadata(metadata.encode())
         self._writer.close()
         _sync(self._temporary)
 
     def show(self) -> None:
-        """Makes a sealed file visible, in place of one that may be there."""
+        """Makes a sealed file visible, replacing any existing one."""
         os.replace(self._temporary, self._path)
         self._open = False
 
@@ -229,18 +229,18 @@ class ShardWriter:
         self.show()
 
     def discard(self) -> None:
-        """Drops what was written if it was never made visible."""
+        """Deletes what was written if it was never made visible."""
         if self._open:
             self._open = False
-            with contextlib.suppress(Exception):  # the reason of the first error matters
+            with contextlib.suppress(Exception):  # the first error is the one to report
                 self._writer.close()
-            # Where this can't be done either, the next run does it.
+            # If this fails, too, the next run removes the file.
             with contextlib.suppress(OSError):
                 self._temporary.unlink()
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a small JSON file atomically; DamagedFile where a folder is in its place."""
+    """Writes a small JSON file atomically; DamagedFile if a folder has its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
@@ -257,7 +257,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def table_folders(dataset: Path) -> list[Path]:
-    """The folders of all steps' tables, of every fingerprint, that hold shards."""
+    """The folders of all tables, of every step and fingerprint, that hold shards."""
     return sorted(
         folder
         for label in dataset.iterdir()

@@ -1,4 +1,4 @@
-"""The steps of a recipe: what each reads, which keys it is given, and where its tables lie."""
+"""The steps of a recipe: what each reads, which keys it gets, and where its tables are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ StepId = tuple[str, str]
 
 @dataclass(frozen=True)
 class Read:
-    """One column that a step reads: from which step's table, under which name it is shown."""
+    """One column that a step reads: the step whose table has it, and the name to show it under."""
 
     label: str
     column: str
@@ -44,7 +44,7 @@ class Step:
 
     `name` is its stage's word, `upstream` has the steps that it depends on with their
     fingerprints, `tables` the names of its own table and of further ones, `score` the column of
-    its stage's score. What an inner step of a recorded stage reads is not known.
+    its stage's score. What an inner step of a recorded stage reads is unknown.
     """
 
     label: str
@@ -63,7 +63,7 @@ class Step:
         return self.label, self.fingerprint
 
     def place(self, table: str | None = None) -> str:
-        """The folder of its own table, or of one of its further ones, in the dataset."""
+        """The folder in the dataset of its own table, or of one of its further tables."""
         if self.label == SOURCES:
             return SOURCES
         return f"{table or self.label}/{self.fingerprint}"
@@ -76,25 +76,25 @@ class Step:
 
     @property
     def built_in_schema(self) -> pa.Schema | None:
-        """The declared schema of its own table; None if it is of a custom stage."""
+        """The declared schema of its own table; None for a custom stage."""
         return SOURCES_SCHEMA if self.label == SOURCES else built_in_table(self.name)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """The tables that it is given rows of, with their fingerprints; the sources have none."""
+        """The tables whose rows it gets, with their fingerprints; the sources have none."""
         found = dict(self.upstream) or {SOURCES: ""}
         return found | {read.label: "" for read in self.reads if read.label not in found}
 
     @cached_property
     def required(self) -> frozenset[str]:
-        """Those of its inputs that a key must have been kept in."""
+        """Those of its inputs that must have kept a key."""
         optional = {read.label for read in self.reads if read.optional}
         needed = {read.label for read in self.reads if not read.optional}
         return frozenset(self.inputs.keys() - (optional - needed))
 
 
 def steps_of(record: RunRecord | None) -> list[Step]:
-    """The steps of a run in order; KeyError and the like if it is not such a record."""
+    """The steps of a run in order; KeyError or a similar error for an invalid record."""
     prints = fingerprints(record)
     found = []
     for stage in record["stages"] if record else ():
@@ -120,7 +120,7 @@ def steps_of(record: RunRecord | None) -> list[Step]:
 
 
 def reads_of(texts: Iterable[str], upstream: Collection[str]) -> tuple[Read, ...]:
-    """What a stage declares to read, without the optional columns of stages that are not there."""
+    """What a stage declares to read, except optional columns of absent stages."""
     reads = map(Read.parse, texts)
     return tuple(read for read in reads if read.label in upstream or read.label == SOURCES)
 
@@ -145,10 +145,10 @@ def downstream(steps: Sequence[Step], label: str) -> set[str]:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """The tables that a step's rows are put together from, by their labels.
+    """The tables that a step's rows are joined from, by their labels.
 
-    Those `of_keys` have its key; the first of them says which keys there are, and of which video.
-    Those `of_videos` are joined to it by the video. `required` ones must have kept a key.
+    Tables `of_keys` have the step's key; the first of them determines the keys and their videos.
+    Tables `of_videos` are joined by the video. `required` ones must have kept a key.
     """
 
     of_keys: tuple[str, ...]
@@ -170,7 +170,7 @@ def inputs_of(step: Step, columns: Mapping[str, Collection[str]]) -> StepInputs:
 class KeptRows:
     """The kept rows of one shard of a table: their keys and videos.
 
-    Rows of `unchanged` keys, or videos, are as they were in a shard before.
+    Rows of `unchanged` keys, or videos, are the same as in an earlier shard.
     """
 
     keys: Sequence[str | None]
@@ -189,10 +189,10 @@ class KeptRows:
 def given_keys(
     inputs: StepInputs, kept: Mapping[str, Mapping[str, KeptRows]]
 ) -> dict[str, set[str]]:
-    """The keys that a step is given, each with the shards that have something new for it.
+    """The keys that a step gets, each with the shards that have something new for it.
 
-    A key is given if all required tables have kept it, or its video. `kept` are the rows of a
-    base shard and its retries, by table and shard, the oldest shard first.
+    A step gets a key if all required tables have kept it, or its video. `kept` are the rows of a
+    base shard and its retries, by table and shard, oldest shard first.
     """
     given: dict[str, set[str]] = {}
     video_of: dict[str | None, str | None] = {}

@@ -1,7 +1,7 @@
 """Records of removals from a dataset: `removed/<time>-<hex>.json`, one file per removal.
 
 A tombstone is in force from the moment it is written: views, ingest and runs leave out what it
-names, whether or not the shards have been rewritten yet. `purged_at` says when they were.
+names, even before the shards have been rewritten. `purged_at` says when they were.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clipmill.schemas.folders import REMOVED, json_files
 
 @dataclass(frozen=True)
 class Tombstone:
-    """One removal: videos by id, each with the keys of the sources that led to it."""
+    """One removal: videos by id, each with the keys of its sources."""
 
     name: str
     at: datetime
@@ -37,7 +37,7 @@ class Tombstone:
 def new_tombstone(
     dataset: Path, videos: Mapping[str, Iterable[str]], reason: str | None
 ) -> Tombstone:
-    """Writes a tombstone; from now on nothing shows these videos."""
+    """Writes a tombstone; from then on nothing shows these videos."""
     now = datetime.now(UTC)
     stone = Tombstone(
         f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}",
@@ -93,7 +93,7 @@ def _read(path: Path) -> Tombstone:
 
 
 def removed_videos(dataset: Path) -> dict[str, str]:
-    """Ids of the removed videos, each with the time of its (last) removal as text."""
+    """Ids of the removed videos, each with the text of its (last) removal time."""
     return {
         video: f"{stone.at:%Y-%m-%d %H:%M:%S} UTC"
         for stone in tombstones(dataset)
@@ -102,7 +102,7 @@ def removed_videos(dataset: Path) -> dict[str, str]:
 
 
 def removed_sources(dataset: Path) -> dict[str, str]:
-    """Keys of the removed sources, each with the time of its (last) removal as text."""
+    """Keys of the removed sources, each with the text of its (last) removal time."""
     return {
         key: f"{stone.at:%Y-%m-%d %H:%M:%S} UTC"
         for stone in tombstones(dataset)

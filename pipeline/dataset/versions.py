@@ -11,8 +11,8 @@ from pathlib import Path
 from clipmill import pipeline
 
 ROOT = Path(pipeline.__path__[0]).resolve().parent
-"""The checkout, where Clipmill is installed from one."""
-# Those whose version may change what a run does.
+"""The checkout, if Clipmill is installed from one."""
+# Packages whose version may change what a run does.
 _PACKAGES = (
     "av",
     "decord",
