@@ -1,7 +1,7 @@
 """What a worker is doing: noted by the worker, read from another thread or process.
 
-A process that is stopped, or stuck inside a library, can't answer. So the note
-also lies in memory that others can read through /proc, where the system supports it.
+A process that is stopped, or stuck inside a library, can't answer. So the note is also kept in
+memory that others can read through /proc, if the system supports it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STOPPED = ("T", "t")
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a run a worker is; `keys` are the rows of its batch."""
+    """What a worker is working on; `keys` are the rows of its batch."""
 
     step: str
     shard: str
@@ -57,7 +57,7 @@ class Activity:
         self.place: Place | None = None
         self.moves = 0
         self.thread: int | None = None
-        """The system's number of the thread that does the work; Ray's workers use one of a pool."""
+        """The system's id of the thread that does the work; Ray's workers use one of a pool."""
         self.note: int | None = None
         """The number of the open file that holds the note; None if there is none."""
         if hasattr(os, "memfd_create"):
@@ -69,7 +69,7 @@ class Activity:
         self._set(Place(step, shard, doing, keys))
 
     def rest(self) -> None:
-        """Nothing is to be done just now."""
+        """Notes that there is nothing to do now."""
         self._set(None)
 
     def beat(self, decoded_frames: int | None = None) -> None:
@@ -86,7 +86,7 @@ class Activity:
         self.thread = threading.get_native_id()
         self.moves += 1
         if self.note is not None:
-            # The end of a longer one before it may follow; the line's end marks it.
+            # The end of a longer note may follow; the line feed marks where this one ends.
             text = json.dumps(place and asdict(place)) + "\n"
             with contextlib.suppress(OSError):
                 os.pwrite(self.note, text.encode(), 0)
@@ -94,13 +94,13 @@ class Activity:
 
 @dataclass(frozen=True)
 class Process:
-    """A worker's process, distinguished from a later one with its number by its start time."""
+    """A worker's process, distinguished by its start time from a later one with the same id."""
 
     pid: int
     began: int
     note: int | None = None
     thread: int | None = None
-    """The one that does the work."""
+    """The thread that does the work."""
 
     @classmethod
     def own(cls, activity: Activity) -> Process:
@@ -109,7 +109,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Beat:
-    """A worker's sign of life: its pool, its node, how many shards it has done.
+    """A worker's heartbeat: its pool, its node, how many shards it has done.
 
     `moves` increases with its progress; `state` is the system's letter for the thread that works.
     """
@@ -125,7 +125,7 @@ class Beat:
 
     @classmethod
     def of(cls, activity: Activity, pool: int, node: str, done: int) -> Beat:
-        """This process's own."""
+        """The current process."""
         process = Process.own(activity)
         return cls(
             pool,
@@ -149,7 +149,7 @@ class ProcessFinding:
 
 
 def look_at(process: Process) -> ProcessFinding:
-    """Call this on the process's own machine."""
+    """Examines the process; call this on its own machine."""
     state = state_of(process)
     if not _is_there(process) or state in ("Z", "X"):
         return ProcessFinding(is_gone=True)
@@ -166,7 +166,7 @@ def look_at(process: Process) -> ProcessFinding:
 
 
 def end(process: Process) -> None:
-    """Kills it, on its own machine, whatever it is doing; does nothing if it has ended."""
+    """Kills the process on its own machine, whatever it is doing; does nothing if it has ended."""
     if _is_there(process):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
@@ -181,14 +181,14 @@ def _is_there(process: Process) -> bool:
 
 
 def state_of(process: Process) -> str | None:
-    """The system's letter for it; None if it has ended or the system doesn't say."""
+    """The system's letter for its state; None if it has ended or the system doesn't say."""
     words = _stat(process.pid, f"/task/{process.thread}") if process.thread else []
     words = words or _stat(process.pid)
     return words[0] if words else None
 
 
 def _began(pid: int) -> int:
-    """When it started, in the system's count; 0 if the system doesn't say."""
+    """When it started, in clock ticks of the system; 0 if unknown."""
     words = _stat(pid)
     return int(words[19]) if words else 0
 

@@ -1,4 +1,4 @@
-"""Polls a cluster's health in threads that may get no answer, for a watchdog to judge."""
+"""Polls a cluster's health for a watchdog, in threads of its own: a call may never return."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ClusterLost(ClipmillError):
 
 
 class WorkersLost(ClusterLost):
-    """The cluster is there, but no longer has room for the run's workers."""
+    """The cluster still exists, but no longer has room for the run's workers."""
 
     is_whole = True
 
@@ -37,8 +37,9 @@ class WorkersLost(ClusterLost):
 class ClusterProbe:
     """Feeds a watchdog for the duration of a phase.
 
-    `nodes` gives the nodes alive, and the socket of this machine's own one; `take` what workers
-    have reported since, by stage, and the last beat of each. Both may raise, or never return.
+    `nodes` gives the living nodes, and the socket of this machine's node; `take` what workers have
+    reported since the last call, by stage, and each worker's last beat. Both may raise, or never
+    return.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class ClusterProbe:
             raise (ClusterLost if is_silent else WorkersLost)(problem)
 
     def check_cluster(self) -> None:
-        """Raises ClusterLost if the cluster is gone, after an error that may be due to that."""
+        """Raises ClusterLost if the cluster is gone, which may explain an earlier error."""
         if self._socket is not None and _refuses(self._socket):
             raise _machine_lost()
         answered = threading.Event()
@@ -92,7 +93,7 @@ class ClusterProbe:
             )
 
     def stop(self) -> None:
-        """Passes on what was reported last; does not wait for a cluster that does not answer."""
+        """Passes on the last reports; does not wait for a cluster that does not answer."""
         self._stopping.set()
         self._hearing.join(ANSWER_SECONDS)
         self._asking.join(ANSWER_SECONDS)
@@ -116,7 +117,7 @@ class ClusterProbe:
                 return
 
     def _deliver(self) -> None:
-        with contextlib.suppress(Exception):  # progress is a courtesy
+        with contextlib.suppress(Exception):  # progress display is optional
             counts, beats = self._take()
             now = time.monotonic()
             with self._lock:
@@ -128,7 +129,7 @@ class ClusterProbe:
 
 
 def _refuses(path: str) -> bool:
-    """Whether nothing listens at a socket any more."""
+    """Whether a socket refuses connections."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(ANSWER_SECONDS)

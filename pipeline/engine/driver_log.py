@@ -48,7 +48,7 @@ class DriverLog:
         return time.monotonic() - self._started
 
     def plan(self, lines: Sequence[str]) -> None:
-        """What will run where."""
+        """Logs which steps will run where."""
         for line in lines:
             self.log.write("plan", line.strip())
 

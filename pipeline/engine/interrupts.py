@@ -17,7 +17,7 @@ _came: signal.Signals | None = None
 
 
 class _Terminated(KeyboardInterrupt):
-    """What clusters send before they kill, and terminals when they close.
+    """The signal that clusters send before they kill, and terminals when they close.
 
     It ends a command cleanly, like Ctrl-C.
     """
@@ -51,7 +51,7 @@ def _terminate(number: int, _: object) -> None:
 def interruption_behind(leaving: BaseException | None) -> signal.Signals | None:
     """The signal that ended a command; None if something else did.
 
-    Typer makes an exit of an interruption, and DuckDB, in the middle of a query, an error.
+    Typer turns an interruption into an exit, and DuckDB, in the middle of a query, into an error.
     """
     while leaving is not None:
         if isinstance(leaving, KeyboardInterrupt) or _is_of_a_query(leaving):
@@ -61,7 +61,7 @@ def interruption_behind(leaving: BaseException | None) -> signal.Signals | None:
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """Exits without waiting for threads that are downloading, or use a lost cluster."""
+    """Exits without waiting for threads that are downloading, or that use a lost cluster."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
@@ -69,7 +69,7 @@ def leave_at_once(status: int) -> NoReturn:
 
 
 def _is_of_a_query(error: BaseException) -> bool:
-    # By its name: whoever is here without a query has not loaded DuckDB, which takes a while.
+    # Compared by name: without a query DuckDB is not loaded, and loading it takes a while.
     kinds = (f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__)
     return "_duckdb.InterruptException" in kinds or (
         type(error) is RuntimeError and str(error) == "Query interrupted"
@@ -80,18 +80,18 @@ def _is_of_a_query(error: BaseException) -> bool:
 def ended_by_interrupts() -> Iterator[None]:
     """Ends the process if Ctrl-C or another signal does not end the query inside.
 
-    DuckDB checks for signals between its tasks, if at all, and a recursive query may be one task
-    that runs for ever; it then waits for that task, and Python with it. Nothing is lost: queries
-    only read.
+    DuckDB checks for signals only between its tasks, if at all, and a recursive query may be one
+    task that runs forever; DuckDB then waits for that task, and Python with it. Nothing is lost:
+    queries only read.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
+        yield  # only the main thread receives signals
         return
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
 
     def watch() -> None:
-        # Python writes the number of each signal here, whatever the main thread is waiting for.
+        # Python writes each signal's number here, whatever the main thread is waiting for.
         while signals := ours.recv(64):
             if stop := {signal.SIGINT, *_ENDING}.intersection(signals):
                 break
@@ -102,7 +102,7 @@ def ended_by_interrupts() -> Iterator[None]:
             while ours.recv(64):
                 pass
         except TimeoutError:
-            with contextlib.suppress(OSError):  # of a terminal that is closed
+            with contextlib.suppress(OSError):  # the terminal is closed
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"Stopped.\n")
             os._exit(128 + max(stop))
 

@@ -28,7 +28,7 @@ def run_locally(
     log_limits: LogLimits,
     lookout: Lookout,
 ) -> None:
-    """Runs what is pending, shard by shard; returns when all is committed."""
+    """Runs what is pending, shard by shard; returns when everything is committed."""
     todo = pending(plan, steps, shards, dataset)
     names = sorted({shard for missing in todo.values() for shard in missing})
     with null_input():
@@ -43,7 +43,7 @@ def run_locally(
 
 @contextlib.contextmanager
 def _looked_after(activity: Activity, lookout: Lookout) -> Iterator[None]:
-    """Lets a thread name a row at which this process hangs; it keeps waiting."""
+    """Lets a thread report the row at which this process hangs; nothing is killed."""
     standstills = Standstills(
         lookout, lambda beat: ProcessFinding(False, beat.state, activity.place)
     )

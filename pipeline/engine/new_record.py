@@ -18,7 +18,7 @@ from clipmill.stages.references import ModelReference
 def new_record(
     loaded: LoadedRecipe, plan: Plan, steps: tuple[PlannedStep, ...], shards: ShardList
 ) -> RunRecord:
-    """What a run was made with; its intended extent tells `verify` what must be there."""
+    """The record of a run; its intended extent tells `verify` what must exist."""
     now = datetime.now(UTC)
     return {
         "run_id": f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}",
@@ -67,7 +67,7 @@ def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> StageRecord:
 
 
 def _models(stage: Stage) -> dict[str, ModelRecord]:
-    """Every model and data file of a stage by setting: where from, which revision, which bytes."""
+    """Every model and data file of a stage by setting: its origin, revision and checksum."""
     found: dict[str, ModelRecord] = {}
     for setting, value in stage.references().items():
         if isinstance(value, ModelReference):

@@ -1,8 +1,8 @@
 """The Ray engine: shard names stream through pools of workers.
 
 Ray moves names, storage moves data: a row of the Ray dataset is one shard's name, and the worker
-commits the shard itself. An actor that dies is replaced by Ray and its shard is run again; the
-crash journal ends that for a row which kills every worker.
+commits the shard itself. If an actor dies, Ray replaces it and runs its shard again; the crash
+journal stops this for a row that kills every worker.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-# Threads may still make calls when the connection is closed: that must not open another one.
+# Threads may still make calls after disconnecting: these must not open a new connection.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 import ray
@@ -59,7 +59,7 @@ _SHUTDOWN_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 _NODE_ANSWER_SECONDS = 60.0  # a process may have to be started there first
 _FOOTERS_READ = 20
-# From here on, Ray Data describes its own settings, in the text of whatever a worker raised.
+# From here on, Ray Data appends its own settings to the text of a worker's exception.
 _RAYS_OWN_WORDS = "\nFailed to apply UDF transform"
 _MAX_REASON_CHARACTERS = 600
 
@@ -69,7 +69,7 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
     """Joins the cluster that the settings or the environment name, or starts one here."""
     mine = not ray.is_initialized()
     if mine:
-        # Ray's remarks on its own doings would drown ours; its errors still come as exceptions.
+        # Ray's log messages would drown ours; its errors still come as exceptions.
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         address = settings.address or os.environ.get("RAY_ADDRESS")
@@ -77,20 +77,21 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
             {"address": address}
             if address
             else {
-                "address": "local",  # without, Ray would join any cluster that it finds here
+                "address": "local",  # otherwise Ray would join any cluster that it finds here
                 "num_cpus": settings.num_cpus,
                 "object_store_memory": settings.object_store_megabytes * 2**20,
                 "include_dashboard": False,
             }
         )
-        # Where the package lies: workers must import it where Clipmill is not installed.
+        # The package's location: workers must import it even if Clipmill is not installed.
         root = str(Path(str(files("clipmill"))).resolve().parent)
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         place = address or "this machine"
         if address:
             _check_reachable(address)
         try:
-            # Ray's processes and its workers inherit what they are started with.
+            # Ray's processes and its workers inherit the signal mask and streams that they start
+            # with.
             with _own_sigterm(), null_input():
                 ray.init(
                     logging_level=logging.ERROR,
@@ -98,7 +99,7 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
                     runtime_env={"env_vars": {"PYTHONPATH": paths, "PYTHONUTF8": "1"}},
                     **started,
                 )
-        except Exception as error:  # that it took too long is a bare Exception
+        except Exception as error:  # Ray raises a bare Exception on a timeout
             raise ClipmillError(f"Ray could not be started on {place}: {error}") from error
     try:
         have = ray.cluster_resources()
@@ -119,10 +120,10 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
 
 
 def _check_reachable(address: str) -> None:
-    """ClipmillError if nothing listens at `host:port`: Ray would keep trying for minutes."""
+    """ClipmillError if nothing listens at `host:port`: Ray would retry for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
-        return  # `auto` or the like
+        return  # `auto` or similar
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -146,7 +147,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _shut_down() -> bool:
-    """Ends the connection, and our own cluster; False if that does not finish."""
+    """Disconnects, and ends our own cluster; False if that does not finish."""
     thread = threading.Thread(target=ray.shutdown, daemon=True)
     thread.start()
     thread.join(_SHUTDOWN_SECONDS)
@@ -155,7 +156,7 @@ def _shut_down() -> bool:
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class _Tally:
-    """Collects what the workers report until the driver asks."""
+    """Collects the workers' reports until the driver asks for them."""
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter[Any]] = {}
@@ -192,7 +193,7 @@ class _Heart:
 
 
 class _ShardRunner:
-    """The contents of an actor of a pool: one worker over the pool's steps."""
+    """Contents of an actor in a pool: one worker that runs the pool's steps."""
 
     def __init__(
         self,
@@ -208,11 +209,11 @@ class _ShardRunner:
     ) -> None:
         # A cluster may have been started from a terminal, and stages import what starts programs.
         leave_terminal()
-        # Before anything that may take the process down: it is to be counted then.
+        # Before anything that may kill the process, so that this start is counted.
         activity = Activity()
         self._heart = _Heart(tally, pool, activity)
         if not gpus:
-            # Whatever Ray's version makes of an actor without GPUs: it must not take one.
+            # Some versions of Ray give an actor without GPUs access to them: it must not use one.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         whole = Plan.from_spec(plan)
         steps = tuple(whole.by_label[label] for label in labels)
@@ -234,7 +235,7 @@ class _ShardRunner:
             try:
                 self._worker.run(str(shard))
             except DeviceBroken:
-                os._exit(1)  # Ray puts another one in this one's place
+                os._exit(1)  # Ray starts a replacement
             self._heart.done += 1
         return batch
 
@@ -250,7 +251,7 @@ def run_on_ray(
     log_limits: LogLimits,
     lookout: Lookout,
 ) -> None:
-    """Runs what is pending, phase by phase; returns when all is committed.
+    """Runs what is pending, phase by phase; returns when everything is committed.
 
     Raises ClipmillError if a stage can't continue at all (for example, a model does not load).
     """
@@ -265,7 +266,7 @@ def run_on_ray(
 def legs_of(
     plan: Plan, steps: tuple[PlannedStep, ...], shards: ShardList, dataset: Path, machine: Machine
 ) -> tuple[Leg, ...]:
-    """The phases of what is pending; steps with nothing to do take no workers."""
+    """The phases of what is pending; steps with nothing to do get no workers."""
     todo = pending(plan, steps, shards, dataset)
     busy = tuple(step for step in steps if todo[step.label])
     most = max((len(missing) for missing in todo.values()), default=0)
@@ -286,10 +287,10 @@ def _run_leg(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # Ray's own around it loses it on the way
+    context.raise_original_map_exception = True  # Ray's wrapper would lose it on the way
     here = ray.get_runtime_context().get_node_id()
     # On the driver's node: if that is lost, the run is over anyway.
-    actor: Any = _Tally  # `ray.remote` has made a class of actors of it
+    actor: Any = _Tally  # `ray.remote` turned the class into an actor class
     tally = actor.options(
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)
     ).remote()
@@ -316,7 +317,7 @@ def _run_leg(
 
 
 def _watched(items: Iterable[Any], probe: ClusterProbe) -> Iterator[Any]:
-    """The items, passed through Ray; ClusterLost if no more can come."""
+    """The items, passed through Ray; ClusterLost if no more can arrive."""
     flow = _Flow(items)
     try:
         while True:
@@ -335,13 +336,13 @@ def _watched(items: Iterable[Any], probe: ClusterProbe) -> Iterator[Any]:
 
 
 def _rows_a_shard(dataset: Path, names: Sequence[str]) -> int:
-    """The rows of a large shard; a few tell, for all of a dataset are of about one size."""
+    """The rows of a large shard; a sample will do: shards are of similar size."""
     paths = [shard_path(dataset / SOURCES, name) for name in names[:_FOOTERS_READ]]
     return max((ShardMetadata.read(path).inputs for path in paths if path.exists()), default=1)
 
 
 def _nodes(here: str) -> tuple[list[Node], str | None]:
-    """The nodes that are alive, and the socket of the one that this process is on."""
+    """The living nodes, and the socket of this process's node."""
     found = ray.nodes()
     alive = [
         Node(node["NodeID"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
@@ -361,9 +362,9 @@ def _look(beat: Beat, here: str) -> ProcessFinding:
 
 
 def _on_its_node(function: Callable[[Process], Any], beat: Beat, here: str) -> Any:
-    """The function of a worker's process, where that is."""
+    """The function's result for a worker's process, computed on the process's node."""
     process = beat.process
-    assert process is not None  # every worker tells of its own
+    assert process is not None  # every worker reports its own
     if beat.node == here:
         return function(process)
     there = NodeAffinitySchedulingStrategy(beat.node, soft=False)
@@ -382,7 +383,7 @@ _END = object()
 
 
 class _Flow:
-    """Iterates over items in a separate thread: the main one must be free to give them up."""
+    """Iterates over items in a separate thread, so that the main thread can abandon them."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         self.came: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -437,11 +438,11 @@ def _through(
 def map_on_ray(
     function: Callable[[Any], Any], items: Sequence[Any]
 ) -> Iterator[TaskResult[Any, Any]]:
-    """The Ray side of `parallel_map.py`. Raises ClusterLost if nobody can work."""
+    """The Ray implementation of `parallel_map.py`. Raises ClusterLost if nobody can work."""
     with cluster(RaySettings()) as machine:
         here = ray.get_runtime_context().get_node_id()
         largest = max((node.cpus for node in _nodes(here)[0]), default=0)
-        # More than any node has would wait forever.
+        # Requiring more than any node has would wait forever.
         each = min(1.0, largest) or 1.0
         watchdog = Watchdog((Tasks(each),), 1, time.monotonic())
         tasks = _TaskFlow(function, items, each, machine)
@@ -450,14 +451,14 @@ def map_on_ray(
             with without_noise():
                 yield from _watched(tasks.results(probe), probe)
         except ClusterLost:
-            raise  # what is left there can't be asked to end
+            raise  # a lost cluster can't be asked to end the rest
         except BaseException:
             tasks.end()
             raise
 
 
 class _TaskFlow:
-    """Hands items over as tasks, some ahead of those that are at work."""
+    """Submits items as tasks, a few more than can run at once."""
 
     def __init__(
         self, function: Callable[[Any], Any], items: Sequence[Any], cpus: float, machine: Machine
@@ -465,7 +466,7 @@ class _TaskFlow:
         # Deaths are counted here: Ray does not count workers killed by the memory monitor.
         self._task = ray.remote(attempt_in_a_worker).options(num_cpus=cpus, max_retries=0)
         self._function = ray.put(ray.cloudpickle.dumps(function))
-        # A few more than can run, so that no processor waits for the next one to be handed over.
+        # A few more than can run, so that no CPU waits for the next task.
         at_once = int(machine.cpus // cpus)
         self._ahead = 2 + at_once + at_once // 2
         self._todo = deque(enumerate(items))
@@ -473,12 +474,12 @@ class _TaskFlow:
         self._leaving, self._ended = threading.Event(), threading.Event()
 
     def end(self) -> None:
-        """Stops the running tasks, when nobody needs the results any more."""
+        """Stops the running tasks when their results are no longer needed."""
         self._leaving.set()
         self._ended.wait(ANSWER_SECONDS)
 
     def results(self, probe: ClusterProbe) -> Iterator[TaskResult[Any, Any]]:
-        """As they come; `probe` is asked whether the cluster is to blame for deaths."""
+        """Results as they arrive; `probe` is asked whether the cluster is to blame for deaths."""
         running: dict[Any, tuple[int, Any]] = {}
         try:
             while (self._todo or running) and not self._leaving.is_set():
@@ -498,7 +499,7 @@ class _TaskFlow:
     def _result(
         self, reference: Any, number: int, item: Any, probe: ClusterProbe
     ) -> TaskResult[Any, Any] | None:
-        """None if its process died and it is to be tried again."""
+        """A task's result; None if its process died and the item will be tried again."""
         try:
             return TaskResult(item, *ray.get(reference))
         except ray.exceptions.RayTaskError as error:
@@ -509,7 +510,7 @@ class _TaskFlow:
             if self._deaths[number] < MAX_DEATHS:
                 self._todo.append((number, item))
                 return None
-            probe.check_cluster()  # with which everything dies: no item is to blame
+            probe.check_cluster()  # a lost cluster kills everything: no item is to blame
             return TaskResult(item, problem=died(_how_it_died(error)))
 
 
@@ -520,9 +521,9 @@ def _how_it_died(error: Exception) -> str:
 
 
 def _own(error: BaseException | None) -> ClipmillError | None:
-    """The clear error that a worker raised, extracted from Ray's wrapper."""
+    """The ClipmillError that a worker raised, extracted from Ray's wrapper."""
     while error is not None:
-        # Ray's wrapper is of the error's class, too, and its text is the whole traceback.
+        # Ray's wrapper has the error's class, too, but its text is the whole traceback.
         if isinstance(error, ClipmillError) and not isinstance(error, ray.exceptions.RayTaskError):
             said = str(error.args[0]) if error.args else str(error)
             return type(error)(said.partition(_RAYS_OWN_WORDS)[0])
@@ -531,12 +532,12 @@ def _own(error: BaseException | None) -> ClipmillError | None:
 
 
 def _reason(error: BaseException) -> ClipmillError:
-    """The clear error that a worker raised, otherwise one with the end of the traceback."""
+    """The ClipmillError that a worker raised, otherwise one with the end of the traceback."""
     if own := _own(error):
         return own
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     shown = " ".join(lines)
     if len(shown) > _MAX_REASON_CHARACTERS:
-        # Of a traceback the end says most.
+        # The end of a traceback says most.
         shown = f"{lines[0]} … {' '.join(lines)[-_MAX_REASON_CHARACTERS:]}"
     return ClipmillError(f"the run stopped in a Ray worker: {type(error).__name__}: {shown}")

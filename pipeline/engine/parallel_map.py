@@ -1,6 +1,6 @@
-"""Runs one function over many items, on Ray or on the processors of this machine.
+"""Runs one function over many items, on Ray or on this machine's CPUs.
 
-A task that fails or kills its process costs its own item only. Results come as they finish.
+A task that fails or kills its process affects only its own item. Results arrive as they finish.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ R = TypeVar("R")
 def map_tasks(
     function: Callable[[T], R], items: Sequence[T], *, engine: Literal["ray", "local"]
 ) -> Generator[TaskResult[T, R], None, None]:
-    """`function` of every item, in the order they finish; function and items are pickled.
+    """Applies `function` to every item, yielding results as they finish; function and items are
+    pickled.
 
-    A task needs one CPU. A ClipmillError in a task ends everything (a full disk, say) and
-    is raised here; any other exception is that item's problem, and so is a process that died on
-    it twice. Leaving the iteration, by Ctrl-C too, ends what is still running.
+    A task needs one CPU. A ClipmillError in a task (a full disk, say) ends everything and is
+    raised here; any other exception is that item's problem, and so is a process that died on it
+    twice. Leaving the iteration, also by Ctrl-C, ends what is still running.
     """
     if not items:
         return
@@ -59,18 +60,18 @@ class _Process:
     """A process that handles one item at a time, so that the item it died on is known."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        # Spawned: a forked one would share open files and threads' locks with this process.
+        # Spawned: a forked process would share open files and threads' locks with this one.
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(function, other), daemon=True)
-        with null_input():  # before what is pickled is read there, which imports the function
+        with null_input():  # before the pickled function is read, which imports its module
             self.process.start()
         other.close()
         self.doing: tuple[int, Any] | None = None
 
     def begin(self, number: int, item: Any) -> None:
         self.doing = (number, item)
-        # One that died before it was asked is found dead where it is waited for.
+        # A process that already died is detected while waiting for its answer.
         with contextlib.suppress(OSError):
             self.connection.send(item)
 
@@ -98,7 +99,7 @@ class _Process:
 
 def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
     leave_terminal()
-    # Ctrl-C reaches all processes of a terminal; who started this one says when it ends.
+    # Ctrl-C reaches all processes of a terminal; the parent decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
         try:

@@ -1,9 +1,9 @@
 """Fits a plan's steps to a machine: which steps share a process, how many workers each pool has,
 and which pools run at once.
 
-Consecutive steps that need the same kind of machine share a process (one import of
-torch, one GPU). If the pools don't all fit at once, they run in phases, one after the other; a
-step that does not fit the machine at all is refused before anything starts.
+Consecutive steps that need the same kind of machine share a process (one import of torch, one
+GPU). If the pools don't all fit at once, they run in phases, one after the other; a step that does
+not fit the machine at all is refused before anything starts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clipmill.stages.protocol import Stage
 
 @dataclass(frozen=True)
 class Machine:
-    """What a cluster has in all."""
+    """The total resources of a cluster."""
 
     cpus: float
     gpus: float
@@ -58,7 +58,7 @@ def _gpus(steps: tuple[PlannedStep, ...]) -> float:
 
 
 def _kind(stage: Stage) -> str:
-    """The kind of work of a stage: it decides which neighbours may share a process."""
+    """The kind of work of a stage, which decides which neighbours may share a process."""
     if stage.key == "source_key":
         return "fetch"
     if stage.resources.gpus:
@@ -81,7 +81,7 @@ def plan_legs(steps: tuple[PlannedStep, ...], machine: Machine, n_shards: int) -
                 f"machine has {have:g}; set {step.stage_label}.{what} to at most {have:g}"
             )
     groups = _by_kind(steps)
-    # One CPU per pool is the minimum; with fewer CPUs than pools, neighbours without GPUs join.
+    # Each pool needs at least one CPU; with fewer CPUs than pools, neighbours without GPUs join.
     while len(groups) > 1 and sum(_cpus(group) for group in groups) > machine.cpus:
         joined = _join_cheapest(groups)
         if joined is None:
@@ -123,7 +123,7 @@ def _fits(groups: list[tuple[PlannedStep, ...]], machine: Machine) -> bool:
 
 
 def _join_cheapest(groups: list[tuple[PlannedStep, ...]]) -> list[tuple[PlannedStep, ...]] | None:
-    """Joins the first two neighbours that load no GPU together; None if there are none."""
+    """Joins the first two neighbours that load no GPU; None if there are none."""
     for i in range(len(groups) - 1):
         together = (*groups[i], *groups[i + 1])
         if not _gpus(together):

@@ -18,7 +18,7 @@ _NOT_HERE = "not on this machine, and its download site does not answer"
 
 @dataclass(frozen=True)
 class CheckedReference:
-    """One model or data file that a step names, and why it is unavailable (None if it is there).
+    """A model or data file that a step names, and why it is unavailable (None if it is available).
 
     `reason` is set if its server did not answer.
     """
@@ -39,7 +39,7 @@ def check_models(steps: Iterable[PlannedStep]) -> None:
 
 
 def problems_of(findings: list[CheckedReference]) -> list[str]:
-    """Messages about findings: everything from unreachable servers is one message."""
+    """Messages about findings; everything on unreachable servers shares one message."""
     said = [one.problem for one in findings if one.problem and one.reason is None]
     unreachable = [one for one in findings if one.reason is not None]
     return said if not unreachable else [*said, _without_network(unreachable)]
@@ -48,9 +48,9 @@ def problems_of(findings: list[CheckedReference]) -> list[str]:
 def examine_models(steps: Iterable[PlannedStep]) -> Iterator[CheckedReference]:
     """Every model and data file that steps name, fetched if possible.
 
-    The hub is not contacted again once it did not answer: each time would take seconds.
+    Once the hub has not answered it is not contacted again: each attempt would take seconds.
     """
-    away: dict[str, str] = {}  # why, by place
+    away: dict[str, str] = {}  # reasons, by place
     for step in steps:
         for name, value in step.stage.references().items():
             setting = f"{step.stage_label}.{name}"
@@ -95,7 +95,7 @@ def _place(value: ModelReference | DataFile) -> str:
 
 
 def _without_network(findings: list[CheckedReference]) -> str:
-    """One message for everything to fetch: what, how, and which recipes need nothing."""
+    """One message for everything to fetch: what, how, and which recipes need no downloads."""
     from clipmill.pipeline.recipes.ready_made import names_without_downloads
     from clipmill.stages.models.loading import repository_of
 
@@ -139,7 +139,7 @@ def _ask_server(url: str, setting: str) -> None:
     from clipmill.stages.media.fetch.proxies import proxies_of_environment
 
     try:
-        # Any answer will do, even one that asks for a key: the server is there.
+        # Any answer will do, even a request for a key: the server exists.
         with proxies_of_environment():
             client = httpx.Client(timeout=SERVER_TIMEOUT_SECONDS)
         with client:

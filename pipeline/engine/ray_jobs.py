@@ -18,10 +18,10 @@ from ray.job_submission import JobSubmissionClient
 from clipmill.schemas.errors import ClipmillError, UsageError
 
 _ANSWER_SECONDS = (5.0, 30.0)  # to connect, and to answer
-# After this silence the job's state is checked; a connection may be dead without notice.
+# After this silence the job's state is checked; a connection may break without notice.
 _QUIET_SECONDS = 10.0
 _AGAIN_SECONDS = 1.0
-# Each of these, where one is set, counts for Ray more than the address that it is given.
+# If set, Ray prefers each of these variables to the address that it is given.
 _ADDRESSES_OF_ENVIRONMENT = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 _TROUBLE = (
     RayError,
@@ -35,14 +35,14 @@ _TROUBLE = (
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, which would wait for ever for a head that no longer answers."""
+    """Ray's client; by default it would wait forever for a head node that no longer answers."""
 
     def _do_request(self, method: str, endpoint: str, **given: Any) -> Any:
         return super()._do_request(method, endpoint, timeout=_ANSWER_SECONDS, **given)
 
 
 class _NoAnswer(Exception):
-    """The job server can't be asked just now, because of the error that this comes from."""
+    """The job server can't be asked just now, because of the error that caused this one."""
 
 
 class Job:
@@ -55,11 +55,11 @@ class Job:
         self.id = job_id
 
     def follow(self, output: TextIO, *, patience_seconds: float = 60.0) -> str:
-        """Copies the job's log to `output`, as it grows, until the job ends; gives its last state.
+        """Copies the job's log to `output`, as it grows, until the job ends; returns its last
+        state.
 
-        A connection that breaks is made again, and the log goes on where it was. Raises
-        ClipmillError where the job server doesn't answer for `patience_seconds`, or has lost the
-        job.
+        A broken connection is reopened, and the log continues where it stopped. Raises
+        ClipmillError if the job server doesn't answer for `patience_seconds`, or has lost the job.
         """
         return asyncio.run(self._follow(output, patience_seconds))
 
@@ -91,7 +91,7 @@ class Job:
 
     async def _log(self) -> AsyncIterator[str]:
         """The log from its beginning, until the server ends it or the job has ended."""
-        # An asynchronous generator, which Ray's types don't say.
+        # It is an asynchronous generator, which Ray's types don't say.
         stream: Any = self._client.tail_job_logs(self.id)
         coming = asyncio.ensure_future(anext(stream, None))
         try:
@@ -107,7 +107,7 @@ class Job:
                     yield text
                     coming = asyncio.ensure_future(anext(stream, None))
                 elif self._state is not None:
-                    return  # it had ended before, and nothing has come since
+                    return  # the job had already ended, and nothing has arrived since
                 else:
                     self._state = await self._ask_state()
         finally:
@@ -148,9 +148,9 @@ class Job:
 def submit_job(address: str, command: str, folder: Path, constraints: Path | None) -> Job:
     """Submits `command` to the job server at `address`, with `folder` as its working directory.
 
-    `constraints` names the pinned versions that the job's environment is made of; None takes
-    what the nodes have. Raises ClipmillError where the server can't be reached or refuses,
-    UsageError where `address` is not one of a job server.
+    `constraints` names the pinned versions for the job's environment; with None the job uses the
+    nodes' packages. Raises ClipmillError if the server can't be reached or refuses, UsageError if
+    `address` is not one of a job server.
     """
     url = job_server(address)
     environment: dict[str, Any] = {
@@ -176,9 +176,9 @@ def submit_job(address: str, command: str, folder: Path, constraints: Path | Non
 
 
 def job_server(address: str) -> str:
-    """A job server's URL: `http://` is put before a host and port that come without.
+    """A job server's URL; `http://` is added to a bare host and port.
 
-    Raises UsageError where it can't be one.
+    Raises UsageError if it can't be one.
     """
     url = (address if "://" in address else f"http://{address}").rstrip("/")
     try:
@@ -196,7 +196,7 @@ def job_server(address: str) -> str:
 
 @contextlib.contextmanager
 def _address_of_command_line() -> Iterator[None]:
-    """Keeps Ray from taking another address than it is given."""
+    """Keeps Ray from using another address than the given one."""
     kept = {name: os.environ.pop(name) for name in _ADDRESSES_OF_ENVIRONMENT if name in os.environ}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Keeps messages of Ray's C++ about itself off standard error, where they would drown ours."""
+"""Keeps log messages of Ray's C++ code off standard error, where they would drown ours."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import sys
 import threading
 from collections.abc import Iterator
 
-# What Ray's C++ says of its own doings: errors among it, of every actor of Ray Data, whatever one
-# does, and hundreds of them where a node is gone.
+# Log messages of Ray's C++ code: among them errors about every actor of Ray Data, which nobody can
+# prevent, and hundreds of them when a node is lost.
 NOISE = re.compile(
     rb"(?:\x1b\[\d+m|\(.{1,100}? pid=\d+\)|\s)*"
     rb"\[[\d :,.T-]+ [IWE] \d+ \d+\] (?:\(\w+\) )?\w+\.cc:\d+: "
 )
-# A frame of a worker's backtrace, of which there are dozens when its node goes away.
+# A frame of a worker's backtrace; there are dozens when its node is lost.
 FRAME = re.compile(rb" pid=\d+\b.*\[0x[0-9a-f]+\]")
 
 
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """Standard error without Ray's remarks on itself: they come past all of Python's logging."""
+    """Filters Ray's log messages from standard error: they bypass Python's logging."""
     sys.stderr.flush()
     saved = os.dup(2)
     reading, writing = os.pipe()

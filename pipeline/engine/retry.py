@@ -1,4 +1,4 @@
-"""Retries: a small new shard with just the failed keys, at the step where they failed."""
+"""Retries: a small new shard with only the failed keys, at the step where they failed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def list_shards(dataset: Path, first: Sequence[str]) -> ShardList:
 
 
 def read_requests(dataset: Path) -> dict[str, RetryRequest]:
-    """What was asked to be tried again, by the shard that it makes."""
+    """The retry requests, by the shard that each one makes."""
     return {path.stem: read_request(path) for path in json_files(dataset / RETRIES)}
 
 
@@ -54,7 +54,7 @@ def current_failures(
 ) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Per base shard: the keys whose newest outcome at this step is an error, with that error.
 
-    The errors of a kept row are those of the parts that it lacks, each with its `part`.
+    The errors of a kept row are those of its missing parts, each with its `part`.
     """
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     parts = [name for name in step.columns if name == "failed_parts"]
@@ -83,14 +83,14 @@ class Unfinished:
         return self.shards > 0
 
     def has_tried(self, error: dict[str, Any]) -> bool:
-        """Whether a row failed after these retries were asked for: as part of them, that is."""
+        """Whether a row failed after these retries were requested, that is, as part of them."""
         return (
             self.asked_at is not None and error["at"] is not None and error["at"] >= self.asked_at
         )
 
 
 def unfinished_retries(plan: Plan, dataset: Path, shards: ShardList) -> Unfinished:
-    """What an interrupted `retry` still had to do: running what is pending finishes it."""
+    """What an interrupted `retry` still had to do; running what is pending finishes it."""
     found = [
         request
         for name, request in shards.retries.items()
@@ -114,8 +114,8 @@ def request_retries(
 ) -> dict[str, int]:
     """Writes a retry shard for every group with failures of `kinds` (all kinds when empty).
 
-    Rows that were tried as part of a retry `finished` just now are left to the next. Gives the
-    number of keys to try again by stage, or by part of one. The caller runs what is then pending.
+    Rows that a just `finished` retry already tried are left to the next one. Returns the number of
+    keys to retry by stage, or by part of one. The caller then runs what is pending.
     """
     asked: dict[str, int] = {}
     taken: dict[str, int] = {}

@@ -1,8 +1,8 @@
 """Distinguishes a run that can't continue from a slow one, by what a cluster reports.
 
-Knows nothing of Ray: the engine reports which nodes exist, and which workers report that they are
-alive. A slow stage is not a hang, nor is a model that loads for minutes: what counts is that nobody
-is there to do the work, and nobody can come.
+Independent of Ray: the engine reports which nodes exist, and which workers say that they are
+alive. A slow stage is not a hang, nor is a model that takes minutes to load: a run can't continue
+if no worker is there to do the work and none can start.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ BEAT_SECONDS = 2.0
 STARVED_SECONDS = 20.0
 """A pool without a worker, and without room for one, for this long ends the run."""
 UNANSWERED_SECONDS = 30.0
-"""A cluster that doesn't answer for this long is gone. Ray itself ends the process at 60 s."""
+"""A cluster that doesn't answer for this long is lost. Ray itself ends the process at 60 s."""
 STARTS_ALLOWED = 8
-"""How many workers of one pool may start before a shard has to be done."""
+"""How many workers of one pool may start without a shard being done."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is alive, and what it has in all."""
+    """A living node, and its total resources."""
 
     id: str
     cpus: float
@@ -66,14 +66,14 @@ class Watchdog:
         self._answered = self.began
 
     def saw_nodes(self, alive: Iterable[Node], now: float) -> None:
-        """The cluster answered."""
+        """Records that the cluster answered."""
         self._answered = now
         found = {node.id: node for node in alive}
         self._lost |= self._nodes.keys() - found.keys()
         self._nodes = found
 
     def heard(self, beats: Mapping[str, Beat], now: float) -> None:
-        """The latest report of each worker that reported since the last call."""
+        """Records the latest report of each worker that reported since the last call."""
         for worker, beat in beats.items():
             before = self._beats.get(worker)
             if before is None:
@@ -84,7 +84,8 @@ class Watchdog:
             self._heard[worker] = now
 
     def ended(self, pool: int) -> None:
-        """A worker was killed because it hung: the next start is not a sign that they die."""
+        """Records that a worker was killed because it hung: its replacement is no sign of dying
+        workers."""
         self._starts[pool] -= 1
 
     def is_unanswered(self, now: float) -> bool:

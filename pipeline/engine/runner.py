@@ -1,9 +1,9 @@
 """Runs steps over shards: the same code in every engine.
 
-A step's shard is committed only when every input key came out as kept, rejected or failed. A
-batch that raises is processed again row by row, so one bad row costs that row only. Rows of a
-fragile stage are noted in a journal before they start: one that crashed its worker twice is written
-as a crash, and the shard continues. A row that breaks its worker's GPU counts as crashing it.
+A step's shard is committed only when every input key has been kept, rejected or failed. A batch
+that raises is processed again row by row, so one bad row affects only itself. Rows of a fragile
+stage are noted in a journal before they start: one that crashed its worker twice is recorded as a
+crash, and the shard continues. A row that breaks its worker's GPU counts as crashing it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from clipmill.stages.protocol import Transform, Workspace
 Report = Callable[[str, Counter[Any]], None]
 """Called with a stage's label and how many keys were kept, rejected, failed, and `shards` done.
 
-A ModelPlace counts how often workers opened a model there.
+A ModelPlace counts how often workers loaded a model there.
 """
 
 CRASHES_ALLOWED = 2
@@ -64,7 +64,7 @@ CRASHES_ALLOWED = 2
 
 @dataclass
 class Worker:
-    """Runs some consecutive steps in one process; models are opened once and kept."""
+    """Runs some consecutive steps in one process; models are loaded once and kept."""
 
     plan: Plan
     steps: tuple[PlannedStep, ...]
@@ -86,7 +86,7 @@ class Worker:
         self._stack.enter_context(python_messages(self._log))
 
     def run(self, shard: str) -> None:
-        """All steps of this worker over one shard; what is already committed is left alone."""
+        """Runs all steps of this worker over one shard, except those already committed."""
         for step in self.steps:
             is_done = shard_path(step.folder(self.dataset), shard).exists()
             if not is_done and self.shards.passes(self.plan.steps, step, shard):
@@ -127,7 +127,7 @@ class Worker:
             raise
 
     def _commit_step(self, step: PlannedStep, shard: str, log: ShardLog) -> Counter[str]:
-        """One step over one shard; returns its counts."""
+        """Runs one step over one shard; returns its counts."""
         started = time.monotonic()
         self.activity.at(step.label, shard, "reads its input")
         request = self.shards.retries.get(shard)
@@ -191,14 +191,14 @@ class Worker:
                 )
             )
         journal = _journal(step, self.dataset, shard)
-        if not journal.is_dir():  # which `verify` reports
+        if not journal.is_dir():  # `verify` reports that
             journal.unlink(missing_ok=True)
         if step.label == step.stage_label:
             self.report(step.stage_label, Counter(shards=1))
         return counts
 
     def _without_removed(self, step: PlannedStep, table: pa.Table) -> pa.Table:
-        """Rejects videos that were removed from the dataset and come back from other sources."""
+        """Rejects videos that were removed from the dataset but come back from other sources."""
         names = table.column_names
         if step.stage.key != "source_key" or "video_id" not in names:
             return table
@@ -216,7 +216,7 @@ class Worker:
                 }
         if not again:
             return table
-        # Its file and what the source said of it go with the removals at the end of the run.
+        # Its file and metadata are deleted with the removals at the end of the run.
         new_tombstone(self.dataset, again, "came back from another source")
         return pa.Table.from_pylist(rows, schema=table.schema)
 
@@ -243,7 +243,7 @@ class Worker:
                 try:
                     yield from _batch(step, batch, transform, frames, log, self.dataset, doing)
                 except DeviceBroken:
-                    # Which of them did it comes out when each is done alone, in a new process.
+                    # The row at fault is found when each is processed alone, in a new process.
                     write_json(
                         journal,
                         {
@@ -273,8 +273,8 @@ class Worker:
             except DeviceBroken:
                 raise
             except BaseException:
-                # The run was stopped, or can't go on: this process lives, so the row took it
-                # nowhere. A full disk, for example, is reported by the exception.
+                # The run was stopped, or can't continue: the process is alive, so the row did not
+                # crash it. The exception reports the cause, for example a full disk.
                 seen[name] = died
                 with contextlib.suppress(OSError):
                     write_json(journal, {"run_id": self.run_id, "started": seen})
@@ -294,9 +294,8 @@ class Worker:
 class _Writers:
     """The files of one step's shard, which appear together: the step's own table is the marker.
 
-    The first one to commit a shard wins. Of two writers (the worker of a killed run
-    may survive for a while) the other one's files are dropped, all of them: tables of two writers
-    might not fit each other.
+    The first writer to commit a shard wins. The files of a second one (the worker of a killed run
+    may survive for a while) are all dropped: tables of two writers might not match.
     """
 
     def __init__(
@@ -315,8 +314,8 @@ class _Writers:
         for table, schema in schemas.items():
             folder = step.folder(dataset, table)
             folder.mkdir(parents=True, exist_ok=True)
-            # What lies there under a temporary name may be another writer's who is at work; what
-            # a killed one left is removed at the run's end.
+            # Temporary files there may belong to another active writer; those of killed ones are
+            # removed at the run's end.
             writer = ShardWriter(shard_path(folder, shard), schema, clean=False)
             stack.callback(writer.discard)
             self._writers[table] = writer
@@ -348,7 +347,7 @@ def _batch(
     dataset: Path,
     doing: Callable[[pa.Table], None],
 ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
-    """One batch processed; if it raises, each of its rows alone. `doing` gets each."""
+    """Processes one batch; if it raises, each of its rows alone. `doing` gets each."""
     doing(batch)
     shown: pa.Table = batch
     failed: dict[int, RowFailed] = {}
@@ -365,13 +364,13 @@ def _batch(
     try:
         yield batch, _named(step, transform(shown))
     except ClipmillError:
-        raise  # nothing that another row could fix
+        raise  # no other row would fare better
     except Exception as error:  # noqa: BLE001 (any exception of a stage is a row's failure)
         _raise_if_full(error, dataset)
         raise_if_broken(error)
         names = [batch[step.stage.key][0].as_py()]
         if not isinstance(error, RowFailed | RowRejected):
-            # For a batch it is not a failure yet: its rows are tried alone.
+            # A batch's exception is not a failure yet: its rows are tried alone.
             log.raised("exception", error, names[0] if batch.num_rows == 1 else None)
         if batch.num_rows == 1:
             yield batch, {step.label: failed_rows(step, names, _as_outcome(step, error))}
@@ -400,7 +399,7 @@ def _raise_if_full(error: Exception, dataset: Path) -> None:
 
 
 def _named(step: PlannedStep, output: pa.Table | dict[str, pa.Table]) -> dict[str, pa.Table]:
-    """The output by table; a stage names its own table by its name, on disk it is the label."""
+    """The output by table; a stage calls its own table by its name, on disk it has the label."""
     if isinstance(output, pa.Table):
         return {step.label: output}
     return {
@@ -429,7 +428,7 @@ def _tally(step: PlannedStep, table: pa.Table) -> Counter[str]:
 
 
 def _begun(plan: Plan, step: PlannedStep, inputs: int) -> Counter[str]:
-    """Progress for a shard that starts: a stage's first step knows how many rows come.
+    """Progress when a shard starts: a stage's first step knows the number of rows.
 
     A `share` of 1 is all of one step's shard.
     """
@@ -441,16 +440,16 @@ def _begun(plan: Plan, step: PlannedStep, inputs: int) -> Counter[str]:
 
 
 def _reported(step: PlannedStep, tally: Counter[str], table: pa.Table) -> Any:
-    """Progress to show: of a stage's inner steps only what does not reach the last one."""
+    """Progress to show; of a stage's inner steps, only rows that don't reach the last one."""
     if step.label != step.stage_label:
         return Counter(rejected=tally["rejected"], failed=tally["failed"])
-    shown: Any = Counter(tally)  # of seconds there are parts, which Counter's types don't know
+    shown: Any = Counter(tally)  # seconds are fractional, which Counter's types don't allow
     shown["seconds"] = _seconds_of_video(table)
     return shown
 
 
 def _seconds_of_video(table: pa.Table) -> float:
-    """How long the videos or clips of the kept rows are, where the table or their ids say it."""
+    """The total length of the kept videos or clips, if the table or their ids tell it."""
     rows = kept_rows(table)
     if "duration_seconds" in rows.column_names:
         return pc.sum(rows["duration_seconds"]).as_py() or 0.0
@@ -485,7 +484,7 @@ def blame(
 ) -> None:
     """Notes that a worker is killed while processing these rows, as if they had crashed it.
 
-    Rows of a journal are noted there already, before they start. Others are done one by one then.
+    Rows in a journal were noted there before they started. Others are then processed one by one.
     """
     journal = _journal(plan.by_label[label], dataset, shard)
     started = _started_before(journal, run_id)
@@ -494,10 +493,10 @@ def blame(
 
 
 def _started_before(path: Path, run_id: str | None) -> dict[str, int]:
-    """Rows that were started and not finished, with how often; of one run only if it is given.
+    """Rows that were started but not finished, with how often; of one run only, if it is given.
 
-    An unreadable journal counts as empty: a row that kills its worker is then identified by
-    two more deaths, while any other reading would give up innocent rows.
+    An unreadable journal counts as empty: a row that kills its worker is then identified after two
+    more deaths. Anything else would give up innocent rows.
     """
     try:
         of_run, started = read_journal(path)

@@ -1,7 +1,7 @@
 """Detects workers that make no progress: names them, then kills them.
 
-A killed worker counts as one that its row crashed: the crash journal gives such a row up.
-Knows nothing of Ray: the engine says what it heard of its workers, and how to look at a process.
+A killed worker counts as crashed by its row, which the crash journal gives up in the end.
+Independent of Ray: the engine passes on the workers' reports, and knows how to examine a process.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Seen:
 
 @dataclass(frozen=True)
 class Lookout:
-    """How long a worker may make no progress (0: for ever), and who is informed.
+    """How long a worker may make no progress (0: forever), and who is informed.
 
-    `show` repeatedly gets what all are doing. `say` gets a message about one that hangs, and
-    what it is about: `worker_pid`, `node`, `state`, and of its place `step`, `shard` and `key`.
+    `show` repeatedly gets what all workers are doing. `say` gets a message about one that hangs,
+    with `worker_pid`, `node` and `state`, and the `step`, `shard` and `key` that it is working on.
     """
 
     stall_seconds: float = STALL_SECONDS
@@ -81,10 +81,10 @@ class _Known:
 
 @dataclass
 class Standstills:
-    """The workers of a run. Time counts only while they could be heard.
+    """The workers of a run. Time counts only while their reports could arrive.
 
     `look` and `end` act on a beat's process, on its node, and may take long or raise; without
-    `end` a worker that hangs is named and left alone. `blame` notes the rows of a place.
+    `end` a worker that hangs is named but not killed. `blame` notes the rows of a place.
     """
 
     lookout: Lookout
@@ -99,7 +99,7 @@ class Standstills:
     def heard(self, beats: Mapping[str, Beat], now: float) -> None:
         """The latest report of each worker that reported since; `now` is monotonic."""
         with self._lock:
-            # This process may have been stopped for hours, while its workers were not.
+            # This process may have been stopped for hours while its workers were running.
             step = 0.0 if self._last is None else min(now - self._last, _LONGEST_STEP_SECONDS)
             self._clock, self._last = self._clock + step, now
             for worker, beat in beats.items():
@@ -112,7 +112,7 @@ class Standstills:
                 known.beat, known.heard = beat, self._clock
 
     def seen(self) -> list[Seen]:
-        """Every worker that has something to do, or that is silent."""
+        """Every worker that is working, or silent."""
         with self._lock:
             return [
                 self._seen(known)
@@ -123,11 +123,12 @@ class Standstills:
     def go_on(self, stopping: threading.Event) -> None:
         """Monitors the workers until told to stop; runs in a separate thread."""
         while not stopping.wait(_LOOK_SECONDS):
-            with contextlib.suppress(OSError, ClipmillError):  # the disk is full, say: later, then
+            # the disk is full, say: try again later
+            with contextlib.suppress(OSError, ClipmillError):
                 self.check()
 
     def check(self) -> None:
-        """Checks workers that may hang, and does what is due."""
+        """Checks workers that may hang, and acts if it is time."""
         with self._lock:
             suspects = [
                 (worker, known) for worker, known in self._known.items() if self._is_suspect(known)
@@ -147,7 +148,7 @@ class Standstills:
         return self._clock - known.heard > SILENT_SECONDS
 
     def _is_standing(self, known: _Known) -> bool:
-        # One that has nothing to do has nothing to report, but that it lives.
+        # An idle worker only reports that it is alive.
         return (
             bool(self.lookout.stall_seconds)
             and (known.beat.place is not None or self._is_silent(known))
@@ -198,7 +199,7 @@ class Standstills:
             self.blame(seen.place)
             what = "; a row at which this happens twice is a crash"
         known.ended = self._clock
-        with contextlib.suppress(Exception):  # its node may be gone, and with it the worker
+        with contextlib.suppress(Exception):  # its node may be lost, and the worker with it
             self.end(known.beat)
         self._say(f"{seen.step or 'a stage'}: killed {seen.describe()}{what}", seen)
 
@@ -217,7 +218,7 @@ class Standstills:
         place, state = known.beat.place, known.beat.state
         silent = self._is_silent(known)
         if known.finding is not None:
-            # Newer than what a worker said that says nothing any more.
+            # Newer than the last report of a silent worker.
             place, state = known.finding.place or place, (known.finding.state if silent else state)
         return Seen(
             known.beat, place, self._clock - known.moved, state, self._is_standing(known), silent

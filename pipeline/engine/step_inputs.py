@@ -1,7 +1,7 @@
 """Assembles one step's input rows for one shard: keys, joined columns, kept frames.
 
-`given_keys` says which keys: of those, the ones for which this very shard has something new. So a
-retry shard holds just the rows that are new or known better in it, wherever in the recipe it began.
+`given_keys` selects the keys: those for which this very shard has something new. So a retry shard
+holds only the rows that are new or updated in it, at whichever step it began.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def kept_rows(table: pa.Table) -> pa.Table:
 
 
 def read_shard(folder: Path, shard: str, schema: pa.Schema, columns: list[str]) -> pa.Table:
-    """Columns of one shard in the order asked for; those that an older file lacks are null."""
+    """Columns of one shard in the requested order; those that an older file lacks are null."""
     path = shard_path(folder, shard)
     with reading(path):
         file = pq.ParquetFile(path)
@@ -57,9 +57,9 @@ def read_shard(folder: Path, shard: str, schema: pa.Schema, columns: list[str]) 
 def read_group(
     step: PlannedStep, dataset: Path, group: Sequence[str], columns: list[str]
 ) -> Iterator[tuple[str, pa.Table]]:
-    """The key and other columns of shards of a step, oldest first: of a key the newest row counts.
+    """The key and other columns of shards of a step, oldest first; a key's newest row counts.
 
-    `group` names a base shard and its retries in order; those that are not committed are left out.
+    `group` names a base shard and its retries in order; uncommitted ones are left out.
     """
     folder, schema = step.folder(dataset), step.stage.table_schema
     for shard in existing(folder, group):
@@ -103,9 +103,10 @@ def _load(
 
 
 def _unchanged(before: Sequence[pa.Table], part: pa.Table, key: str) -> frozenset[str]:
-    """The keys of a shard's rows that are as they were in a shard before.
+    """The keys of a shard's rows that are the same as in an earlier shard.
 
-    So a retry for a part of a video, its subtitles say, goes on only where that part is read.
+    So a retry for a part of a video, such as its subtitles, continues only where that part is
+    read.
     """
     known: dict[str, list[dict[str, Any]]] = {}
     for table in before:
@@ -132,12 +133,12 @@ def input_table(
 ) -> pa.Table:
     """Input rows of a step for a shard: the key, then the columns that it reads.
 
-    `group` names the shards of the same base, oldest first. `only_keys` is the retry's request,
-    at the step where the retry begins. For stages that want frames, `_video_id`, `_start_seconds`
-    and `_end_seconds` are added.
+    `group` names the shards of the same base, oldest first. `only_keys` is the retry's request, at
+    the step where the retry begins. For stages that want frames, `_video_id`, `_start_seconds` and
+    `_end_seconds` are added.
     """
     unit = step.key
-    # What the frame reader needs of the clips.
+    # The clip columns that the frame reader needs.
     span = ["start_seconds", "end_seconds"] if step.stage.frames_picked() else []
     inputs = inputs_of(step, {label: step_schema(plan, label).names for label in step.inputs})
     joined = {
@@ -177,9 +178,9 @@ def input_table(
 
 
 class KeptFrameReader:
-    """Adds kept frames to clips, a row group (one video) at a time, in shard order.
+    """Adds kept frames to clips, one row group (one video) at a time, in shard order.
 
-    If a video's frames are gone they are read from the video again by seeking.
+    If a video's frames were deleted, they are read from the video again by seeking.
     """
 
     def __init__(self, plan: Plan, dataset: Path, group: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """Turns what a stage returned for a batch into rows that can be committed.
 
-Every key has its outcome; a key that the stage lost or returned twice, or an invalid score, is
+Every key has an outcome; a key that the stage lost or returned twice, or an invalid score, is
 recorded as a failure or, if the stage has a column for it, as a reason.
 """
 
@@ -30,14 +30,14 @@ NOT_FINITE = "the score is not finite"
 
 
 def makes_clips(step: PlannedStep) -> bool:
-    """Whether a key may have many rows: the clips that the step makes of it."""
+    """Whether a key may have many rows: the clips that the step makes from it."""
     return step.stage.key != "clip_id" and "clip_id" in step.stage.table_schema.names
 
 
 def made_before(
     step: PlannedStep, dataset: Path, group: Sequence[str], again: Sequence[str]
 ) -> set[str]:
-    """The clips that the step has made of other keys than `again` in a shard's group."""
+    """The clips that the step has made in a shard's group from other keys than `again`."""
     if not makes_clips(step):
         return set()
     newest: dict[str, list[str]] = {}
@@ -59,7 +59,7 @@ def complete(
 ) -> dict[str, pa.Table]:
     """The output with an outcome for each key, and errors with their attempts and time.
 
-    `made` are the clips of other keys that the stage has made so far; this batch's are added.
+    `made` are the clips that the stage has made from other keys so far; this batch's are added.
     """
     schema, key = step.stage.table_schema, step.stage.key
     table = tables[step.label]
@@ -136,7 +136,7 @@ def _doubled_keys(table: pa.Table, key: str) -> Iterator[tuple[str, str]]:
 def _doubled_clips(
     table: pa.Table, key: str, asked: Sequence[str], made: set[str]
 ) -> Iterator[tuple[str, str]]:
-    """The keys that have a clip twice, or one that is another key's already."""
+    """The keys that have a clip twice, or a clip that belongs to another key."""
     clips: dict[str, list[str]] = {name: [] for name in asked}
     for name, clip in zip(table[key].to_pylist(), table["clip_id"].to_pylist(), strict=True):
         if clip is not None:
@@ -154,8 +154,8 @@ def _doubled_clips(
 def _with_finite_scores(step: PlannedStep, table: pa.Table) -> pa.Table:
     """The table without scores that are NaN or infinite.
 
-    They become null, with a reason if the stage has a column for it, `<score>_reason`. A kept row
-    of a stage that has none is a failure, so that the reason for the missing score is known.
+    They become null, with a reason if the stage has a column `<score>_reason`. Without that column
+    a kept row becomes a failure, so that the reason for the missing score is recorded.
     """
     score = step.stage.score
     if score not in table.column_names or not pa.types.is_floating(table[score].type):

@@ -19,7 +19,7 @@ MAX_DEATHS = 2
 
 @dataclass(frozen=True)
 class TaskResult(Generic[T, R]):
-    """What became of an item: the function's value, or the problem (`crash`, or its RowFailed)."""
+    """The outcome of an item: the function's value, or the problem (`crash`, or its RowFailed)."""
 
     item: T
     value: R | None = None
@@ -39,9 +39,9 @@ def attempt(function: Callable[[T], R], item: T) -> tuple[R | None, RowFailed | 
 
 
 def attempt_in_a_worker(pickled: bytes, item: Any) -> tuple[Any, RowFailed | None]:
-    """As `attempt`, in a process that may have been started from a terminal.
+    """Like `attempt`, in a process that may have been started from a terminal.
 
-    The function comes pickled: to read it imports its module, which may start programs.
+    The function is pickled: unpickling it imports its module, which may start programs.
     """
     leave_terminal()
     return attempt(pickle.loads(pickled), item)
