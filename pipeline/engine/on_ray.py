@@ -90,8 +90,7 @@ def cluster(settings: RaySettings) -> Iterator[Machine]:
         if address:
             _check_reachable(address)
         try:
-            # Ray's processes and its workers inherit the signal mask and streams that they start
-            # with.
+            # Ray's processes and its workers inherit signal handling and standard input from here.
             with _own_sigterm(), null_input():
                 ray.init(
                     logging_level=logging.ERROR,
