@@ -1,8 +1,8 @@
 """Exports: writes the clips of a dataset or subset for training.
 
-An export has three steps; an interrupted export resumes from each of them:
+An export has three steps; an interrupted export resumes in any of them:
 
-    select    the clips' rows, with the facts of their videos, sorted and pinned in files
-    units     bounded groups of those rows, in parallel: media cut, samples rendered
-    write     shards of about the wished size, in order
+select    selects the clips' rows, with data about their videos; sorts and pins them in files
+units     processes bounded groups of rows in parallel: cuts media, renders samples
+write     writes shards of about the requested size, in order
 """

@@ -1,7 +1,7 @@
 """Defines an export's columns, where they come from, and which of them `--redact` leaves out.
 
-A clip's row is made of columns of the `clips` view and of facts of its video, which are joined to
-it by position in sorted streams. Names that begin with an underscore serve the work only.
+A clip's row consists of columns of the `clips` view and of columns about its video, joined by
+merging two sorted streams. Names that begin with an underscore are for internal use only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEXT, PATH, FILE_ZERO, SOUND_BYTES, SUBTITLES, SUBTITLE_WORDS, DROPPED = (
     "_dropped",
 )
 SPAN = ("clip_id", "video_id", "start_seconds", "end_seconds", "duration_seconds")
-# Facts of the video under the names that they have in an export; the first five are in `clips`.
+# Columns about the video, by their names in an export; the first five are in `clips`.
 _FACTS = {
     "url": "url",
     "title": "title",
@@ -44,7 +44,7 @@ _FACTS = {
     "has_audio": "has_audio",
     "sha256": "sha256",
 }
-# What every export needs of a video, to count by.
+# Columns about a video that every export needs for its counts.
 _COUNTED = ("extractor", "license")
 _PERSONAL = re.compile(r"(?:.*_)?(?:title|description|uploader)s?\Z", re.I)
 
@@ -86,7 +86,7 @@ def choose_columns(catalog: Catalog, request: ExportRequest, scores: Mapping[str
             for name, kind in there.items()
             if name not in facts
         }
-        # A scorer may be called as a fact of the video is.
+        # A scorer may have the same name as a column about the video.
         facts = {
             name: column
             for name, column in facts.items()
@@ -114,9 +114,9 @@ def choose_columns(catalog: Catalog, request: ExportRequest, scores: Mapping[str
 
 
 def _sound_bytes(there: Mapping[str, str]) -> str:
-    """The size of a file that was decoded whole, and without an error; else null.
+    """The size of a file that was decoded completely and without an error; else null.
 
-    With given spans only these were decoded.
+    With given spans, only the spans were decoded.
     """
     if "corrupt_frames" not in there:
         return "NULL::BIGINT"
@@ -152,7 +152,7 @@ def _expression(name: str, kind: str, request: ExportRequest) -> str:
 def _address_without_names() -> str:
     """The URL if it is a web address and doesn't reveal the title or the uploader.
 
-    A local file's address is a path of somebody's machine, often with their name in it.
+    A local file's address is a path on somebody's machine, often with their name in it.
     """
     tells = " OR ".join(
         f"coalesce(contains(lower(url_decode(url)), lower(nullif(trim({name}), ''))), false)"
@@ -162,7 +162,7 @@ def _address_without_names() -> str:
 
 
 def _dropped(request: ExportRequest) -> str:
-    """Whether a document leaves the clip out: the same on every machine."""
+    """Whether a document leaves the clip out; the same on every machine."""
     seed = literal(f":{request.interleaving.seed}")
     # The upper bits of the hash, as an exact fraction of 2**53.
     return (

@@ -1,7 +1,7 @@
 """Writes shards of an export: files of about the requested size, numbered without gaps.
 
-`roll` writes them one after the other where only writing tells how large they get; `pack` plans
-them beforehand, where sizes are known, and writes them in parallel.
+`roll` writes them one after the other, for formats whose file size is only known after writing;
+`pack` plans them from known sizes, and writes them in parallel.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHARDS: dict[Format, str] = {
     "internvid": "internvid",
     "interleaved": "documents",
 }
-"""What the shards of a format are called, before their number."""
+"""What a format's shards are called, before their number."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Shard:
 
 
 class ShardFile(ABC):
-    """A file being written under a temporary name; `suffix` ends its final one."""
+    """A file being written under a temporary name; `suffix` is that of its final name."""
 
     suffix: ClassVar[str]
 
@@ -77,7 +77,7 @@ def roll(
 ) -> list[Shard]:
     """Writes all parts, in order, into shards; a part is never split.
 
-    Continues after the last complete shard: a note next to it says where the next begins.
+    Continues after the last complete shard: a note for it says where the next one begins.
     """
     notes = notes_of(request)
     name = SHARDS[request.format]
@@ -114,9 +114,9 @@ def notes_of(request: ExportRequest) -> Path:
 def unit_by_unit(
     units: Sequence[Unit], parts: Callable[[Unit], Iterable[Any]], report: Callable[[int], None]
 ) -> Callable[[Position], Iterator[tuple[Position, Any]]]:
-    """The parts of units one after the other, from a position on, as `roll` takes them.
+    """The parts of all units in order, from a position on, as `roll` takes them.
 
-    `report` gets the clips of each unit that has been passed.
+    `report` gets the number of clips of each finished unit.
     """
 
     def stream(begin: Position) -> Iterator[tuple[Position, Any]]:
@@ -156,7 +156,7 @@ class _Rolling:
 
 
 def _written(notes: Path) -> tuple[list[Shard], Position | None]:
-    """The shards that are whole, and where the next begins; None where all are."""
+    """The complete shards, and where the next one begins; None if all are complete."""
     done: list[Shard] = []
     following: Position | None = (0, 0)
     while (note := notes / f"{len(done):06d}.json").exists():
@@ -178,7 +178,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class PackTask:
-    """One shard to write from pieces of units that are done; `token` is this process's."""
+    """One shard to write from pieces of finished units; `token` is this process's."""
 
     request: ExportRequest
     token: str
@@ -190,9 +190,9 @@ class PackTask:
 def plan(
     request: ExportRequest, units: Sequence[Unit], column: str, fits: Callable[[int], bool]
 ) -> Iterator[tuple[Piece, ...]]:
-    """Shards as pieces of units, in order.
+    """Plans shards as pieces of units, in order.
 
-    `fits(size)` says whether so many bytes fit one shard; `column` has the samples' sizes.
+    `fits(size)` says whether so many bytes fit into one shard; `column` has the samples' sizes.
     """
     pieces: list[Piece] = []
     size = 0
@@ -213,7 +213,7 @@ def plan(
 
 
 def pack(tasks: Sequence[PackTask], report: Callable[[int], None]) -> list[Shard]:
-    """Writes the shards that are not there yet, in parallel; gives all, in order."""
+    """Writes the missing shards in parallel; returns all, in order."""
     todo = []
     for task in tasks:
         if (task.request.output / task.name).exists():
@@ -242,7 +242,7 @@ def _items(task: PackTask) -> int:
 
 
 def write_shard(task: PackTask) -> None:
-    """Commits one packed shard, and then drops the clips' own files, which are in it."""
+    """Commits one packed shard, then deletes the clips' own files, which it contains."""
     final = task.request.output / task.name
     final.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(final)

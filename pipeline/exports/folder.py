@@ -1,7 +1,7 @@
 """The export's folder: who owns it, what has been done, and what it finally contains.
 
 export.json     the request and its source, written first; with counts and files at the end
-.work/          rows, units and notes of an unfinished export; gone when it is finished
+.work/          rows, units and notes of an unfinished export; deleted when it is finished
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class ExportFolder:
     def begin(self, asked: Mapping[str, Any], clips_of: Mapping[str, Any]) -> None:
         """Claims the folder for this export, which may be a resumed one.
 
-        `clips_of` names what the clips are taken from, by hash. Raises UsageError where the
-        folder holds another export.
+        `clips_of` identifies the source of the clips, by hash. Raises UsageError if the folder
+        holds another export.
         """
         wanted = {"asked": dict(asked), "clips_of": dict(clips_of)}
         if self.manifest is not None:
@@ -56,9 +56,9 @@ class ExportFolder:
         write_json(self.path / MANIFEST, self.manifest)
 
     def finish(self, found: Mapping[str, Any], *, removed: str) -> None:
-        """Writes the final manifest and deletes what only served the work.
+        """Writes the final manifest and deletes the work files.
 
-        `removed` is the hash of what the dataset has removed by now, if that matters.
+        `removed` is the hash of what has been removed from the dataset so far, if that matters.
         """
         assert self.manifest is not None  # begin() made it
         clips_of = dict(self.manifest["clips_of"])
@@ -70,25 +70,25 @@ class ExportFolder:
         self.clean()
 
     def abandon(self) -> None:
-        """Gives up the folder, as if nothing had been started."""
+        """Gives up the folder, as if the export had never started."""
         (self.path / MANIFEST).unlink(missing_ok=True)
         self.manifest = None
 
     def clean(self) -> None:
-        """Drops what only served the work, and nothing that somebody else put there."""
+        """Deletes the work files, but nothing that somebody else put there."""
         for name in sorted(_OURS - {_LOCK}):
             path = self.work / name
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        # Last: whoever has this very file open sees that it is gone.
+        # Last: a process that has the lock file open sees that it is gone.
         (self.work / _LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.work.rmdir()
 
     def _compare(self, wanted: Mapping[str, Any]) -> None:
-        assert self.manifest is not None  # asked only where there is one
+        assert self.manifest is not None  # only called if there is a manifest
         there = self.manifest
         different = []
         for name, value in wanted["asked"].items():
@@ -106,7 +106,7 @@ class ExportFolder:
             )
         now, then = dict(wanted["clips_of"]), dict(there["clips_of"])
         if not self.is_finished:
-            # What was removed since is left out of what is not finished yet.
+            # Clips that were removed since are left out of the rest.
             now.pop("removed", None)
             then.pop("removed", None)
         if then != now:
@@ -121,15 +121,15 @@ class ExportFolder:
 
 @contextlib.contextmanager
 def open_folder(path: Path) -> Iterator[ExportFolder]:
-    """The folder to export into: new, or of an unfinished export.
+    """Opens the folder to export into: a new one, or that of an unfinished export.
 
-    Raises UsageError for a folder with anything else in it, ClipmillError while another process
-    exports there.
+    Raises UsageError for a folder with other contents, ClipmillError while another process exports
+    into it.
     """
     _check_free(path, read_manifest(path))
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     with _locked(path):
-        # Another export may have come and gone since: what is there now is what counts.
+        # Another export may have started and ended meanwhile: the current contents count.
         manifest = read_manifest(path)
         folder = ExportFolder(path, manifest)
         try:
@@ -141,11 +141,11 @@ def open_folder(path: Path) -> Iterator[ExportFolder]:
             if folder.manifest is None:
                 with contextlib.suppress(OSError):
                     for empty in made:
-                        empty.rmdir()  # nothing was begun
+                        empty.rmdir()  # nothing was started
 
 
 def _check_free(path: Path, manifest: Mapping[str, Any] | None) -> None:
-    """UsageError if there is anything but an export, or the leftovers of a killed start."""
+    """UsageError if it has anything but an export, or the leftovers of a killed start."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {path}: this is a file; give a folder")
     if manifest is not None or not path.is_dir():

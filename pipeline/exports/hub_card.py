@@ -42,7 +42,7 @@ _TYPES = {
 
 
 def features(schema: pa.Schema) -> list[dict[str, Any]]:
-    """The columns as the head of a card describes them."""
+    """The columns in the form of a card's header."""
     return [{"name": field.name, **_feature(field.name, field.type)} for field in schema]
 
 
@@ -51,7 +51,8 @@ def _feature(name: str, kind: pa.DataType) -> dict[str, Any]:
         return {"dtype": "video"}
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         inner = _feature("", kind.value_type)
-        # A list of plain values is written short, `list: string`; of lists and structs at length.
+        # A list of plain values has the short form, `list: string`; lists and structs the long
+        # one.
         return {"list": inner["dtype"] if set(inner) == {"dtype"} else inner.get("struct", inner)}
     if pa.types.is_struct(kind):
         return {
@@ -223,7 +224,7 @@ def _licences(manifest: Mapping[str, Any]) -> str:
 
 def _again(request: ExportRequest, manifest: Mapping[str, Any]) -> str:
     asked = manifest["asked"]
-    # Names without their folders, which would say whose machine this was.
+    # Names without their folders, which would reveal whose machine this was.
     names = [request.dataset.absolute().name, request.output.absolute().name]
     dataset, output = (f"./{name}" if name.startswith("-") else name for name in names)
     words = [
@@ -287,7 +288,7 @@ def _code(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """Text from elsewhere within Markdown: on one line, and no markup."""
+    """Text from elsewhere as Markdown: on one line, and without markup."""
     text = " ".join(str(value).split())
     for sign in "\\`*_[]<>|#":
         text = text.replace(sign, "&lt;" if sign == "<" else "\\" + sign)

@@ -1,7 +1,7 @@
 """Determines which columns may be exported as InternVid's own scores.
 
-`UMT_Score` is UMT-SIM's and `Aesthetic_Score` the LAION predictor's, the largest over frames. The
-numbers of another scorer are on another scale, so they are not written under these names.
+`UMT_Score` is UMT-SIM's, and `Aesthetic_Score` the LAION predictor's maximum over frames. Scores
+of another scorer are on another scale, so they are not written under these names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clipmill.pipeline.exports.lines import AESTHETIC, UMT
 from clipmill.schemas.sql_text import quoted
 
 GIVEN = "take_given_score"
-# The paper names no head; V2 is what the recipe `internvid` takes, and V1 is another scale.
+# The paper names no head; the recipe `internvid` uses V2, and V1 has another scale.
 LAION_V2 = "*sac+logos+ava1-l14-linearMSE*"
 
 
@@ -38,7 +38,7 @@ def internvid_scores(catalog: Catalog) -> InternVidScores:
         if _is_umt(stage):
             found.setdefault(UMT, column)
         elif _is_laion(stage):
-            # A published score before one that was computed here.
+            # A published score takes precedence over one that was computed here.
             if stage["name"] == GIVEN or AESTHETIC not in found:
                 found[AESTHETIC] = column
         elif stage["name"] == "score_aesthetic":

@@ -55,7 +55,7 @@ def timestamp(seconds: float) -> str:
 
 
 def internvid_lines(request: ExportRequest, unit: Unit) -> Iterator[bytes]:
-    """A line a clip, with InternVid's columns and no others."""
+    """One line per clip, with InternVid's columns and no others."""
     names = ["source_id", "start_seconds", "end_seconds", TEXT, AESTHETIC, UMT]
     for row in records(read_unit(request, unit, names)):
         line = {
@@ -81,10 +81,10 @@ class _VideoClips:
 def documents(
     request: ExportRequest, units: Sequence[Unit], report: Callable[[int], None]
 ) -> Callable[[Position], Iterator[tuple[Position, bytes]]]:
-    """The documents from a position on, a line each, as `roll` takes them.
+    """The documents from a position on, one per line, as `roll` takes them.
 
-    (a) and (b) make one of each video, (c) one of two videos that follow each other; the last of
-    an odd number stands alone.
+    (a) and (b) make one document per video, (c) one per two consecutive videos; with an odd
+    number, the last video is alone.
     """
     together = 2 if request.interleaving.documents == "c" else 1
 
@@ -111,7 +111,7 @@ def documents(
 
 def _videos(request: ExportRequest, unit: Unit) -> Iterator[_VideoClips]:
     rows: list[dict[str, Any]] = []
-    # With those that failed: the subtitles stand with a video's first clip.
+    # Including failed clips: a video's subtitles are stored with its first clip.
     for row in records(read_unit(request, unit, failed=True)):
         if rows and row["video_id"] != rows[0]["video_id"]:
             yield from _video(rows)
@@ -130,9 +130,9 @@ def _video(rows: list[dict[str, Any]]) -> Iterator[_VideoClips]:
 
 
 def _spoken(clips: list[dict[str, Any]], track: Lines) -> list[str]:
-    """What is said in each clip: the words where their times are known.
+    """What is said in each clip: the words if their times are known.
 
-    Any other line goes with the clip that has more of it.
+    Any other line goes to the clip that contains more of it.
     """
     said: list[list[str]] = [[] for _ in clips]
     first = 0

@@ -1,4 +1,4 @@
-"""Checks where a command may write its output: anywhere but among a dataset's own files."""
+"""Refuses outputs of commands among a dataset's own files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_output(dataset: Path, output: Path | None) -> None:
     if output is None:
         return
 
-    # As it is written and where it leads to: `media/` may be a link to another disk.
+    # Both as written and resolved: `media/` may be a link to another disk.
     for place in (Path(os.path.normpath(output.absolute())), Path(os.path.realpath(output))):
         for root in (dataset.absolute(), Path(os.path.realpath(dataset))):
             inner = _inside(place, Path(os.path.normpath(root)))
@@ -36,7 +36,7 @@ def _inside(place: Path, folder: Path) -> tuple[str, ...] | None:
 
 
 def _is_own(dataset: Path, name: str) -> bool:
-    # Here, because most commands are given no output and should not wait for these.
+    # Imported here: most commands have no output and should not wait for these imports.
     from clipmill.pipeline.dataset.shards import committed_shards
     from clipmill.stages.built_in import built_in_stage_names
 

@@ -52,10 +52,10 @@ _SUBSET_KEYS = (
 
 
 def clips_of(catalog: Catalog, subset: FrozenSubset | None) -> dict[str, Any]:
-    """What the clips are taken from, by hash: the frozen subset, or the catalog as it is.
+    """Identifies the source of the clips by hash: the frozen subset, or the catalog's current
+    state.
 
-    Removals are recorded alongside the catalog, because they may change while an export is
-    running.
+    Removals are recorded separately from the catalog, because they may change during an export.
     """
     if subset is not None:
         return {"subset": subset.info["hash"]}
@@ -75,7 +75,7 @@ def _hash(value: Any) -> str:
 def provenance(
     catalog: Catalog, request: ExportRequest, subset: FrozenSubset | None
 ) -> dict[str, Any]:
-    """What made the columns, and how the subset was chosen, without paths of this machine."""
+    """How the columns were made and the subset was chosen, without paths of this machine."""
     record = catalog.layout.record
     found: dict[str, Any] = {"recipe": None, "run_id": None, "code_version": None, "stages": []}
     if record is not None:
@@ -95,7 +95,7 @@ def provenance(
         found["subset"] = {name: info.get(name) for name in _SUBSET_KEYS}
         rules = info.get("rules")
         if request.redact and PERSONAL.search(json.dumps(rules)):
-            # They ask for titles and the like, and their parameters may be some.
+            # These query titles and the like, and their parameters may contain some.
             rules = found["subset"]["parameters"] = None
         found["subset"]["rules"] = rules
     return found
@@ -106,7 +106,7 @@ def _stage(stage: StageRecord, columns: Sequence[str]) -> dict[str, Any]:
     for setting, model in stage["models"].items():
         reference = str(model["reference"])
         models[setting] = {
-            # For a local file only the name: its folder is private to this machine.
+            # Only the name of a local file: its folder is private to this machine.
             "model": Path(reference).name if Path(reference).is_absolute() else reference,
             "revision": model["revision"],
             "identity": model["identity"],
@@ -130,7 +130,7 @@ def _stage(stage: StageRecord, columns: Sequence[str]) -> dict[str, Any]:
 
 @dataclass
 class Summary:
-    """What an export holds, and what failed; counted over its units."""
+    """What an export holds, and what failed, counted over its units."""
 
     clips: int = 0
     videos: int = 0
@@ -144,7 +144,7 @@ class Summary:
         return self.milliseconds / 3_600_000
 
     def plain(self) -> dict[str, Any]:
-        """The manifest's contents other than the counts of clips."""
+        """The manifest's contents except the counts of clips."""
         return {
             "videos": self.videos,
             "hours": round(self.hours, 6),
@@ -163,7 +163,7 @@ def _sorted(counts: Counter[str]) -> dict[str, int]:
 
 
 def summarise(request: ExportRequest, units: Sequence[Unit]) -> Summary:
-    """Counts what is to be written; units hold whole videos."""
+    """Counts what will be written; units hold whole videos."""
     found = Summary()
     names = ["video_id", "duration_seconds", "license", "extractor"]
     for unit in units:

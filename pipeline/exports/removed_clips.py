@@ -1,7 +1,7 @@
 """Handles removals from the dataset during an export: leaves the clips out, and counts them.
 
-Shards are numbered and filled in order, so one that held a removed clip changes all that follow:
-they are made again, from units of work of which only those that lost clips are done again.
+Shards are numbered and filled in order, so a removed clip changes its shard and all later ones.
+These are written again; of the units of work, only those that lost clips are processed again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from clipmill.pipeline.exports.webdataset import INDEX
 class Removals:
     """Reads the dataset's tombstones each time it is called; for when no worker is active.
 
-    `known` are all videos that were removed when it last looked.
+    `known` are all videos that had been removed when it was last called.
     """
 
     def __init__(self, request: ExportRequest, rows: Path) -> None:
@@ -43,9 +43,10 @@ class Removals:
         self.known: set[str] = set()
 
     def leave_out(self) -> bool:
-        """Whether pinned clips had to be left out, of videos removed since the last time.
+        """Leaves pinned clips out whose videos were removed since the last call; True if there
+        were any.
 
-        Killed anywhere, it does the same again the next time.
+        After a kill at any point, the next call does the same again.
         """
         removed = set(removed_videos(self._request.dataset))
         before = read_gone(self._rows)
@@ -54,7 +55,7 @@ class Removals:
         if not new:
             return False
         selection = load_selection(self._rows)
-        assert selection is not None  # pinned before anybody asks
+        assert selection is not None  # the selection is pinned before the first call
         lost = {unit: count for unit in selection.units if (count := self._count(unit, new))}
         if not lost:
             return False
@@ -65,7 +66,7 @@ class Removals:
         clips = dict(before.clips)
         for unit, count in lost.items():
             clips[unit.place] = clips.get(unit.place, 0) + count
-        # Last: what is noted here is not looked for again.
+        # Last: removals recorded here are not handled again.
         write_gone(self._rows, Gone(before.videos | new, clips))
         return True
 
@@ -74,8 +75,7 @@ class Removals:
         return pc.sum(pc.is_in(ids, pa.array(sorted(videos), pa.string()))).as_py() or 0
 
     def _drop_shards(self) -> None:
-        """Deletes the shards, and the files next to them; before them the notes, which say that
-        they are there."""
+        """Deletes the notes about the shards first, then the shards and the files next to them."""
         request = self._request
         shutil.rmtree(notes_of(request), ignore_errors=True)
         first = request.output / f"{SHARDS[request.format]}-000000"
@@ -93,7 +93,7 @@ class Removals:
                 first.parent.rmdir()
 
     def _lacks_media(self, unit: Unit) -> bool:
-        """Whether clips' own files are gone, because they had been packed into shards."""
+        """Whether clips' own files are missing because they had been packed into shards."""
         request = self._request
         if request.cut is None or not unit_file(request.output, unit).exists():
             return False
@@ -108,6 +108,6 @@ class Removals:
         if self._request.cut is not None:
             folder = media_folder(self._request, unit)
             shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # of a unit that has nothing left
+            with contextlib.suppress(OSError):  # of a unit that has no clips any more
                 folder.parent.rmdir()
                 folder.parent.parent.rmdir()

@@ -36,7 +36,7 @@ _UNITS = {
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\Z", re.I)
 SMALLEST_SHARD_BYTES = 10_000
-# These are read sample by sample with a text for each clip; the tables are read by column.
+# Samples of these formats need a text for each clip; tables are read by column.
 _NEED_A_TEXT = {"webdataset", "huggingface", "internvid", "interleaved"}
 PERSONAL = re.compile(r"\b(title|description|uploader|extra|url)\b", re.I)
 """Column names in a rule or a predicate that reveal who made a video."""
@@ -67,8 +67,9 @@ class Interleaving:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """The request; everything but the folders, the engine and the workers determines the
-    bytes of the result."""
+    """The request; everything except the folders, the engine and the workers determines the
+    bytes of the result.
+    """
 
     dataset: Path
     output: Path
@@ -105,7 +106,7 @@ class ExportRequest:
 
     @property
     def has_units(self) -> bool:
-        """Whether there is work on single clips that is worth doing in parallel."""
+        """Whether clips have to be processed one by one, which is worth doing in parallel."""
         return self.cut is not None or self.format == "webdataset"
 
     def asked(self) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def cut_options(
     preset: str | None = None,
     short_side: int | None = None,
 ) -> CutOptions | None:
-    """How media is cut, None for none at all; UsageError if an option has no effect."""
+    """How media is cut, None for no media; UsageError if an option has no effect."""
     of_exact = {"--encoder": encoder, "--crf": crf, "--preset": preset, "--short-side": short_side}
     given = [name for name, value in of_exact.items() if value is not None]
     if media != "exact" and given:

@@ -93,7 +93,7 @@ def run_export(
         from clipmill.stages.media.cutting.cut import check_encoder
 
         if request.cut.media == "exact":
-            # Settled before anything is begun, and the same on every worker.
+            # Fixed before anything starts, so that it is the same on every worker.
             request = replace(request, cut=replace(request.cut, encoder=check_encoder(request.cut)))
     subset = None if request.subset is None else load_subset(request.dataset, request.subset)
     with readable_errors(), open_catalog(request.dataset, memory_limit=memory_limit) as catalog:
@@ -107,14 +107,14 @@ def run_export(
                 return Exported(folder.manifest, was_finished=True)
             notes = scores.notes if scores else ()
             selection = _select(catalog, request, columns, folder, subset, watcher, notes)
-            catalog.close()  # what follows needs memory of its own
+            catalog.close()  # the next steps need memory themselves
             return _finish(request, columns, folder, selection, code_version, watcher)
 
 
 def _check_where(catalog: Catalog, request: ExportRequest) -> None:
     if request.where is None:
         return
-    with catalog.bounded():  # what is constant in it is worked out here already
+    with catalog.bounded():  # constants in the query are computed here
         kind = Expressions(catalog).type_of(request.where, "--where")
     if kind != "BOOLEAN":
         raise UsageError(
@@ -138,12 +138,12 @@ def _select(
         watcher.begin("select", None)
         found = {"provenance": provenance(catalog, request, subset), "notes": list(notes)}
         try:
-            with catalog.bounded():  # --where may be anybody's
+            with catalog.bounded():  # --where is untrusted
                 selection = select_clips(
                     catalog, request, columns, rows, found, lambda clips: watcher.step(clips, 0)
                 )
         except ClipmillError:
-            folder.abandon()  # another --where may go there
+            folder.abandon()  # the folder can be used with another --where
             raise
     return selection
 
@@ -158,8 +158,8 @@ def _finish(
 ) -> Exported:
     """Makes the files; repeats what is necessary if videos were removed meanwhile.
 
-    Looked for is that between the steps, when no worker is at work any more that could write of
-    them later, and last when all is there but the word that the export is finished.
+    Removals are checked between the steps, when no worker is active that could still write removed
+    clips, and once more just before the export is marked as finished.
     """
     rows = folder.work / "rows"
     removals = Removals(request, rows)
@@ -269,7 +269,7 @@ def _write(
     token: str,
     report: Callable[[int], None],
 ) -> list[Shard]:
-    """The shards of a format, in order."""
+    """Writes the shards of a format, in order."""
     if request.format == "webdataset":
         fits = functools.partial(webdataset.fits, request)
         return _pack(request, units, token, fits, ".tar", webdataset.write_tar, report)
@@ -314,7 +314,7 @@ def _write_beside(
     folder: ExportFolder,
     found: dict[str, Any],
 ) -> None:
-    """The files next to the shards: failures, an index, a card."""
+    """Writes the files next to the shards: failures, an index, a card."""
     if request.cut is not None:
         path = request.output / FAILURES
         temporary = temporary_beside(path)

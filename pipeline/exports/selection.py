@@ -1,7 +1,7 @@
 """Selects the clips of an export: rows sorted by video and time, pinned in files, in units.
 
-Pinned, because an export may be interrupted and resumed while the dataset grows. A unit is a run
-of rows that holds whole videos, so that whoever works on it opens each video once.
+They are pinned because an export may be interrupted and resumed while the dataset grows. A unit is
+a run of rows that holds whole videos, so that its worker opens each video once.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from clipmill.schemas.sql_text import literal, quoted
 _GONE = "gone.json"
 BATCH_ROWS = 50_000
 UNITS_A_FILE = 256
-# A unit of media is lost when a worker dies in it, so it is small; one of rows alone is a row
-# group of a table. Neither is ever less than a video.
+# A media unit is lost when its worker dies, so it is small; a unit without media is a row group of
+# a table. Neither is ever smaller than a video.
 MEDIA_UNIT_CLIPS, MEDIA_UNIT_VIDEOS = 64, 16
 ROWS_UNIT_CLIPS = 20_000
 YOUTUBE_ID = r"^[A-Za-z0-9_-]{11}$"
@@ -47,13 +47,13 @@ class Unit:
 
     @property
     def place(self) -> str:
-        """Its folder or file below one of its file's."""
+        """Its folder or file, below those of its file."""
         return f"{self.file:06d}/{self.group:03d}"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The selection: clips requested, those left out by reason, the rest in units."""
+    """The selection: clips requested, clips left out by reason, and the rest in units."""
 
     clips: int
     left_out: dict[str, int]
@@ -88,8 +88,8 @@ def read_rows(folder: Path, unit: Unit, columns: Sequence[str] | None = None) ->
 class Gone:
     """Videos that were removed from the dataset after their clips had been pinned.
 
-    The pinned rows stay as they are; who reads them leaves these out. `clips` has how many of
-    them each unit lost, by its place.
+    The pinned rows don't change; readers leave these videos out. `clips` says by place how many
+    clips each unit lost.
     """
 
     videos: frozenset[str] = frozenset()
@@ -141,8 +141,8 @@ def select_clips(
 ) -> Selection:
     """Pins the rows of the selected clips in `folder`, which appears atomically.
 
-    `beside` is stored with them. Memory stays bounded: rows come sorted from DuckDB, which spills,
-    and are joined with the facts of their videos as both streams pass by.
+    `beside` is stored with them. Memory is bounded: DuckDB sorts the rows, spilling to disk, and
+    they are joined with the data about their videos by merging both streams.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -186,10 +186,10 @@ def select_clips(
 def _without_those_gone(
     catalog: Catalog, request: ExportRequest, seen: int, left_out: Counter[str]
 ) -> int:
-    """All requested clips; counts those that the query did not return, by reason.
+    """Counts all requested clips, and, by reason, those that the query did not return.
 
-    `seen` is how many it gave. A run or removal may have changed the numbers since, so they are
-    never less than nothing.
+    `seen` is how many it returned. A run or removal may have changed the numbers since, so they
+    are clamped to zero.
     """
     there = seen
     if request.where is not None:
@@ -207,7 +207,7 @@ def _without_those_gone(
 
 
 def _members(request: ExportRequest) -> str:
-    """A join that leaves a subset's clips."""
+    """A join that keeps a subset's clips."""
     if request.subset is None:
         return ""
     return (
@@ -234,16 +234,16 @@ def _facts_query(columns: Columns) -> str:
 def _reader(catalog: Catalog, query: str) -> pa.RecordBatchReader:
     with readable_errors():
         catalog.execute(f"SELECT * FROM ({query}) LIMIT 0")  # makes the views that it names
-        # Of a result of `execute` all rows would be in memory at once.
+        # `execute` would hold all rows of a result in memory at once.
         return catalog.connection.cursor().sql(query).to_arrow_reader(BATCH_ROWS)
 
 
 def _filtered(
     reader: pa.RecordBatchReader, request: ExportRequest, left_out: Counter[str]
 ) -> Iterator[pa.Table]:
-    """The rows with a text, if one is needed, that random dropping keeps."""
+    """The rows that have a text, if one is needed, and that random dropping keeps."""
     while True:
-        with readable_errors():  # of --where, for one
+        with readable_errors():  # of --where, for example
             batch = next(reader, None)
         if batch is None:
             return
@@ -275,7 +275,7 @@ def _without_others(rows: pa.Table, request: ExportRequest, left_out: Counter[st
 
 
 class _Facts:
-    """The facts of videos, in order of their ids, joined to sorted rows of clips."""
+    """Data about videos, in order of their ids, joined to sorted rows of clips."""
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
         self._reader = reader
@@ -293,7 +293,8 @@ class _Facts:
                 column = self._window[name].combine_chunks()
                 at = places
                 if name in (SUBTITLES, SUBTITLE_WORDS):
-                    # Long, and the same for all clips of a video: with the first one only.
+                    # These are long, and the same for all clips of a video: only the first clip
+                    # has them.
                     at = pc.if_else(_starts(ids, before), places, pa.scalar(None, pa.int32()))
                 rows = rows.append_column(name, column.take(at))
             before = ids[-1].as_py()
@@ -320,7 +321,7 @@ def _starts(ids: pa.Array, before: str | None) -> pa.Array:
 
 
 def _units(rows: Iterator[pa.Table], request: ExportRequest) -> Iterator[pa.Table]:
-    """Whole videos together, up to the bounds, or one video that goes beyond them."""
+    """Groups whole videos up to the bounds; a video beyond them is a unit by itself."""
     cutting = request.cut is not None
     most_clips = MEDIA_UNIT_CLIPS if cutting else ROWS_UNIT_CLIPS
     most_videos = MEDIA_UNIT_VIDEOS if cutting else ROWS_UNIT_CLIPS
@@ -335,7 +336,7 @@ def _units(rows: Iterator[pa.Table], request: ExportRequest) -> Iterator[pa.Tabl
         if batch is None:
             starts = np.append(starts, table.num_rows)
         done = 0
-        # Before the end the last video may go on in the next batch.
+        # Until the end, the last video may continue in the next batch.
         for at in _ends(starts, most_clips, most_videos):
             yield table.slice(done, at - done)
             done = at
@@ -345,7 +346,7 @@ def _units(rows: Iterator[pa.Table], request: ExportRequest) -> Iterator[pa.Tabl
 
 
 def _ends(starts: np.ndarray, most_clips: int, most_videos: int) -> Iterator[int]:
-    """Where units end among the starts of videos; what comes after the last start stays."""
+    """Where units end among the starts of videos; rows after the last start wait."""
     first, videos = 0, 0
     for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         if videos and (end - first > most_clips or videos == most_videos):

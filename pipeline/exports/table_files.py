@@ -19,27 +19,27 @@ from clipmill.pipeline.exports.selection import Unit
 from clipmill.pipeline.exports.units import MEDIA_COLUMNS, read_unit
 from clipmill.pipeline.exports.values import json_text, json_value, readable_numbers
 
-# A part is what a shard grows by: small against the shard, so that it ends near its size.
+# A shard grows by parts: small ones, so that it ends near its size.
 PARTS_A_SHARD = 8
 MOST_PART_BYTES = 32 * 2**20
-# What a row group adds to a Parquet file besides its values, for each column.
+# The size of a row group's metadata in a Parquet file, for each column.
 FOOTER_BYTES_A_COLUMN = 400
 VIDEO_GROUP_FOOTER_BYTES = 40_000
 VIDEO = "video"
 VIDEO_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-# Readers of single files take the column for video by this; the card says it of all columns.
+# Readers of single files recognise the video column by this; the card describes all columns.
 _VIDEO_METADATA = {
     b"huggingface": json.dumps({"info": {"features": {VIDEO: {"_type": "Video"}}}}).encode()
 }
-# Pages are cut by what they hold, so that a hub stores what two versions share only once.
+# Content-defined chunking: a hub stores the common pages of two versions only once.
 _CHUNKS = {"min_chunk_size": 256 * 1024, "max_chunk_size": 1024 * 1024, "norm_level": 0}
 # One row group of videos is in memory at once.
 MOST_VIDEO_BYTES_A_GROUP = 64 * 2**20
-# Ids stay as they are, also those that begin with a dash, where they are nothing but an id.
+# Ids are never escaped, even if they begin with a dash, as long as they look like ids.
 _IDS = {"clip_id", "video_id", "source_id", "extractor", "sha256", "url", "codec", "media_path"}
 _FORMULA = r"^[=+\-@\t\r]"
 _ID_FORMULA = r"^(?:[=+@\t\r]|-[A-Za-z0-9_-]*[^A-Za-z0-9_-])"
-# Control characters, and marks that turn the direction of what follows.
+# Control characters, and marks that change the text direction.
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
 
 
@@ -111,7 +111,7 @@ class CsvFile(ShardFile):
 def csv_parts(
     request: ExportRequest, unit: Unit, columns: Sequence[str]
 ) -> Iterator[tuple[pa.Table, bytes]]:
-    """Parts of a unit as flat tables, each with its text."""
+    """Parts of a unit as flat tables, each with its CSV text."""
     for table in parts_of(request, unit, columns):
         flat = _flat(table)
         yield flat, _csv(flat, header=False)
@@ -126,7 +126,7 @@ def _csv(table: pa.Table, *, header: bool) -> bytes:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """The table without nested columns, and with texts that a spreadsheet shows as they are."""
+    """The table without nested columns, and with texts that are safe in a spreadsheet."""
     plain = readable_numbers(table)
     columns = []
     for name, column in zip(plain.column_names, plain.columns, strict=True):
@@ -149,7 +149,7 @@ def _flat(table: pa.Table) -> pa.Table:
 
 
 def _harmless(column: pa.ChunkedArray, formula: str) -> pa.ChunkedArray:
-    """Text without control characters, and with an apostrophe before what reads as a formula."""
+    """Text without control characters, and with an apostrophe before anything like a formula."""
     text = pc.replace_substring_regex(column, _CONTROL, " ")
     return pc.if_else(
         pc.fill_null(pc.match_substring_regex(text, formula), False),
@@ -165,7 +165,7 @@ def fits_with_videos(request: ExportRequest, size: int) -> bool:
 
 
 def with_video(schema: pa.Schema) -> pa.Schema:
-    """The columns of a table with videos, whose path is that within the column `video`."""
+    """The columns of a table with videos, whose path is the one in the column `video`."""
     fields = [field for field in schema if field.name != "media_path"]
     return pa.schema([fields[0], pa.field(VIDEO, VIDEO_TYPE), *fields[1:]])
 
@@ -202,7 +202,7 @@ class VideoTable:
 
 
 def _video_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer as that of `datasets`: videos lie in the file as they are, for viewers to seek in.
+    """A writer like that of `datasets`: videos are stored uncompressed, so that viewers can seek.
 
     The page index says where each begins; everything else is compressed.
     """
@@ -223,7 +223,7 @@ def _video_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[str]:
-    """The columns of values that Parquet makes of a column, as it names them."""
+    """The leaf columns that Parquet makes from a column, by its names for them."""
     if pa.types.is_struct(kind):
         for field in kind:
             yield from _leaves(f"{path}.{field.name}", field.type)

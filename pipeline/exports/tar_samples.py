@@ -1,4 +1,4 @@
-"""WebDataset samples: `key.txt` and `key.json` of a clip, and how much of a tar file they take."""
+"""WebDataset samples: `key.txt` and `key.json` of a clip, and their sizes in a tar file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipmill.pipeline.exports.values import json_text, records
 
 JSON, SAMPLE_BYTES = "_json", "_sample_bytes"
 BLOCK = 512
-# A name beyond this is written twice: GNU tar's long name, then the member.
+# A longer name is stored twice: as GNU tar's long name, and with the member.
 LONGEST_NAME = 100
 _SPAN = ("start_seconds", "end_seconds", "start_frame", "end_frame")
 _CAPTIONS = ("caption", "caption_coarse", "captions_fine", "caption_given", "captions_given")
@@ -38,8 +38,8 @@ _MEDIA = ("media_frames", "media_width", "media_height", "media_has_audio", "med
 
 
 def render_samples(rows: pa.Table) -> pa.Table:
-    """The rows with each one's JSON text, and the bytes that its sample takes in a tar file."""
-    # Whatever number a scorer made is a score; the other results of stages are stored next to it.
+    """The rows with each one's JSON text, and the number of bytes of its sample in a tar file."""
+    # Any number that a scorer made is a score; other results of stages are stored next to it.
     scores = [
         field.name
         for field in rows.schema
@@ -51,8 +51,8 @@ def render_samples(rows: pa.Table) -> pa.Table:
     texts, sizes = [], []
     for row, caption in zip(records(rows.select(shown)), rows[TEXT].to_pylist(), strict=True):
         key, path = row["clip_id"], row.get("media_path")
-        size: Any = row.get("media_bytes")  # of every file that has been cut
-        text = json_text(_sample(row, caption, scores))  # takes the row apart
+        size: Any = row.get("media_bytes")  # set for every cut file
+        text = json_text(_sample(row, caption, scores))  # modifies the row
         members = [
             (f"{key}.txt", len((caption or "").encode())),
             (f"{key}.json", len(text.encode())),
@@ -70,7 +70,7 @@ def extension(path: str) -> str:
 
 
 def member_bytes(name: str, size: int) -> int:
-    """What a file takes in a tar file, with its header."""
+    """The size of a file in a tar file, with its header."""
     header = BLOCK
     if len(name) > LONGEST_NAME:
         header += BLOCK + _whole_blocks(len(name) + 1)

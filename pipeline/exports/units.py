@@ -1,7 +1,7 @@
 """Processes one unit of clips: cuts their media and renders their samples, on any machine.
 
-The result of a unit is one Parquet file, its rows with further columns; it exists when the unit
-is done. A clip that can't be cut keeps its row, with a problem.
+The result of a unit is one Parquet file with its rows and further columns; when it exists, the
+unit is done. A clip that can't be cut keeps its row, with a problem.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ MEDIA_COLUMNS = pa.schema(
 )
 """An export's columns about a clip's file. Its span is what the file actually shows."""
 
-# A video whose worker died in it is tried once more; then its clips are failures.
+# A video whose worker died on it is tried once more; then its clips are failures.
 DEATHS_A_VIDEO = 2
-# A worker's death costs map_tasks some attempts and then the unit, so a unit with several deadly
-# videos comes again until each of them is known.
+# map_tasks gives up a unit after some deaths of its workers, so a unit with several deadly videos
+# needs several rounds to find each of them.
 ROUNDS = 6
 
 
 @dataclass(frozen=True)
 class UnitTask:
-    """One unit to work on; `token` is this process's, so that a user's stop is not a crash."""
+    """One unit to process; `token` is this process's, so that a user's stop is not a crash."""
 
     request: ExportRequest
     unit: Unit
@@ -66,7 +66,7 @@ def unit_file(output: Path, unit: Unit) -> Path:
 
 
 def media_folder(request: ExportRequest, unit: Unit) -> Path:
-    """Where a unit's clips are cut to: for good, or until they are packed."""
+    """Where a unit's clips are cut to, permanently or until they are packed."""
     packed = request.format in ("webdataset", "huggingface")
     return request.output / (f"{WORK}/cut" if packed else "media") / unit.place
 
@@ -89,7 +89,7 @@ def read_unit(
 
 
 def read_problems(request: ExportRequest, unit: Unit) -> pa.Table:
-    """`clip_id, video_id, kind, message` of the clips of a unit that failed."""
+    """`clip_id, video_id, kind, message` of a unit's failed clips."""
     names = ["clip_id", "video_id", KIND, MESSAGE]
     table = pq.read_table(unit_file(request.output, unit), columns=names, partitioning=None)
     return table.filter(pc.is_valid(table[KIND])).rename_columns(
@@ -100,7 +100,7 @@ def read_problems(request: ExportRequest, unit: Unit) -> pa.Table:
 def work_on_units(
     request: ExportRequest, units: Sequence[Unit], token: str, report: Callable[[int, int], None]
 ) -> None:
-    """Processes the units that are not done; `report` gets clips done and failed."""
+    """Processes the units that are not done; `report` gets numbers of clips done and failed."""
     _token_file(request).write_text(token, "utf-8")
     todo = [
         UnitTask(request, unit, token)
@@ -109,7 +109,7 @@ def work_on_units(
     ]
     for left in reversed(range(ROUNDS)):
         again = []
-        # Closed before any exception from here is reported: until then Ray's noise is filtered.
+        # Closed before an exception is reported from here: until then Ray's messages are filtered.
         with closing(map_tasks(work_on_unit, todo, engine=request.engine_or_default)) as results:
             for result in results:
                 if result.problem is None:
@@ -125,9 +125,9 @@ def work_on_units(
 
 
 def work_on_unit(task: UnitTask) -> tuple[int, int]:
-    """Commits the result of a unit; returns how many clips it has, and how many of them failed.
+    """Commits the result of a unit; returns its number of clips, and how many of them failed.
 
-    What is wrong with a clip or video is a failed row, so what goes wrong else ends the export.
+    A problem with a clip or video is a failed row; any other error ends the export.
     """
     try:
         return _work_on_unit(task)
@@ -183,7 +183,7 @@ def _give_up(task: UnitTask, problem: RowFailed) -> tuple[int, int]:
 
 def _cut(task: UnitTask, rows: pa.Table) -> Iterator[CutResult]:
     folder = media_folder(task.request, task.unit)
-    shutil.rmtree(folder, ignore_errors=True)  # of a worker that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed worker
     folder.mkdir(parents=True)
     journal = journal_of(task.request, task.unit)
     journal.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ def _token_file(request: ExportRequest) -> Path:
 
 
 def check_own(request: ExportRequest, token: str) -> None:
-    """Ends a worker that outlived its export: another one may be doing this work by now."""
+    """Ends a worker that outlived its export: another one may be processing its unit by now."""
     if _token_file(request).read_text("utf-8") != token:
         raise ClipmillError(f"{request.output}: another export has taken over")
 
@@ -229,11 +229,11 @@ def _note(journal: Path, line: str) -> None:
 def _cut_video(
     request: ExportRequest, video: str, facts: dict[str, Any], wanted: list[CutRequest]
 ) -> Iterator[CutResult]:
-    """One result a wanted clip, whatever happens short of the end of the process."""
+    """One result per wanted clip, whatever happens short of the end of the process."""
     # Exports without media need no decoder.
     from clipmill.stages.media.cutting.cut import cut_clips_isolated
 
-    assert request.cut is not None  # only then there is something to cut
+    assert request.cut is not None  # otherwise there is nothing to cut
     left = {one.clip_id: one for one in wanted}
     source = None if facts[PATH] is None else request.dataset / facts[PATH]
     kind: ErrorKind = "permanent"
@@ -277,7 +277,7 @@ def _without_path(result: CutResult, source: Path, video: str) -> CutResult:
 
 
 def _nameless(message: str, source: Path, video: str) -> str:
-    """A message without the path: exports are handed on, and a file's name may be a title."""
+    """A message without the path: exports are shared, and a file's name may be a title."""
     return message.replace(str(source), video).replace(source.name, video)
 
 
@@ -285,7 +285,7 @@ def _by_video(rows: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The clips of each video, in order; rows are sorted by video."""
     names = ["clip_id", "video_id", "start_seconds", "end_seconds", PATH, FILE_ZERO, SOUND_BYTES]
     clips: list[dict[str, Any]] = []
-    # What an earlier version pinned says nothing of how sound the files are.
+    # Rows pinned by an earlier version don't say whether the files were decoded without errors.
     there = [name for name in names if name in rows.schema.names]
     for row in rows.select(there).to_pylist():
         if clips and row["video_id"] != clips[0]["video_id"]:
@@ -313,5 +313,5 @@ def _with_media(rows: pa.Table, cuts: list[CutResult], output: Path) -> pa.Table
 
 
 def journal_of(request: ExportRequest, unit: Unit) -> Path:
-    """Where it is noted which videos of a unit are being cut."""
+    """The journal of which videos of a unit are being cut."""
     return unit_file(request.output, unit).with_suffix(".journal")

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 
 def readable_numbers(table: pa.Table) -> pa.Table:
-    """The table with its floats as doubles that print short, and null for non-numbers.
+    """The table with floats as doubles that have short texts, and null for NaN and infinity.
 
     A single-precision 0.3 is 0.30000001192092896 as a double; its shortest text is 0.3.
     """
@@ -30,7 +30,7 @@ def _readable(array: pa.Array) -> pa.Array:
     if pa.types.is_float64(kind):
         return _finite(array)
     if pa.types.is_list(kind):
-        # `flatten` leaves out what stands under nulls, which the offsets still count.
+        # `flatten` drops values under nulls, but the offsets still count them.
         lengths = pc.fill_null(pc.list_value_length(array), 0)
         ends = pc.cumulative_sum(lengths).to_pylist()
         offsets = pa.array([0, *ends], pa.int32())
@@ -59,7 +59,7 @@ def records(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def json_value(value: Any, kind: pa.DataType) -> Any:
-    """A value as JSON can hold it; Arrow gives a map as pairs, at whatever depth it lies."""
+    """A value in a form that JSON can hold; Arrow returns maps as pairs, at any depth."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

@@ -38,7 +38,7 @@ def write_tar(request: ExportRequest, path: Path, tables: Iterable[pa.Table]) ->
 
 
 def _add_sample(request: ExportRequest, tar: tarfile.TarFile, row: dict[str, Any]) -> None:
-    # A clip's id holds no dot, at which WebDataset would end the key.
+    # A clip's id contains no dot: WebDataset would end the key there.
     key = file_name(row["clip_id"])
     media = row.get("media_path")
     if media is not None:
@@ -56,7 +56,7 @@ def _add(tar: tarfile.TarFile, name: str, size: int, file: IO[bytes]) -> None:
 
 
 def write_index(request: ExportRequest, shards: Sequence[Shard]) -> None:
-    """The shards with their counts and sizes, as webdataset's indexed reader (wids) takes them."""
+    """Lists the shards with counts and sizes, for webdataset's indexed reader (wids)."""
     write_json(
         request.output / INDEX,
         {
