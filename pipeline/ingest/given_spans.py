@@ -1,7 +1,7 @@
 """Interprets a list's columns about parts of a video: times and captions, in published forms.
 
-Lists have one clip per row (`start`, `end`), or all clips of a video in one cell
-(`[['0:00:02.0', '0:00:08.5'], …]`). Cells are read as data and never run as code.
+Lists have one clip per row (`start`, `end`), or all clips of a video in one cell (`[['0:00:02.0',
+'0:00:08.5'], …]`). Cells are parsed as data and never executed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ Span = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """What each column of a list says; of the columns that are not named here, text is kept."""
+    """The meaning of each column of a list; columns not named here are kept as text."""
 
     start: str | None = None
     end: str | None = None
@@ -88,7 +88,7 @@ class Roles:
     of_times: tuple[str, ...] = ()
 
     def said(self) -> list[tuple[str, str]]:
-        """Columns that were recognised by a usual name, and as what."""
+        """Columns recognised by a usual name, and their meanings."""
         found = []
         if self.start or self.end:
             names = [name for name in (self.start, self.end) if name]
@@ -103,7 +103,7 @@ class Roles:
 
 @dataclass(slots=True)
 class Given:
-    """What a row says: spans with their captions, or captions of the whole video."""
+    """What a row gives: spans with their captions, or captions of the whole video."""
 
     spans: list[Span] | None = None
     captions: list[str] = field(default_factory=list)
@@ -113,7 +113,7 @@ class Given:
 def roles_of(names: Sequence[str], spec: SourceSpec, locator: str | None = None) -> Roles:
     """The meaning of a list's columns, by the recipe or by their usual names.
 
-    `names` are those without the column of the `locator`.
+    `names` are the columns without that of the `locator`.
     """
     by_word = {word_of(name): name for name in reversed(names)}
     start = end = spans = None
@@ -134,7 +134,7 @@ def roles_of(names: Sequence[str], spec: SourceSpec, locator: str | None = None)
         (by_word[word] for word in CAPTIONS if word in by_word), None
     )
     if captions is None and word_of(locator or "") == "contenturl":
-        captions = by_word.get("name")  # WebVid's lists
+        captions = by_word.get("name")  # in WebVid's lists
     taken = {start, end, spans, captions}
     of_the_video = {
         name: word for word, name in by_word.items() if word in _OF_THE_VIDEO and name not in taken
@@ -222,7 +222,7 @@ def _span(first: str, start: Any, last: str, end: Any, scale: int) -> tuple[floa
 
 
 def seconds_of(name: str, value: Any) -> float:
-    """Seconds of a number or of `[HH:]MM:SS[.mmm]`; ValueError, with the column, for others."""
+    """Seconds from a number or from `[HH:]MM:SS[.mmm]`; otherwise ValueError with the column."""
     seconds = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value)
@@ -232,7 +232,7 @@ def seconds_of(name: str, value: Any) -> float:
         if match is not None:
             hours, minutes, rest = match.groups()
             whole, _, fraction = rest.replace(",", ".").partition(".")
-            # Whole seconds and the fraction, as elsewhere: so equal times are equal numbers.
+            # Whole seconds plus the fraction, as elsewhere, so that equal times are equal numbers.
             seconds = (
                 int(hours or 0) * 3600
                 + int(minutes) * 60
@@ -292,7 +292,7 @@ def _pairs(name: str, value: Any, must_be: bool) -> tuple[list[tuple[Any, Any]],
 
 def _listed(value: Any) -> Any:
     """A cell as a list if it is one or is written as one; None if it is empty."""
-    if value is None or value != value:  # NaN is how data frames write a missing cell
+    if value is None or value != value:  # data frames write a missing cell as NaN
         return None
     if isinstance(value, tuple):
         return [_listed(part) for part in value]
@@ -308,7 +308,7 @@ def _listed(value: Any) -> Any:
 
 
 def _literal(text: str) -> list[Any] | None:
-    """The list that a text spells out, in JSON or Python notation; None if it does not."""
+    """The list written in a text, in JSON or Python notation; None if there is none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -320,7 +320,7 @@ def _literal(text: str) -> list[Any] | None:
 
 
 def _captions(value: Any) -> list[list[str]] | str | None:
-    """A cell's captions: one text, or a list of which each entry is one or several."""
+    """A cell's captions: one text, or a list whose entries are one caption or several."""
     found = _listed(value)
     if isinstance(found, list) and all(
         isinstance(part, str | list) or part is None for part in found
@@ -356,7 +356,7 @@ def _shared_out(captions: list[list[str]] | str | None, count: int) -> list[list
 
 
 def _extras(others: Mapping[str, Any], count: int, is_list: bool) -> Iterator[Any]:
-    """The other columns of each span: of lists as long as that of the spans, its own entry."""
+    """The other columns of each span; a list as long as that of the spans gives each its entry."""
     listed: dict[str, list[Any]] = {}
     for name, value in others.items() if is_list else ():
         found = _listed(value) if isinstance(value, list | str) else None

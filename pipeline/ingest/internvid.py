@@ -40,17 +40,17 @@ _BLOCK_BYTES = 8 << 20
 _LONGEST_LINE_BYTES = 256 << 20
 _SAMPLE_ROWS = 1000
 _LINES = pa.schema([("row", pa.int64()), ("line", pa.string())])
-# Quotes a number that is the value of a key, so that its digits stay as they were published. A
-# quote inside a string stands behind a backslash, so no caption can look like this.
+# Quotes a number that is the value of a key, so that its digits stay as published. A quote inside
+# a string follows a backslash, so no caption can match.
 _NUMBER = r"""'([^\\]":\s*)(-?[0-9][0-9.eE+-]*)(\s*[,}])', '\1"\2"\3', 'g'"""
 _TIME = (
     r"""'^(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,9}))?$'"""
     ", ['hours', 'minutes', 'seconds', 'fraction']"
 )
-# The same times as `seconds_of` gives: whole seconds and the fraction are added as doubles.
+# The same times as from `seconds_of`: whole seconds and the fraction are added as doubles.
 _MACROS = (
     r"CREATE TEMP MACRO stripped(t) AS nullif(trim(t, E' \t\r\n'), '')",
-    # Casts are tried even where a part is there: DuckDB may cast what CASE then leaves out.
+    # TRY_CAST even for matched parts: DuckDB may cast values that CASE does not select.
     "CREATE TEMP MACRO clock_seconds(r, t) AS CASE WHEN r.seconds <> '' THEN "
     "coalesce(TRY_CAST(r.hours AS DOUBLE), 0) * 3600 + TRY_CAST(r.minutes AS DOUBLE) * 60 "
     "+ TRY_CAST(r.seconds AS DOUBLE) + concat('0.', r.fraction, '0')::DOUBLE "
@@ -63,7 +63,7 @@ _MACROS = (
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One file, with its names of the needed columns and of the similarity (null where none)."""
+    """One file, with its names for the needed columns and for the similarity (null if missing)."""
 
     path: Path
     is_parquet: bool
@@ -72,13 +72,13 @@ class PublishedFile:
     others: tuple[str, ...] = ()
 
     def place(self, row: int) -> str:
-        """The place of a row, for messages."""
+        """A row's place, for messages."""
         return f"{self.path}:row {row}" if self.is_parquet else f"{self.path}:{row}"
 
 
 def open_published(connection: duckdb.DuckDBPyConnection, path: Path) -> PublishedFile:
     """Checks a file's beginning; UsageError if it is not InternVid's."""
-    path = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  a link is a name of its own
+    path = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  a link keeps its own name
     try:
         with open(path, "rb") as file:
             head = file.read(4)
@@ -132,7 +132,7 @@ def _json_lines(path: Path) -> PublishedFile:
 
 
 def _choose(path: Path, names: Sequence[str]) -> tuple[dict[str, str], str | None]:
-    """The file's names of the needed columns, whatever their case, and of the similarity."""
+    """The file's names for the needed columns, in any case, and for the similarity."""
     by_lower = {name.lower(): name for name in reversed(names)}
     columns = {name: by_lower[name.lower()] for name in NEEDED if name.lower() in by_lower}
     missing = [name for name in (YOUTUBE_ID, START, END) if name not in columns]
@@ -148,10 +148,10 @@ def _choose(path: Path, names: Sequence[str]) -> tuple[dict[str, str], str | Non
 
 
 class PublishedRows:
-    """The rows of some files as a relation, `sql`, that may be read as often as `rewind` is called.
+    """The rows of some files as a relation, `sql`, which can be read again after each `rewind`.
 
     Its columns: `file` and `row` (from 1), `id`, `start_seconds`, `end_seconds`, `caption`,
-    `extra` (the other published columns as text) and `problem`, null where the row is good.
+    `extra` (the other published columns as text) and `problem`, null if the row is good.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class PublishedRows:
         )
 
     def rewind(self) -> None:
-        """Makes the relation ready to be read from its beginning."""
+        """Prepares the relation for reading from its beginning."""
         for number, file in enumerate(self._files):
             if not file.is_parquet:
                 batches = self._watched(_Lines(file.path, self._report))
@@ -181,7 +181,7 @@ class PublishedRows:
                 self._connection.register(f"lines_{number}", reader)
 
     def check(self) -> None:
-        """Raises the error of reading a file, which DuckDB only hints at."""
+        """Raises the error from reading a file, of which DuckDB gives only a hint."""
         if self._error is not None:
             raise self._error
 
@@ -279,7 +279,7 @@ class _Lines:
             yield pa.record_batch([rows, lines], schema=_LINES)
 
     def _blocks(self) -> Iterator[bytes]:
-        """Pieces of the file that end with a line's end."""
+        """Blocks of the file that end at line ends."""
         rest = b""
         try:
             with open(self._path, "rb") as raw, self._unpacked(raw) as file:

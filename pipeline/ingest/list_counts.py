@@ -20,8 +20,8 @@ class ListCounts:
     """`lines` = header + blank + comments + row_lines; rows = sources + gathered + rejected +
     failed + left_out.
 
-    `lines` is null for a file without lines (Parquet, one JSON value). `known` of the rows were in
-    the dataset before; `left_out` were beyond the limit.
+    `lines` is null for a file without lines (Parquet, one JSON value). `known` counts rows that
+    the dataset had before; `left_out` those beyond the limit.
     """
 
     name: str
@@ -97,7 +97,7 @@ class ListCounts:
 
 
 def keep_counts(dataset: Path, lists: Iterable[ListCounts]) -> None:
-    """Stores the counts of the last reading of each list."""
+    """Stores the counts of each list's last reading."""
     for counts in lists:
         name = hashlib.sha256(counts.name.encode()).hexdigest()[:20]
         write_json(dataset / LIST_COUNTS / f"{name}.json", asdict(counts))
@@ -112,6 +112,6 @@ def read_counts(path: Path) -> ListCounts:
 
 
 def kept_counts(dataset: Path) -> list[ListCounts]:
-    """The counts of all lists that were ever read, by their names."""
+    """The counts of all lists that were ever read, by list name."""
     found = [read_counts(path) for path in json_files(dataset / LIST_COUNTS)]
     return sorted(found, key=lambda counts: counts.name)

@@ -25,10 +25,10 @@ def read_header(
     suffix: str,
     has_column: HasColumn,
 ) -> tuple[list[str], Dialect, str]:
-    """Takes the lines before the first row: names, dialect, and the header's own text.
+    """Reads the lines before the first row: names, dialect, and the header's own text.
 
-    Before the header there may be comments, empty lines and the line `sep=;` of Excel. A comment
-    is the header where the first line after it is not. With `given` names the file has none.
+    Comments, empty lines and Excel's line `sep=;` may precede the header. A comment is the header
+    if the first line after it is not. With `given` names the file has no header.
     """
     order = sorted(DELIMITER_NAMES, key="\t,;|".index if suffix == ".tsv" else ",;\t|".index)
     comment: str | None = None
@@ -90,7 +90,7 @@ def read_header(
 
 
 def _best(text: str, order: Sequence[str], has_column: HasColumn) -> Dialect:
-    """The delimiter under which the line has the column, otherwise the most frequent one."""
+    """The delimiter that gives the line the needed column, otherwise the most frequent one."""
 
     def rank(dialect: Dialect) -> tuple[bool, int]:
         cells = _cells(dialect, text)
@@ -113,7 +113,7 @@ def _cells(dialect: Dialect, text: str) -> list[str]:
 
 
 def _named(path: Path, cells: list[str]) -> list[str]:
-    """Names for all columns; a column without one is named by its number."""
+    """Names for all columns; an unnamed column is named by its number."""
     names = [cell or f"column_{at}" for at, cell in enumerate(cells, 1)]
     if len(set(names)) != len(names) and any(cells):
         twice = next(name for name in names if names.count(name) > 1)

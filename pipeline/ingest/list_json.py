@@ -39,10 +39,10 @@ def lines_of_json(path: Path, lines: TextLines, counts: Counts) -> Iterator[Valu
 
 
 def rows_of_json(path: Path, text: str, counts: Counts) -> Iterator[Value] | None:
-    """The rows of one JSON value; None where the text is JSON lines.
+    """The rows of one JSON value; None if the text is JSON lines.
 
-    Taken are an array, an object with one array of objects in it, one with `videos` and
-    `sentences` (MSR-VTT), one that gives an object for each id, and an object that is a row.
+    Accepts an array, an object that contains one array of objects, one with `videos` and
+    `sentences` (MSR-VTT), an object of objects keyed by id, and an object that is a row.
     """
     try:
         value = json.loads(text)
@@ -55,7 +55,7 @@ def rows_of_json(path: Path, text: str, counts: Counts) -> Iterator[Value] | Non
     if isinstance(value, dict) and "\n" not in text.strip():
         tables = _tables(value)
         if not tables and not _is_by_id(value):
-            return None  # the only one of some JSON lines
+            return None  # the only line of JSON lines
     return _counted(path, value, counts)
 
 

@@ -1,7 +1,7 @@
-"""Reads records of delimited text strictly: a bad one costs its own lines, never later ones.
+"""Reads records of delimited text strictly: a bad one affects its own lines, never later ones.
 
-A quote that opens a cell and is not closed would take all rows up to the next quote for one cell.
-So a cell may span several lines only if it is closed, if the record then has the header's
+A quote that opens a cell and is never closed would turn all rows up to the next quote into one
+cell. So a cell may span several lines only if it is closed, if the record then has the header's
 number of cells, and if the lines inside are not valid rows themselves.
 """
 
@@ -25,7 +25,7 @@ DELIMITER_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 _MOST_INNER_LINES = 100_000
 _MOST_INNER_CHARACTERS = 64 << 20
 _ENOUGH_INNER_LINES = 8
-"""So many lines inside a cell tell whether most of them are rows."""
+"""How many lines inside a cell suffice to tell whether most of them are rows."""
 _FIRST_LINES = 200
 _MOST_LINES_OF_A_CELL = 200
 _SAMPLE_LINES = 50_000
@@ -39,7 +39,7 @@ Record = tuple[int, list[str] | None, str | None]
 
 @dataclass(slots=True)
 class Counts:
-    """Lines by what they are; those of the rows are `row_lines`, for a row may have several."""
+    """Lines by kind; `row_lines` counts the lines of rows, since a row may have several."""
 
     header: int = 0
     blank: int = 0
@@ -67,7 +67,7 @@ class Ahead:
                 return
 
     def peek(self) -> Iterator[Line]:
-        """The lines to come, none of which is taken."""
+        """The next lines, without consuming them."""
         at = 0
         while True:
             if at == len(self._seen):
@@ -79,7 +79,7 @@ class Ahead:
             at += 1
 
     def give_back(self, line: Line) -> None:
-        """Puts a line that was taken before those to come."""
+        """Puts a consumed line back in front of the next ones."""
         self._seen.appendleft(line)
 
     def drop(self, count: int) -> None:
@@ -89,7 +89,7 @@ class Ahead:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How a line is split into cells; without `quoted` a quote is an ordinary character."""
+    """How a line is split into cells; unless `quoted`, a quote is an ordinary character."""
 
     delimiter: str
     quoted: bool = True
@@ -117,7 +117,7 @@ class Dialect:
 
 class Records:
     """The records after the header. `width` is the header's number of cells; `at`, the cell that
-    names the source, tells rows from lines of text inside a quoted cell.
+    names the source, distinguishes rows from lines of text inside a quoted cell.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Records:
                     yield number, cells, None
 
     def _learned(self) -> set[str]:
-        """What the cells that name sources look like, in the first rows without quotes."""
+        """The forms of source names, learned from the first rows without quotes."""
         found = set()
         for _, text, problem in itertools.islice(self._lines.peek(), _FIRST_LINES):
             cells = text.split(self._dialect.delimiter)
@@ -174,7 +174,7 @@ class Records:
         return number, None, problem
 
     def _fitted(self, number: int, cells: list[str], lines: int) -> Iterator[Record]:
-        """Judges cells that may not be what the header has."""
+        """Checks cells whose number may not match the header's."""
         if not any(cell.strip() for cell in cells):
             self._counts.blank += lines
             return
@@ -184,14 +184,14 @@ class Records:
         elif problem is not None:
             yield self._bad(number, problem, lines)
         elif [cell.strip() for cell in cells] == self._header:
-            self._counts.header += lines  # of concatenated lists
+            self._counts.header += lines  # in concatenated lists
         else:
             self._counts.rows += 1
             self._counts.row_lines += lines
             yield number, cells, None
 
     def _misfit(self, cells: list[str]) -> str | None:
-        """What is wrong with the number of cells; empty ones at the end are cut off."""
+        """What is wrong with the number of cells; empty ones at the end are dropped."""
         while len(cells) > self._width and not cells[-1].strip():
             cells.pop()
         if len(cells) == self._width:
@@ -217,7 +217,7 @@ class Records:
         """A record whose last cell is still open at the end of its first line."""
         inner: list[Line] = []
         rows = texts = characters = tries = 0
-        # In a cell that really goes on, the line that opens it may name no source yet.
+        # The first line of a genuine multi-line cell may not name a source yet.
         may_be_row = self._names_source(text)
         odd = text.count('"') & 1
         cells: list[str] | None = None
@@ -246,7 +246,7 @@ class Records:
                     continue
             break
         if cells is None or (may_be_row and rows * 2 > texts):
-            # Lines that were inspected in vain are not inspected again and again.
+            # Limits how often lines are inspected again after a failed search.
             self._budget = max(100, self._budget - len(inner))
             yield self._bad(
                 number,
@@ -271,7 +271,7 @@ class Records:
             cells = text.split(self._dialect.delimiter)
         fits = self._misfit(cells) is None
         kind = _kind(cells[self._at]) if self._at < len(cells) else ""
-        # A row that is bad in another way is a row, where it surely names a source.
+        # An otherwise bad row counts as a row if it certainly names a source.
         return kind in self._kinds and (fits or (len(cells) > 1 and kind != "word"))
 
     def _names_source(self, text: str) -> bool:
@@ -282,7 +282,7 @@ class Records:
 
 
 def _kind(locator: str) -> str:
-    """What a cell that names a source looks like: a URL, a kind of file, one word, or text."""
+    """The form of a source's name: a URL, a kind of file, one word, or text."""
     locator = locator.strip().strip('"')
     if "://" in locator:
         return "url"
@@ -295,10 +295,10 @@ def _kind(locator: str) -> str:
 
 
 def writer_quotes(lines: Ahead, dialect: Dialect, header: str) -> bool:
-    """Whether the writer of a list with tabs put cells with quotes, tabs or line ends into quotes.
+    """Whether the writer of a tab-separated list quotes cells with quotes, tabs or line ends.
 
-    Many programs write such lists without any quoting, and a quote is then part of the text. This
-    is visible in the cells: in a list with quoting each quote is doubled, inside a cell in quotes.
+    Many programs write such lists without any quoting, and a quote is then part of the text. The
+    cells show which it is: with quoting, each quote is doubled inside a quoted cell.
     """
     quoted = Dialect(dialect.delimiter, True, dialect.spaced)
     width = len(header.split(dialect.delimiter))
@@ -332,7 +332,7 @@ def writer_quotes(lines: Ahead, dialect: Dialect, header: str) -> bool:
         elif not fits or any('""' in cell for cell in inside):
             says_yes += 1
         elif all("," in cell for cell in inside):
-            with_commas += 1  # some programs put these in quotes
+            with_commas += 1  # some programs quote cells with commas
         else:
             says_no += 1
     if says_yes == says_no == 0 and with_commas >= _ENOUGH_WITH_COMMAS:
@@ -345,7 +345,7 @@ def writer_quotes(lines: Ahead, dialect: Dialect, header: str) -> bool:
 
 
 def _lines_inside(dialect: Dialect, lines: Sequence[str], width: int) -> int:
-    """How many lines after the first belong to its last cell; 0 where it is not closed so."""
+    """How many lines after the first belong to its last cell; 0 if they don't close it properly."""
     rows = 0
     for count, line in enumerate(lines[1:], 1):
         rows += len(line.split(dialect.delimiter)) == width
@@ -357,7 +357,7 @@ def _lines_inside(dialect: Dialect, lines: Sequence[str], width: int) -> int:
             if dialect.is_open(error):
                 continue
             return 0
-        # The last of them may look like a row: it contains what comes after the cell.
+        # The last of them may look like a row, because it contains the cells after this one.
         return (
             count
             if len(cells) == width

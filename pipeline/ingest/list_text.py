@@ -20,13 +20,13 @@ _BLOCK_BYTES = 1 << 20
 _LONGEST_LINE_BYTES = 256 << 20
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins as UTF-16's does
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # starts like UTF-16's mark
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# A byte that can't be decoded becomes this and the byte's value: half of a surrogate pair, which no
-# sound text holds.
+# Undecodable bytes become this plus the byte's value: half of a surrogate pair, which valid text
+# never contains.
 _MARK = 0xDC00
 _ADVICE = (
     "If the whole list is in another encoding, set it: `encoding: cp1252` "
@@ -76,11 +76,11 @@ def unpacked(raw: IO[bytes]) -> IO[bytes]:
 
 
 class TextLines:
-    """The lines of a file, whatever ends them; `lines` counts them as they are read.
+    """The lines of a file with any line ends; `lines` counts them as they are read.
 
-    A byte order mark says how the file is written, else `encoding`, else it is UTF-8. A line with
-    bytes that can't be that comes with its problem. Where that is most of the lines, UsageError
-    is raised at the end: then the file is written in something else.
+    A byte order mark determines the encoding, else `encoding`, else it is UTF-8. A line with
+    invalid bytes comes with its problem. If most lines have some, UsageError is raised at the end:
+    then the file has another encoding.
     """
 
     def __init__(self, path: Path, encoding: str | None = None) -> None:
@@ -130,7 +130,8 @@ class TextLines:
             for line in lines:
                 number += 1
                 if is_odd:
-                    # A mark begins a file, and so a line where files were put together.
+                    # A mark is at the start of a file, and so of a line if files were
+                    # concatenated.
                     yield number, line.lstrip("\ufeff"), self._problem(line)
                 else:
                     yield number, line, None
@@ -151,7 +152,7 @@ class TextLines:
         return None
 
     def _blocks(self) -> Iterator[str]:
-        """Pieces of the text in which each line ends with a line feed, the last one too."""
+        """Pieces of the text in which each line, including the last, ends with a line feed."""
         rest = ""
         with ExitStack() as stack:
             raw = stack.enter_context(open(self._path, "rb"))
@@ -187,7 +188,7 @@ class TextLines:
             yield rest + "\n"
 
     def _read_mark(self, head: bytes) -> int:
-        """Takes the encoding from a byte order mark; how many bytes that is."""
+        """Sets the encoding from a byte order mark; returns the length of the mark."""
         for mark, encoding in _BYTE_ORDER_MARKS:
             if head.startswith(mark):
                 self._encoding = encoding
@@ -195,7 +196,7 @@ class TextLines:
         return 0
 
     def _check_head(self, head: bytes) -> None:
-        """UTF-16 without a mark: half of the bytes of most text are NUL."""
+        """Detects UTF-16 without a mark, where half of the bytes of most texts are NUL."""
         head = head[:1000]
         if self._given is None and self._encoding == "utf-8":
             for odd, name in ((1, "utf-16-le"), (0, "utf-16-be")):
@@ -208,7 +209,7 @@ class TextLines:
 
 
 def list_suffix(path: Path) -> str:
-    """What a list's name ends in, in lower case, without what it is packed as: `.csv`."""
+    """The suffix of a list's name, in lower case, without that of its compression: `.csv`."""
     name = path.name.lower()
     for packed in PACKED_SUFFIXES:
         name = name.removesuffix(packed)

@@ -1,6 +1,6 @@
-"""Parses how a person names a video: a URL or a path, without quotes, brackets and the like.
+"""Parses how people name a video: a URL or a path, in quotes, brackets and the like.
 
-Only unambiguous text is accepted. All other text is refused, with what is missing: it would only
+Only unambiguous text is accepted. Other text is refused with what is missing; otherwise it would
 become a nonexistent path, and fail much later as a missing file.
 """
 
@@ -10,8 +10,8 @@ import functools
 import os
 import re
 
-# A list may have a million rows, and path objects cost more than all the rest; `abspath` is meant,
-# because a link is a name of its own.
+# A list may have a million rows, and path objects would take most of the time; `abspath` is
+# intended, because a link has a separate name.
 # ruff: noqa: PTH100, PTH118, PTH122
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -124,9 +124,9 @@ def _without_invisible(url: str) -> str:
 
 
 def url_or_path(text: str, folder: str, platform: str | None = None) -> str:
-    """The URL that a text means, otherwise the absolute path; ValueError if it is neither.
+    """The URL or absolute path that a text means; ValueError if it is neither.
 
-    Paths are read from `folder`. With `platform`, its ids alone are taken too.
+    Paths are relative to `folder`. With `platform`, bare ids of that platform are accepted too.
     """
     if (
         text.startswith(("https://", "http://"))
@@ -134,7 +134,7 @@ def url_or_path(text: str, folder: str, platform: str | None = None) -> str:
         and text.isprintable()
         and (" " not in text)
     ):
-        return text  # as nearly all rows of long lists
+        return text  # the common case in long lists
     given, text = text, bare(text)
     if looks_like_url(text):
         if text.lower().startswith("file://"):
@@ -155,7 +155,7 @@ def url_or_path(text: str, folder: str, platform: str | None = None) -> str:
 
 
 def url_without_scheme(text: str, folder: str) -> str | None:
-    """The URL of a text that names a site's page or video without `https://`; None for others."""
+    """The URL of a text that names a site's page or video without `https://`; otherwise None."""
     if text.startswith("//") and _is_on_known_host(text[2:]):
         return f"https:{text}"
     if _is_on_known_host(text) and not os.path.lexists(
@@ -166,7 +166,7 @@ def url_without_scheme(text: str, folder: str) -> str | None:
 
 
 def _is_on_known_host(text: str) -> bool:
-    """Whether a text begins with the name of a site that is known, or with `www.`."""
+    """Whether a text begins with the name of a known site, or with `www.`."""
     host, slash, _ = text.partition("/")
     if not _HOST.fullmatch(host):
         return False
@@ -185,7 +185,7 @@ def _is_known(url: str) -> bool:
 def _path(text: str, folder: str) -> str:
     path = os.path.abspath(os.path.join(folder, text))
     if os.path.splitext(path)[1].lower() in MEDIA_SUFFIXES and not _is_no_path(text, folder):
-        return path  # which may exist later
+        return path  # it may exist later
     if os.path.lexists(path):
         return path
     for suffix in _suffixes():
@@ -196,7 +196,7 @@ def _path(text: str, folder: str) -> str:
 
 @functools.cache
 def _suffixes() -> tuple[str, ...]:
-    """Commonest first: lists name a video by its file's name without the suffix, too."""
+    """Commonest first, because lists also name videos by file names without a suffix."""
     first = (".mp4", ".webm", ".mkv")
     return (*first, *sorted(MEDIA_SUFFIXES.difference(first)))
 

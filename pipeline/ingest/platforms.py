@@ -1,10 +1,10 @@
 """Identifies the platform's video that a URL names, from the URL alone.
 
 yt-dlp's extractors know the forms of URLs of some 1700 sites. Trying them all takes milliseconds
-a URL, so the ones that can be meant are looked up by the words of the host's name first. What is
-taken from a URL for the site's id often is another name of the video: where yt-dlp's own examples
-say so, no id is claimed. And one id may stand for several videos: whatever else a URL says tells
-them apart, but for what is known to say only how a video is shown.
+per URL, so the candidates are first looked up by the words of the host's name. What a URL has in
+place of an id is often another name of the video: if yt-dlp's own examples show that, no id is
+claimed. One id may also stand for several videos: these are distinguished by the rest of the URL,
+except for parts that only affect how a video is shown.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CONTROL = re.compile(r"[\x00-\x1f]")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SCHEMES = ("http", "https", "ftp", "ftps", "rtmp", "rtmps", "rtsp", "mms")
-# Of this many of yt-dlp's examples for a site one may contradict.
+# One in this many of yt-dlp's examples for a site may contradict.
 _EXAMPLES_PER_ODD_ONE = 10
 _TRACKING = re.compile(
     r"utm_\w+|fbclid|gclid|igshid?|igsh|si|feature|ref|ref_src|ref_url|referrer|source|cmp|share"
@@ -44,10 +44,10 @@ _COMMON_LABELS = frozenset(("www", "m", "com", "org", "net", "co", "gov", "edu",
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`locator` is the same for all forms of one video's URL where its platform is known.
+    """`locator` is the same for all forms of one video's URL if its platform is known.
 
-    `extractor` is null where no platform is known, `platform_id` where the URL does not tell the
-    id for sure; `is_list` marks what yt-dlp expands: a playlist, a channel, a search. `span` is the
+    `extractor` is null if no platform is known, `platform_id` if the URL does not reliably give
+    the id; `is_list` marks what yt-dlp expands: a playlist, a channel, a search. `span` is the
     part of the video that a fragment `#t=10,20` names, in seconds.
     """
 
@@ -80,7 +80,7 @@ def identify(url: str) -> Identity:
 
 
 def _span(fragment: str) -> tuple[float, float] | None:
-    """The part of a video that `#t=10,20` names; None if a fragment names no part with an end."""
+    """The part of a video that `#t=10,20` names; None if the fragment names no part with an end."""
     match = _MOMENT.search(fragment)
     if match is None or match[2] is None:
         return None
@@ -92,7 +92,7 @@ def _span(fragment: str) -> tuple[float, float] | None:
 
 
 def normalise(parts: SplitResult) -> str:
-    """One spelling for URLs that mean the same: case of the host, default port, moment."""
+    """One spelling for equivalent URLs: case of the host, default port, moment."""
     scheme, host = parts.scheme.lower(), (parts.hostname or "").lower()
     host = f"[{host}]" if ":" in host else host
     login, at, _ = parts.netloc.rpartition("@")
@@ -105,9 +105,9 @@ def normalise(parts: SplitResult) -> str:
 
 
 def _address_behind(fragment: str) -> str:
-    """What of a fragment may name a page: those that a script shows have their address there.
+    """The part of a fragment that may name a page: script-driven sites keep addresses there.
 
-    A word alone is a place in the page, `t=10` a moment.
+    A single word is a place in the page, `t=10` a moment.
     """
     kept = _AT.sub("", fragment).strip("&")
     return kept if kept.startswith("!") or "/" in kept or "=" in kept else ""
@@ -123,7 +123,7 @@ def _by_extractor(url: str, parts: SplitResult) -> Identity | None:
 def _identity(extractor: Any, url: str, parts: SplitResult) -> Identity:
     name = extractor.ie_key().lower()
     if name == "youtubetab":
-        # A video that is shown within a list is still that one video.
+        # A video shown within a list is still that one video.
         video = parse_qs(parts.query).get("v", [""])[0]
         if re.fullmatch(r"[\w-]{11}", video):
             return Identity(f"youtube {video}", "youtube", video)
@@ -148,10 +148,10 @@ def _identity(extractor: Any, url: str, parts: SplitResult) -> Identity:
 
 
 def _rest(parts: SplitResult, behind: str, *, is_sure: bool) -> list[str]:
-    """What a URL says besides the id, which may distinguish videos of one page or folder."""
+    """What a URL contains besides the id, which may distinguish videos of one page or folder."""
     found = []
     tail = re.split(r"[?#]", behind, maxsplit=1)[0].strip("/") if behind[:1] != "?" else ""
-    # Behind an id that is one for sure most sites take any words.
+    # After a reliable id, most sites accept any words.
     if tail and (not is_sure or PurePosixPath(tail).suffix.lower() in MEDIA_SUFFIXES):
         found.append(f" /{tail}")
     query = sorted(
@@ -166,11 +166,11 @@ def _rest(parts: SplitResult, behind: str, *, is_sure: bool) -> list[str]:
 
 @functools.cache
 def _gives_its_ids(extractor_key: str) -> bool:
-    """Whether the ids of yt-dlp's examples for a site are those that its URLs are read to have."""
+    """Whether the ids of yt-dlp's examples for a site match those parsed from their URLs."""
     from yt_dlp.extractor import get_info_extractor
 
     extractor = get_info_extractor(extractor_key)
-    if hasattr(extractor, "_module"):  # a stand-in that loads fast and has no examples
+    if hasattr(extractor, "_module"):  # a lazy stand-in, which has no examples
         extractor = getattr(importlib.import_module(extractor._module), extractor.__name__)
     right = wrong = 0
     for example in getattr(extractor, "_TESTS", None) or [getattr(extractor, "_TEST", {})]:
@@ -186,7 +186,7 @@ def _gives_its_ids(extractor_key: str) -> bool:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _candidates(host: str) -> tuple[Any, ...]:
-    """Extractors whose pattern holds a word of the host's name, in yt-dlp's own order."""
+    """Extractors whose pattern contains a word of the host's name, in yt-dlp's own order."""
     labels = host.split(".")
     if len(labels) < 2 or labels[-1].isdigit():
         return ()  # a machine of the local network, or an address

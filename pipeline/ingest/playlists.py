@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from clipmill.stages.download_videos import DownloadVideos
     from clipmill.stages.media.fetch.host_throttle import Hosts
 
-# What a site without end is stopped at: no list that is known is longer.
+# Stops sites that return entries without end: no known list is longer.
 MAX_ENTRIES = 200_000
 # A channel lists its tabs, and a tab its videos.
 _MAX_DEPTH = 3
@@ -40,7 +40,7 @@ class PlaylistEntry:
 
 
 def read_list_entries(path: Path) -> list[PlaylistEntry]:
-    """What a list was found to contain; DamagedFile if the note of it is invalid."""
+    """The stored contents of a list; DamagedFile if the note is invalid."""
     value = read_json(path)
     with reading(path):
         entries = [PlaylistEntry(**entry) for entry in value["entries"]]
@@ -50,10 +50,10 @@ def read_list_entries(path: Path) -> list[PlaylistEntry]:
 
 
 class Expander:
-    """Requests lists through yt-dlp; an answer is kept with the dataset's sources.
+    """Requests lists through yt-dlp; answers are stored with the dataset's sources.
 
-    The limits on time and speed, the private addresses and the request spacing are those of
-    `downloads`, or its defaults if it is None.
+    Limits on time and speed, private addresses and request spacing are those of `downloads`, or
+    its defaults if it is None.
     """
 
     def __init__(self, dataset: Path, downloads: DownloadVideos | None = None) -> None:
@@ -76,13 +76,13 @@ class Expander:
     def expand(self, url: str, spec: SourceSpec, results: int | None) -> list[PlaylistEntry]:
         """The videos of a list in its order, or the one video that the URL is.
 
-        Raises RowFailed if the list can't be fetched; nothing is kept then.
+        Raises RowFailed if the list can't be fetched; then nothing is stored.
         """
         asked = json.dumps([url, results, spec.yt_dlp], sort_keys=True, default=str)
         path = self._folder / (hashlib.sha256(asked.encode()).hexdigest()[:20] + ".json")
         if path.is_file() and not spec.refresh:
-            # If the note is damaged, the list is requested again: the sources know theirs by their
-            # keys.
+            # If the note is damaged, the list is requested again: known sources are recognised by
+            # key.
             with contextlib.suppress(DamagedFile):
                 return read_list_entries(path)
         entries = list(
@@ -141,7 +141,7 @@ class Expander:
 
 
 def _link(entry: dict[str, Any], listed_at: str) -> str:
-    """What to download an entry by: its page, or its file where its page is the list's."""
+    """What to download an entry from: its page, or its file if its page is the list's."""
     page, link = entry.get("webpage_url"), entry.get("url")
     if entry.get("_type") in ("url", "url_transparent") or (page == listed_at and link):
         return link or page or ""

@@ -1,6 +1,6 @@
 """Selects the files of a folder or a pattern that are sources; counts the others by kind."""
 
-# A folder may hold a million files, and path objects cost more than all the rest.
+# A folder may hold a million files, and path objects would take most of the time.
 # ruff: noqa: PTH100, PTH111, PTH112, PTH114, PTH118, PTH207
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipmill.schemas.words import counted
 from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES, has_media_head, suffix_of
 
 ALL_SUFFIXES = "all"
-"""Instead of suffixes: every file is taken, whatever its name."""
+"""In place of suffixes: accepts every file, whatever its name."""
 WITHOUT_SUFFIX = "without a suffix"
 FOLDER = "folder"
 LINK = "link to a folder"
@@ -22,10 +22,11 @@ _KINDS_SHOWN = 6
 
 
 class Finder:
-    """Lists files that are taken; counts the others in `passed_over`.
+    """Lists accepted files; counts the others in `passed_over`.
 
-    Files are taken by their suffix, those without one by their first bytes. `more_suffixes` are
-    taken, too. Hidden files and folders are left alone. `unreadable` folders stand there with why.
+    Files are accepted by their suffix, those without one by their first bytes. `more_suffixes` are
+    accepted, too. Hidden files and folders are ignored. `unreadable` has the folders that can't be
+    read, with the reasons.
     """
 
     def __init__(self, more_suffixes: Collection[str] = ()) -> None:
@@ -46,16 +47,16 @@ class Finder:
                     yield os.path.join(parent, name)
 
     def of_pattern(self, base: Path, pattern: str) -> Iterator[str]:
-        """Files that a pattern names; a suffix that it spells out is accepted.
+        """Files that match a pattern; a suffix that it spells out is accepted.
 
-        It is read from the folder `base`, whose own name is never a pattern.
+        The pattern is relative to the folder `base`, whose own name is never treated as a pattern.
         """
         spelt_out = suffix_of(pattern)
         whole = os.path.join(glob.escape(str(base)), os.path.expanduser(pattern))
         for name in sorted(glob.glob(whole, recursive=True)):
             path = os.path.abspath(name)
             if os.path.isdir(path):
-                # `**` gives the folders, too, and all that is in them.
+                # `**` also matches folders and everything in them.
                 self.passed_over[FOLDER] += "**" not in pattern
             elif spelt_out == (suffix_of(path) or None) or self.takes(path):
                 yield path

@@ -1,7 +1,8 @@
 """Merges the rows of one source: its spans and captions, wherever they are listed.
 
-Rows of a source lie anywhere in lists of any size. They are kept as Arrow tables, on disk from some
-size on, and DuckDB finds the sources with several rows; only those are merged row by row.
+The rows of a source may be anywhere in lists of any size. They are kept as Arrow tables, on disk
+above a certain size, and DuckDB finds the sources with several rows; only those are merged row by
+row.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from clipmill.schemas.words import counted
 
 DUPLICATE_RULE = "sources.duplicate"
 FIXED_RULE = "sources.fixed"
-"""A span or caption that a list gives to a source which the dataset has already without it."""
+"""A span or caption that a list adds to a source which the dataset already has without it."""
 
 _MEMORY = "512MB"
 _BATCH_ROWS = 10_000
@@ -82,7 +83,7 @@ class SpooledRows:
             self._tables, self._bytes = [], 0
 
     def relation(self, connection: duckdb.DuckDBPyConnection, name: str) -> str:
-        """The name of a view of all rows, which are not added to any more."""
+        """The name of a view of all rows; no rows are added afterwards."""
         memory = pa.concat_tables([self._schema.empty_table(), *self._tables])
         connection.register(f"{name}_in_memory", memory)
         parts = [f"SELECT * FROM {name}_in_memory"]
@@ -95,7 +96,7 @@ class SpooledRows:
 
 
 class Gathering:
-    """Takes in all rows, then yields each source once, in the order in which it was first named."""
+    """Collects all rows, then yields each source once, in the order in which it was first named."""
 
     def __init__(self, dataset: Path, known: KnownSources) -> None:
         self.counts: dict[int | None, Counter[str]] = {}
@@ -104,7 +105,7 @@ class Gathering:
         self.known = 0
         self.ended = 0
         self.fixed = 0
-        """How many known sources were given spans or captions that they do not have."""
+        """How many known sources were given spans or captions that they lack."""
         self._folder = dataset / SOURCES
         self._scratch = scratch_folder(dataset, "ingest")
         self._known = known
@@ -136,7 +137,8 @@ class Gathering:
 
     def __enter__(self) -> Gathering:
         for folder in self._scratch.parent.glob("ingest-*"):
-            shutil.rmtree(folder, ignore_errors=True)  # of one that was killed: one works at a time
+            # left by a killed run: only one works here at a time
+            shutil.rmtree(folder, ignore_errors=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,7 +149,7 @@ class Gathering:
     def gathered(self, failures: Iterable[str]) -> Iterator[pa.Table]:
         """Tables of new sources, to be written in this order.
 
-        Of `failures`, those that no row names are ended.
+        Those of the `failures` that no row names are resolved.
         """
         self._put_away()
         config: dict[str, Any] = {
@@ -195,7 +197,7 @@ class Gathering:
             known_states = table["known_state"]
             table = table.select(_ROWS.names).cast(_ROWS)
             became = states(table)
-            # What had been mended is a failure again: the newest row counts.
+            # A resolved failure has failed again: the newest row counts.
             again = pc.or_(
                 table["again"],
                 pc.fill_null(
@@ -254,7 +256,7 @@ class Gathering:
             yield pa.Table.from_pylist(out, _ROWS)
 
     def _one(self, key: str, group: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One source of its rows; rows that say nothing new are rejections with their own keys."""
+        """Merges the rows of one source; rows that add nothing are rejected under new keys."""
         rows = iter(group)
         first = next(rows)
         together = Together(first)
@@ -282,12 +284,12 @@ class Gathering:
             found.append(kept | {"source_key": own_key})
         return [together.row(), *found]
 
-    # Sources that the dataset has
+    # Sources that the dataset already has
 
     def _beyond_known(
         self, connection: duckdb.DuckDBPyConnection, relisted: SpooledRows
     ) -> Iterator[pa.Table]:
-        """Rejections of spans and captions that come too late: sources are fixed once."""
+        """Rejections of spans and captions that come too late: sources are never changed."""
         rows = relisted.relation(connection, "relisted")
         shards = connection.execute(
             f"SELECT DISTINCT shard FROM {rows} JOIN known ON key = source_key "
@@ -347,7 +349,7 @@ def _is_removed(row: dict[str, Any]) -> bool:
 
 
 def _late(row: dict[str, Any]) -> dict[str, Any] | None:
-    """The rejection of what a listed source says and the stored one does not; None if nothing."""
+    """The rejection of what a list adds to a stored source; None if it adds nothing."""
     stored = Together(dict.fromkeys(SOURCES_SCHEMA.names) | row["stored"])
     spans, captions = stored.lacking(row)
     if not spans and not captions:

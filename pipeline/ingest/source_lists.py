@@ -33,7 +33,7 @@ URL_COLUMNS = (
 )
 YOUTUBE_COLUMNS = ("youtube_id", "youtubeid", "ytid", "yt_id")
 ID_COLUMNS = (*YOUTUBE_COLUMNS, "video_id", "videoid", "vid")
-"""Columns of names without an address: of YouTube's videos, or of files next to the list."""
+"""Columns of names without an address: of YouTube videos, or of files next to the list."""
 QUERY_COLUMNS = ("query", "search", "term", "text", "label")
 _PARQUET_ROWS = 4096
 
@@ -42,7 +42,7 @@ _PARQUET_ROWS = 4096
 class ListRow:
     """One row of a list: `locator` is its URL, path or search term, null if it has none.
 
-    `place` is `<file>:<line>`; `problem` says why the row as such can't be read.
+    `place` is `<file>:<line>`; `problem` says why the row can't be read.
     """
 
     place: str
@@ -55,8 +55,8 @@ class ListRow:
 class Reading:
     """Counts of one list: `lines` = header + blank + comments + row_lines.
 
-    A file without lines (Parquet, one JSON value) has rows only. `column` is where the locators
-    stand, None in a list without columns.
+    A file without lines (Parquet, one JSON value) has only rows. `column` contains the locators;
+    it is None for a list without columns.
     """
 
     path: Path
@@ -67,8 +67,8 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class ListFile:
-    """A list, and what the recipe says of it: the column of the locator, the encoding, and the
-    names of the columns where no line of the file gives them.
+    """A list, and what the recipe says about it: the locator's column, the encoding, and the
+    column names if the file has no header.
     """
 
     path: Path
@@ -160,7 +160,7 @@ class ListFile:
         reading.lines = lines.lines
 
     def _json(self, candidates: Sequence[str], reading: Reading) -> Iterator[ListRow]:
-        """One JSON value with all rows in it, or JSON lines with another name."""
+        """One JSON value with all rows in it, or JSON lines under another suffix."""
         if self.path.stat().st_size > MOST_JSON_BYTES:
             raise UsageError(
                 f"{self.path} is one JSON value of over {MOST_JSON_BYTES >> 20} MiB; "
@@ -215,7 +215,7 @@ class ListFile:
         with file:
             schema = file.schema_arrow
             chosen = reading.column = self._choose(schema.names, candidates)
-            # The bytes of videos and pictures are not descriptions.
+            # Bytes of videos and pictures are not metadata.
             wanted = [
                 each.name for each in schema if each.name == chosen or not _holds_bytes(each.type)
             ]
@@ -232,7 +232,7 @@ class ListFile:
                 raise UsageError(f"cannot read {self.path} after row {number}: {error}") from error
 
     def _choose(self, present: Sequence[str], candidates: Sequence[str]) -> str:
-        """The column that holds the locator, by its exact name or by any case of a usual one."""
+        """The column with the locators, by its exact name or, for usual names, in any case."""
         found = find_column(present, self.column, candidates)
         if found is not None:
             return found
@@ -250,7 +250,7 @@ class ListFile:
 def find_column(
     present: Sequence[str], column: str | None, candidates: Sequence[str]
 ) -> str | None:
-    """The exact column that was asked for, else the first of `candidates` in any spelling."""
+    """The exact column that was requested, else the first of `candidates` in any spelling."""
     if column is not None:
         return column if column in present else None
     by_word = {word_of(name): name for name in reversed(present)}
@@ -258,7 +258,7 @@ def find_column(
 
 
 def word_of(name: str) -> str:
-    """A column's name without its case, with `_` for spaces and hyphens."""
+    """A column's name in lower case, with `_` for spaces and hyphens."""
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
@@ -279,7 +279,7 @@ def _holds_bytes(kind: Any) -> bool:
 def _rows_of_batch(batch: Any) -> Iterator[tuple[dict[str, Any], str | None]]:
     try:
         rows = batch.to_pylist()
-    except UnicodeDecodeError:  # text is not validated when it is written
+    except UnicodeDecodeError:  # Parquet writers don't validate text
         for at in range(batch.num_rows):
             try:
                 yield batch.slice(at, 1).to_pylist()[0], None
@@ -297,7 +297,7 @@ def _text(value: Any) -> str | None:
 
 
 def clean(text: str) -> str:
-    """The text with a replacement for what no table can hold (half of a surrogate pair)."""
+    """The text with replacements for what no table can hold (half of a surrogate pair)."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

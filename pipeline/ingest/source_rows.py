@@ -1,7 +1,7 @@
 """Interprets rows of input: the source that each one names, its timestamps and columns."""
 
-# A list may have a million rows, and path objects cost more than all the rest; `abspath` is meant,
-# because a link counts under its own name.
+# A list may have a million rows, and path objects would take most of the time; `abspath` is
+# intended, because a link counts under its own name.
 # ruff: noqa: PTH100, PTH122
 from __future__ import annotations
 
@@ -47,10 +47,11 @@ _SEARCHES_AT_A_TIME = 4
 class Source:
     """One interpreted row of input; `problem` if it can't become a source.
 
-    `locator` names what the row means, the same for all spellings. `is_list` marks a playlist or
-    channel; `again` a row that is written although the dataset has its key; `listed_in` is the list
-    or folder that it is in. `row_of` is the number of the list whose row it is: of a row that
-    lists several videos, only the first has it. `captions` are all, where the row gives several.
+    `locator` is what the row names, the same for all spellings. `is_list` marks a playlist or
+    channel; `again` a row that is written although the dataset has its key; `listed_in` is the
+    list or folder that it is in. `row_of` is the number of the list that counts this row: if a row
+    expands to several videos, only the first has it. `captions` has all captions if the row gives
+    several.
     """
 
     place: str
@@ -86,9 +87,9 @@ class ListNote:
 
 
 def list_of(spec: SourceSpec, folder: Path) -> str | None:
-    """The name of a list, a folder or a pattern in every run; None for anything else.
+    """The name of a list, a folder or a pattern, the same in every run; None for anything else.
 
-    Relative paths are read from `folder`.
+    Relative paths are resolved against `folder`.
     """
     text = spec.path or spec.search_file
     return None if text is None else clean(str(_absolute(text, folder)))
@@ -189,9 +190,9 @@ class Reader:
         roles: Roles = Roles(),  # noqa: B008  it is frozen
         platform: str | None = None,
     ) -> Iterator[Source]:
-        """The source of a row, or those that the row's playlist lists.
+        """The source of a row, or the sources of its playlist.
 
-        With `ask`, a page of a site whose URLs don't tell lists from videos is asked which it is.
+        With `ask`, if a URL doesn't show whether it is a list or a video, the site is asked.
         """
         source = _understand(row, folder, roles, platform or spec.platform)
         source.category = source.category or spec.category
@@ -231,7 +232,7 @@ class Reader:
             found.append(one)
         found[0].row_of = source.row_of
         if self._has_failed(source_key(listed)):
-            # It failed in an earlier run: a newer row with its key says what came of it.
+            # It failed in an earlier run: a newer row with its key resolves that.
             source.locator, source.again = listed, True
             source.rejection = {
                 "rule": EXPANDED_RULE,
@@ -331,7 +332,7 @@ def _set_path(source: Source, path: str) -> None:
 
 
 def _understand(row: ListRow, folder: Path, roles: Roles, platform: str | None) -> Source:
-    """The source that a row names; paths are read from `folder`."""
+    """The source that a row names; paths are relative to `folder`."""
     source = Source(row.place)
     if row.problem is not None or row.locator is None:
         source.locator = f"row {row.place}"
@@ -362,7 +363,7 @@ def _understand(row: ListRow, folder: Path, roles: Roles, platform: str | None) 
 def _take_locator(
     source: Source, text: str, folder: Path, platform: str | None
 ) -> tuple[float, float] | None:
-    """Fills in what a URL or a path names; gives the span that a URL names (`#t=10,20`)."""
+    """Fills in what a URL or a path names; returns the span in a URL (`#t=10,20`)."""
     text = url_or_path(text, str(folder), platform)
     if not looks_like_url(text):
         _set_path(source, text)
@@ -378,14 +379,14 @@ def _take_locator(
 
 @functools.lru_cache(4096)
 def _identity(url: str) -> Identity:
-    """What a URL names; the clips of one video are mostly consecutive."""
+    """What a URL names, cached because the clips of a video are mostly consecutive."""
     return identify(url)
 
 
 def _take_columns(source: Source, row: ListRow, roles: Roles) -> None:
     """Fills in the row's columns; ValueError if its times can't be read.
 
-    What a row with time stamps says about itself holds for its spans, not for the video.
+    In a row with timestamps, the other columns describe its spans, not the video.
     """
     for name, word in roles.of_the_video.items():
         setattr(source, word, text_of(row.columns[name]))

@@ -32,7 +32,7 @@ KEPT, REJECTED, FAILED = range(3)
 
 
 class NewShards:
-    """Appends shards to a dataset's sources, and counts what became of their rows."""
+    """Appends shards to a dataset's sources, and counts the outcomes of their rows."""
 
     def __init__(self, folder: Path) -> None:
         self.names: list[str] = []
@@ -57,7 +57,7 @@ class NewShards:
 
 
 def write_sources(folder: Path, name: str, table: pa.Table) -> None:
-    """Commits one shard of sources; an existing one is replaced as a whole."""
+    """Commits one shard of sources; an existing one is replaced completely."""
     counts = _outcomes(table)
     with shard_writer(shard_path(folder, name), SOURCES, clean=False) as writer:
         writer.write(table.select(SOURCES.names))
@@ -87,14 +87,14 @@ def _last_position(shard: Path) -> int:
 
 
 def sources_table(rows: Iterable[tuple[str, Source]]) -> pa.Table:
-    """Sources with their keys as rows of the table; NewShards gives them their positions."""
+    """Sources with their keys as rows of the table; NewShards sets their positions."""
     now = datetime.now(UTC)
     return pa.Table.from_pylist([_row(key, source, now) for key, source in rows], SOURCES)
 
 
 def _row(key: str, source: Source, now: datetime) -> dict[str, Any]:
     if source.rejection is not None and source.rejection["rule"] == REMOVED_RULE:
-        # What was removed leaves no more than its key.
+        # A removed source keeps only its key.
         return {"source_key": key, "rejection": source.rejection}
     error = None
     if source.problem is not None:
@@ -145,7 +145,7 @@ class KnownSources:
 
 
 def known_sources(folder: Path) -> KnownSources:
-    """Reads all shards; for a key that occurs twice, the later row counts."""
+    """Reads all shards; if a key occurs twice, the later row counts."""
     tables = [
         pa.table(
             {
@@ -159,7 +159,7 @@ def known_sources(folder: Path) -> KnownSources:
     for shard in committed_shards(folder):
         path = shard_path(folder, shard)
         with reading(path):
-            # The schema gives shards of earlier releases the columns that they lack.
+            # The schema adds the columns that shards of earlier releases lack.
             table = pq.read_table(path, schema=SOURCES, columns=_OF_FAILURES)
         tables.append(
             pa.table(
@@ -175,7 +175,7 @@ def known_sources(folder: Path) -> KnownSources:
 
 
 def states(table: pa.Table) -> pa.ChunkedArray:
-    """Of each row of sources: KEPT, REJECTED or FAILED."""
+    """The state of each row of sources: KEPT, REJECTED or FAILED."""
     found = pc.if_else(
         pc.is_valid(table["error"]),
         FAILED,
@@ -185,7 +185,7 @@ def states(table: pa.Table) -> pa.ChunkedArray:
 
 
 def _note_failures(table: pa.Table, failures: dict[str, str | None]) -> None:
-    """Brings standing failures up to the next shard's rows."""
+    """Updates the current failures with the next shard's rows."""
     ended = pc.is_in(
         pc.struct_field(table["rejection"], "rule"), pa.array([EXPANDED_RULE, MENDED_RULE])
     )

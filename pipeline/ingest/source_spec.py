@@ -124,7 +124,7 @@ class SourceSpec(BaseModel):
 
 
 def source_from_argument(text: str) -> SourceSpec:
-    """The source that `--sources PATH_OR_URL` names; a path is read from the working folder."""
+    """The source that `--sources PATH_OR_URL` names; a path is relative to the working folder."""
     plain = bare(text)
     if plain.lower().startswith("file://"):
         plain = plain[len("file://") :]

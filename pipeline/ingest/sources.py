@@ -56,7 +56,7 @@ def fixed_shards_note(
 ) -> str | None:
     """The message if sources stay in their shards although another size is requested.
 
-    Where no run says how the shards were made, only who asks `by_hand` is answered.
+    If no run records the shard size, the message is only for a request made `by_hand`.
     """
     latest, there = latest_run(dataset), len(list_source_shards(dataset))
     before = latest["recipe"].get("shard_videos") if latest else None
@@ -74,8 +74,8 @@ def fixed_shards_note(
 class IngestReport:
     """What an ingest added; `known` sources were in the dataset before.
 
-    Of the rejected, `ended` ones end an earlier failure. Of the rows,
-    `gathered` ones gave a span or a caption to a source that an earlier row named.
+    `ended` counts the rejections that resolve an earlier failure, `gathered` the rows that added a
+    span or a caption to a source of an earlier row.
     """
 
     kept: int = 0
@@ -122,7 +122,7 @@ class IngestReport:
         return text + "."
 
     def describe_lists(self) -> str:
-        """A line for each list: its lines, and what became of its rows."""
+        """A line for each list: its lines, and the outcomes of its rows."""
         return "\n".join(counts.describe() for counts in self.lists)
 
 
@@ -144,14 +144,14 @@ def ingest(
     platform: str | None = None,
     take_suffixes: Collection[str] = (),
 ) -> IngestReport:
-    """Adds to the dataset the sources that it does not have yet.
+    """Adds the sources that the dataset does not have yet.
 
-    Relative paths of `sources` are read from `base_folder`, those inside a list from the list's
-    folder. `limit` bounds how many of the listed sources are taken, known ones included. What
-    lists videos elsewhere is asked with the care that `downloads` is set to. `encoding` and
-    `platform` hold for sources that set none. Files of folders and patterns are taken where they
-    look like videos or end in one of `take_suffixes`.
-    Raises UsageError if an input can't be read or gives nothing.
+    Relative paths of `sources` are resolved against `base_folder`, those inside a list against the
+    list's folder. `limit` bounds how many of the listed sources are taken, including known ones.
+    Playlists and the like are requested with the settings of `downloads`. `encoding` and
+    `platform` apply to sources that set none. Files of folders and patterns are taken if they look
+    like videos or end in one of `take_suffixes`.
+    Raises UsageError if an input can't be read or is empty.
     """
     folder, base = dataset / SOURCES, base_folder or Path.cwd()
     known = known_sources(folder)
@@ -221,7 +221,7 @@ def _hint(spec: SourceSpec) -> str:
 
 
 class _Listing:
-    """Takes all that is listed in, up to the limit, without what may not come in."""
+    """Collects all listed rows, up to the limit, and rejects what must not come in."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class _Listing:
         self._removed = {**removed_sources(dataset), **removed_videos(dataset)}
         self._limit = limit
         self._taken = 0
-        # Only where there is a limit it must be known here what became of sources before.
+        # Only with a limit are the states of earlier sources needed here.
         self._seen: set[str] = set()
         self._became: dict[str, int] = (
             {}
@@ -285,7 +285,7 @@ def _removal(key: str, source: Source, removed: dict[str, str]) -> dict[str, str
 
 
 def exclusion(source: Source, excluded: set[str]) -> dict[str, str] | None:
-    """The rejection of a source that one of the `excluded` names means."""
+    """The rejection of a source that one of the `excluded` names refers to."""
     if not excluded:
         return None
     names = names_of(
@@ -309,7 +309,7 @@ def excluded_ids(given: DataFile | Path | str | None) -> set[str]:
         text = bare(row.locator or "")
         found.add(text)
         site, space, name = text.partition(" ")
-        if space:  # a line of yt-dlp's archive; its own have the site in small letters
+        if space:  # a line of yt-dlp's archive, which has the site in lower case
             found.add(f"{site.lower()} {name.strip()}")
         if looks_like_url(text):
             try:
@@ -330,7 +330,7 @@ def _shards_of(tables: Iterable[pa.Table], shard_videos: int) -> Iterator[pa.Tab
         is_kept = pc.equal(states(table), KEPT).to_numpy(zero_copy_only=False)
         counts = kept + np.cumsum(is_kept)
         first = 0
-        # A shard ends before the source that would be one too many.
+        # A shard ends before the source that would exceed its size.
         for at in np.flatnonzero(is_kept & (counts > 1) & ((counts - 1) % shard_videos == 0)):
             waiting.append(table.slice(first, int(at) - first))
             yield pa.concat_tables(waiting).combine_chunks()

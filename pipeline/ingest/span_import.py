@@ -1,7 +1,7 @@
 """Imports published rows, one per clip, into a dataset's sources: one per video with its spans.
 
-A video's rows lie anywhere in files of any size, so DuckDB sorts them by video, on disk where
-memory doesn't suffice, and the shards are written as the sorted rows come.
+A video's rows may be anywhere in files of any size, so DuckDB sorts them by video, spilling to
+disk if memory is too small, and the shards are written as the sorted rows arrive.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ _OF_SPANS = ["start_seconds", "end_seconds", "caption", "extra"]
 class ImportReport:
     """What became of the rows: `rows` = kept + rejected + failed + known + not_taken + removed.
 
-    Known rows are in the dataset already, those of removed videos never again; those not taken are
-    further spans of videos that stages have worked on, whose spans are fixed. Of `limit`, only
-    rows of the videos taken are counted.
+    `known` rows are already in the dataset; `removed` ones belong to removed videos; those
+    `not_taken` are further spans of videos that stages have worked on, whose spans are fixed. With
+    a `limit`, only rows of the selected videos are counted.
     """
 
     rows: int = 0
@@ -76,7 +76,7 @@ class ImportReport:
     grown_videos: int = 0
     shards: list[str] = field(default_factory=list)
     note: str | None = None
-    """If the dataset has shards of another size, which stay as they are."""
+    """Set if the dataset has shards of another size, which don't change."""
 
 
 def import_spans(
@@ -90,8 +90,8 @@ def import_spans(
 ) -> ImportReport:
     """Adds the videos that published rows name, and the spans of videos not yet worked on.
 
-    `limit` takes the first so many videos, with all their rows. Raises UsageError where a file
-    can't be read, before anything is written.
+    `limit` takes that many videos, the first ones, with all their rows. Raises UsageError if a
+    file can't be read, before anything is written.
     """
     scratch = scratch_folder(dataset, "import")
     with contextlib.ExitStack() as stack:
@@ -120,7 +120,7 @@ def import_spans(
 
 
 def _remove_leftovers(scratch: Path) -> None:
-    """Where an import sorts on disk; only one at a time works on a dataset."""
+    """Removes the sort files of killed imports; only one import runs at a time."""
     for folder in scratch.parent.glob("import-*"):
         shutil.rmtree(folder, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -146,7 +146,7 @@ def _note_first_videos(
 def _stream(
     connection: duckdb.DuckDBPyConnection, rows: PublishedRows, query: str
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of a query over the published rows, read from their beginning."""
+    """Batches of a query over the published rows, read from the beginning."""
     rows.rewind()
     try:
         yield from connection.sql(query).to_arrow_reader(_BATCH_ROWS)
@@ -170,7 +170,7 @@ def _sorted_rows(
             "WHERE extractor = 'youtube' AND rejection.rule IS DISTINCT FROM 'sources.duplicate' "
             "GROUP BY platform_id"
         )
-    # Sorted behind the shards, whose names are digits.
+    # Sorts after the shards, whose names are digits.
     removed = [
         video.removeprefix("youtube-")
         for video in removed_videos(folder.parent)
@@ -195,7 +195,7 @@ def _sorted_rows(
 
 
 def _starts(table: pa.Table, *columns: str) -> np.ndarray:
-    """Indexes of the rows that differ from the one before in some of the columns."""
+    """Indexes of the rows that differ from the previous one in some of the columns."""
     if not table.num_rows:
         return np.zeros(0, np.int64)
     differs = np.zeros(table.num_rows, bool)
@@ -208,7 +208,7 @@ def _starts(table: pa.Table, *columns: str) -> np.ndarray:
 
 
 class _Import:
-    """Takes sorted rows in, cut anywhere, and writes shards as soon as they are full."""
+    """Takes sorted rows in batches of any size, and writes shards as soon as they are full."""
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class _Import:
         self._last_grown: str | None = None
 
     def take(self, table: pa.Table) -> None:
-        """The next rows. A video may go on in the ones after."""
+        """Takes the next rows. A video may continue in the following batch."""
         self._report.rows += table.num_rows
         kinds = table["kind"].combine_chunks()
         for kind, take in (
@@ -249,9 +249,9 @@ class _Import:
             take(part)
 
     def finish(self) -> ImportReport:
-        """Writes what doesn't fill a shard, and says what became of all rows."""
+        """Writes the rows that don't fill a shard; returns what became of all rows."""
         self._write_new(None, everything=True)
-        # Of whatever limit, all bad rows of the files were seen.
+        # With any limit, all bad rows of the files have been seen.
         ended = [
             (key, mended())
             for key, listed_in in self._known_failures.items()
@@ -275,7 +275,7 @@ class _Import:
             return
         rows = _Videos(pa.concat_tables(parts).combine_chunks(), self._places, self._excluded)
         kept = np.cumsum(rows.is_kept)
-        # A shard ends before the video that would be one too many, so the last one always waits.
+        # A shard ends before the video that would exceed its size, so the last video always waits.
         first, whole = 0, 0
         while whole + self._shard_videos < (kept[-1] if len(kept) else 0):
             whole += self._shard_videos
@@ -294,7 +294,7 @@ class _Import:
         self._report.rejected += rejected
         self._report.new_videos += int(rows.is_kept[first:last].sum())
 
-    # Rows that can't be taken
+    # Invalid rows
 
     def _take_bad(self, table: pa.Table) -> None:
         found = []
@@ -310,7 +310,7 @@ class _Import:
         for at in range(0, len(new), _FAILURES_A_SHARD):
             self._shards.commit(sources_table(new[at : at + _FAILURES_A_SHARD]))
 
-    # Videos that the dataset has
+    # Known videos
 
     def _take_known(self, table: pa.Table) -> None:
         edges = [*_starts(table, "shard"), table.num_rows]
@@ -322,7 +322,7 @@ class _Import:
                 self._grow(shard, table.slice(first, last - first))
 
     def _grow(self, shard: str, rows: pa.Table) -> None:
-        """Adds spans to known videos of a shard, unless a stage has worked on it already."""
+        """Adds spans to known videos of a shard, unless a stage has already worked on it."""
         path = shard_path(self._folder, shard)
         with reading(path):
             stored = pq.read_table(
@@ -368,7 +368,7 @@ class _Import:
         write_sources(
             self._folder, shard, table.set_column(place, SOURCES_SCHEMA.field("spans"), column)
         )
-        # The last video of some rows may be the first one of the next.
+        # The last video of a batch may be the first one of the next.
         self._report.grown_videos += len(grown) - (self._last_grown in grown)
         self._last_grown = list(grown)[-1]
 
@@ -384,7 +384,7 @@ class _Import:
 
 
 def _said(spans: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """A row of sources that says nothing but spans."""
+    """A row of sources that has nothing but spans."""
     return dict.fromkeys(SOURCES_SCHEMA.names) | {"spans": spans}
 
 
@@ -406,14 +406,14 @@ class _Videos:
         self._is_gathered, self._captions = _further_captions(rows, is_first)
 
     def raw_from(self, video: int) -> pa.Table:
-        """The rows of this video and of all after it, as they came."""
+        """The unprocessed rows of this video and all later ones."""
         return self._rows.slice(self._edge(video))
 
     def _edge(self, video: int) -> int:
         return int(self._starts[video]) if video < len(self._starts) else self._rows.num_rows
 
     def count(self, first: int, last: int) -> tuple[int, int]:
-        """Rows of the videos `[first, last)` that are kept, and rejected."""
+        """How many rows of the videos `[first, last)` are kept, and rejected."""
         owner = self._owners(first, last)
         begin, end = self._edge(first), self._edge(last)
         taken = self._is_first[begin:end] | self._is_gathered[begin:end]
@@ -459,7 +459,7 @@ class _Videos:
         keys: Sequence[str],
         first: int,
     ) -> list[tuple[str, Source]]:
-        """Keys and rejections of the rows `at`, whose spans a row before them has."""
+        """Keys and rejections of the rows `at`, whose spans an earlier row has."""
         shown = np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))[at]
         places = [self._place(rows, row) for row in at]
         firsts = [self._place(rows, row) for row in shown]
@@ -493,7 +493,7 @@ def _source(youtube_id: str, excluded: set[str]) -> Source:
 def _further_captions(
     rows: pa.Table, is_first: np.ndarray
 ) -> tuple[np.ndarray, dict[int, list[str]]]:
-    """Which rows give a further caption of a span, and all captions of such spans by first row."""
+    """Which rows add a caption to a span, and all captions of such spans by their first row."""
     is_gathered = np.zeros(len(is_first), bool)
     found: dict[int, list[str]] = {}
     shown = np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))
@@ -512,9 +512,9 @@ def _further_captions(
 def _spans(
     rows: pa.Table, picked: np.ndarray, bounds: np.ndarray, captions: dict[int, list[str]]
 ) -> pa.Array:
-    """The picked rows as lists of spans; list `i` holds those from `bounds[i]` on.
+    """The picked rows as lists of spans; list `i` starts at `bounds[i]`.
 
-    `captions` are all captions of the span of a row, where it may have several.
+    `captions` has all captions of a row's span, if it may have several.
     """
     at = np.flatnonzero(picked)
     table = rows.select(_OF_SPANS).take(pa.array(at))

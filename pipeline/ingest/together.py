@@ -45,7 +45,7 @@ class Together:
         return True
 
     def lacking(self, other: Row) -> tuple[list[Row], list[str]]:
-        """The spans, or captions of spans, and the captions of the whole that are not here yet."""
+        """The spans, captions of spans, and captions of the whole video that are missing here."""
         spans = []
         for span in other["spans"] or ():
             have = self._spans.get((span["start_seconds"], span["end_seconds"]))
@@ -58,7 +58,7 @@ class Together:
         return spans, [text for text in captions_of(other) if text not in self._captions]
 
     def row(self) -> Row:
-        """The row with everything in it."""
+        """The merged row."""
         captions = list(self._captions)
         spans = [
             {
@@ -88,7 +88,8 @@ class Together:
             _add_extra(have[1], span["extra"])
 
     def _settle_ids(self, other: Row) -> None:
-        """Rows of one video with several ids name its clips by them: each span keeps its own."""
+        """If the rows of one video have several ids, the clips are named by them: each span keeps
+        its own."""
         mine, its = self._row["video_id"], other["video_id"]
         if its is not None and its != mine and other["spans"]:
             if mine is not None:
@@ -106,7 +107,7 @@ class Together:
 
 
 def _add_extra(extra: dict[str, str], more: Any) -> None:
-    """Adds values under their names; a second one of a name is called `name (2)`."""
+    """Adds values under their names; a second value of a name is called `name (2)`."""
     for name, value in dict(more or ()).items():
         number, called = 1, name
         while called in extra and extra[called] != value:
