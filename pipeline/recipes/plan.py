@@ -18,13 +18,13 @@ from clipmill.schemas.errors import UsageError
 from clipmill.schemas.folders import FRAMES, RESERVED_LABELS, SOURCES
 from clipmill.stages.protocol import Stage
 
-_LONGEST_LABEL = 60  # it is part of the names of temporary files, too
+_LONGEST_LABEL = 60  # it is also part of temporary files' names
 KEY_LEVELS = ("source_key", "video_id", "clip_id")
 
 
 @dataclass(frozen=True)
 class PlannedStep(Step):
-    """A step that can be run; plain data but for `stage`, which `spec` can be made into again."""
+    """A step that can be run; plain data except for `stage`, which can be recreated from `spec`."""
 
     stage: Stage
 
@@ -82,7 +82,7 @@ class Plan:
         object.__setattr__(self, "by_label", {step.label: step for step in self.steps})
 
     def until(self, stage_label: str | None) -> tuple[PlannedStep, ...]:
-        """The steps up to and with a stage of the recipe."""
+        """The steps up to and including a stage of the recipe."""
         if stage_label is None:
             return self.steps
         labels = [step.stage_label for step in self.steps]
@@ -200,7 +200,7 @@ def _check_levels(steps: list[PlannedStep]) -> None:
                 f"stages.{step.stage_label}: key {step.stage.key!r} is unknown; "
                 f"allowed: {', '.join(KEY_LEVELS)}"
             )
-    # A source's own video_id is known of some platforms only, and before anything is fetched.
+    # A source's own video_id is known only for some platforms before the download.
     columns = {
         SOURCES: {"source_key"},
         **{step.label: set(step.stage.table_schema.names) for step in steps},
@@ -242,7 +242,7 @@ def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:
 
 
 class RetryRequest(TypedDict):
-    """What was asked to be tried again: keys that failed at a step; older requests have no time."""
+    """A retry request: keys that failed at a step; older requests have no time."""
 
     step: str
     fingerprint: str
@@ -267,7 +267,7 @@ class ShardList:
     def group(self, shard: str) -> list[str]:
         """The first shard and its retries so far, oldest first.
 
-        A number may be missing: a retry whose request was damaged was set aside.
+        Numbers may be missing: a retry whose request was damaged has been set aside.
         """
         base = base_shard(shard)
         return [base, *self._retries_of.get(base, ())]
@@ -292,7 +292,7 @@ def is_current(steps: Sequence[Step], request: RetryRequest) -> bool:
 def pending(
     plan: Plan, steps: Iterable[PlannedStep], shards: ShardList, dataset: Path
 ) -> dict[str, list[str]]:
-    """Per step: the shards that it has still to do, in order."""
+    """The shards that each step still has to do, in order."""
     found = {}
     for step in steps:
         done = set(committed_shards(step.folder(dataset)))

@@ -47,7 +47,7 @@ def any_recipe_path(argument: str) -> Path:
 
 
 def names_without_downloads() -> list[str]:
-    """Run recipes whose models, if they name any, come with Clipmill."""
+    """Run recipes whose models, if any, come with Clipmill."""
     from clipmill.pipeline.recipes.recipe import load_recipe
     from clipmill.stages.references import DataFile
 

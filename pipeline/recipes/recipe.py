@@ -23,7 +23,7 @@ from clipmill.stages.references import DataFile, ModelReference
 _LARGEST_NUMBER = 2**63 - 1
 SHARD_VIDEOS = 16
 MOST_SHARD_VIDEOS = 1_000_000
-"""A shard is held in memory, and is repeated when a worker dies."""
+"""A shard is held in memory, and done again when a worker dies."""
 
 
 class RaySettings(BaseModel):
@@ -137,7 +137,7 @@ class LoadedRecipe:
     stages: dict[str, Stage]
 
     def record(self) -> dict[str, Any]:
-        """Everything needed to run this again: plain data, all paths absolute."""
+        """Everything needed to run this again: plain data with absolute paths."""
         stages = {
             label: {"stage": class_reference(stage), **stage.model_dump(mode="json")}
             for label, stage in self.stages.items()
@@ -180,9 +180,9 @@ def load_recipe(
     """Reads, overrides and checks a recipe.
 
     `overrides` are `label.setting=value` or `key=value` with YAML values; a label that the recipe
-    lacks is added as its last stage where they name its `stage`. Paths in them are relative to
-    the working directory, those in the file to the file. `sources`, where given, take the place
-    of the file's. Values of `top_level` that are not None win over the file.
+    lacks is added as its last stage if they name its `stage`. Paths in them are relative to the
+    working directory, those in the file to the file. `sources`, if given, replace the file's.
+    Values of `top_level` that are not None override the file's.
     """
     folder = path.resolve().parent
     recipe, stages = _checked(
@@ -265,7 +265,7 @@ def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[
 
 
 def _check_numbers(value: Any, place: str, where: str) -> None:
-    """UsageError for a whole number too large for any table or system, whatever the setting."""
+    """UsageError for a whole number too large for any table or system, in any setting."""
     if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
         raise UsageError(f"{where}: {place}: whole numbers may be at most {_LARGEST_NUMBER:,}")
     items = (
@@ -295,7 +295,7 @@ def _build(
         stage = cls.model_validate(settings)
     except ValidationError as error:
         raise UsageError(explain(error, cls, f"{where}: stages.{label}")) from error
-    # Paths in the file are read from the file's folder, those of --set from the working folder.
+    # Paths in the file are relative to the file's folder, those of --set to the working folder.
     changed = {}
     for name in cls.model_fields:
         value = getattr(stage, name)

@@ -19,9 +19,9 @@ from clipmill.schemas.errors import UsageError
 from clipmill.stages.built_in import built_in_stage, built_in_stage_names
 from clipmill.stages.protocol import Stage
 
-# How run records of releases before 0.2 name the class of a built-in stage.
+# The module paths of built-in stages in run records of releases before 0.2.
 _BUILT_IN_BEFORE = re.compile(r"stages\.(\w+):\w+")
-# The names at the top of those releases, which own stages imported.
+# The top-level names of those releases, which custom stages imported.
 _MODULES_BEFORE = ("stages", "schemas", "pipeline", "jobs")
 
 
@@ -67,7 +67,7 @@ def _own_stage(name: str, folder: Path) -> type[Stage]:
 
 
 def _module_from_file(path: Path) -> ModuleType:
-    # One module a file, whatever its name collides with.
+    # One module per file, even if files have the same name.
     module_name = "clipmill_own_" + hashlib.sha256(str(path).encode()).hexdigest()[:12]
     if module_name in sys.modules:
         return sys.modules[module_name]

@@ -10,9 +10,9 @@ from yaml.constructor import ConstructorError
 
 from clipmill.schemas.errors import UsageError
 
-# Aliases may repeat a value many times, but not more than anybody would write.
+# Aliases may repeat a value many times, but no more than anybody would write out.
 _MOST_VALUES = 100_000
-# Of a number or a time: longer ones take Python long to read, and to write in an error.
+# Python takes long to read longer numbers or times, and to write them in an error.
 _MOST_CHARACTERS = 400
 _KINDS = ("null", "bool", "int", "float", "timestamp", "str", "seq", "map")
 
@@ -36,7 +36,7 @@ def _in_one_line(error: yaml.YAMLError) -> str:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Plain data only, and a key given twice is an error, not the last one wins."""
+    """Reads plain data only; a repeated key is an error instead of overriding the first."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -66,12 +66,12 @@ class _StrictLoader(yaml.SafeLoader):
         ):
             raise ConstructorError(None, None, f"{_shown(node)} is too long", node.start_mark)
         if kind in ("int", "float") and ":" in node.value:
-            return node.value  # 00:01:30 is a time to everybody, and 90 to YAML 1.1
+            return node.value  # YAML 1.1 reads the time 00:01:30 as 90
         try:
             return super().construct_object(node, deep)
         except (yaml.YAMLError, RecursionError):
             raise
-        except Exception as error:  # a day that no month has, say: SafeLoader lets all out
+        except Exception as error:  # SafeLoader passes on any error, such as an invalid date
             why = f": {error}" if isinstance(error, ValueError) else ""
             raise ConstructorError(
                 None, None, f"{_shown(node)} can't be read{why}", node.start_mark
@@ -99,7 +99,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _shown(node: yaml.Node) -> str:
-    """A node as it is written, in a few words."""
+    """A node as it is written, shortened."""
     if not isinstance(node, yaml.ScalarNode):
         return f"that is a {'list' if isinstance(node, yaml.SequenceNode) else 'mapping'}"
     kind = node.tag.rpartition(":")[2]
@@ -108,7 +108,7 @@ def _shown(node: yaml.Node) -> str:
 
 
 def _values_in(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node stands for, aliases written out; one that holds itself has no end."""
+    """How many values a node has with aliases expanded; a recursive one is infinite."""
     if id(node) not in known:
         known[id(node)] = math.inf
         inner = node.value if isinstance(node, yaml.CollectionNode) else ()
