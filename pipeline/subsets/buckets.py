@@ -31,23 +31,24 @@ from clipmill.pipeline.subsets.integer_vectors import random_words
 from clipmill.schemas.errors import UsageError
 
 LARGEST_BUCKET = 64
-# Up to this many items are one bucket, and every pair of them is compared.
+# Up to this many items share one bucket, and every pair of them is compared.
 ALL_PAIRS = 2048
 MOST_TABLES = 1024
 _KEY_BITS = 32
 _WORD_BITS = 64
-# Items that are handled at a time: their sketches and places stay in the processor's cache.
+# Items processed at a time: their sketches and positions fit in the CPU's cache.
 _CHUNK = 1 << 17
-# Crowded items may take that many times the tables that evenly spread ones do.
+# Crowded items may need this many times as many tables as evenly spread ones.
 _MOST_FOR_CROWDS = 4
 
 Verify = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Owners of earlier and of later items, pair by pair, to whether the two are near."""
+"""Says for pairs of an earlier and a later owner whether they are near."""
 
 
 @dataclass(frozen=True)
 class Nearness:
-    """What is near: a pair that is just near enough differs in h bits with chance `chances[h]`.
+    """Defines nearness: a pair that is just near enough differs in h bits with probability
+    `chances[h]`.
 
     Pairs that differ in more than `most[i]` bits of the first i + 1 words are not verified.
     """
@@ -59,8 +60,8 @@ class Nearness:
 
 
 def binomial(share: float, bits: int) -> dict[int, float]:
-    """The chance of each number of differing bits where each differs with chance `share`."""
-    # Products only, in a fixed order: powers differ between C libraries in their last digit.
+    """The probability of each number of differing bits if each differs with probability `share`."""
+    # Products only, in a fixed order: the last digit of powers differs between C libraries.
     chances = [1.0]
     for _ in range(bits):
         padded = [0.0, *chances, 0.0]
@@ -69,7 +70,7 @@ def binomial(share: float, bits: int) -> dict[int, float]:
 
 
 def tables_needed(near: Nearness, bits: int, depth: int, recall: float) -> int | None:
-    """The fewest tables that find a pair at the threshold with the wanted chance."""
+    """The fewest tables that find a pair at the threshold with the wanted probability."""
     missed = []
     for differing, chance in near.chances.items():
         found = math.comb(bits - differing, depth) / math.comb(bits, depth)
@@ -94,8 +95,8 @@ def have_near_before(
 ) -> None:
     """Marks in `gone` which owners have a near one before them; marked ones are skipped.
 
-    `sketches` has shape (words, items), uint64; `owners` ascends and says whose each item is.
-    UsageError where the threshold is too wide for the number of items.
+    `sketches` has shape (words, items), uint64; `owners` is ascending and gives each item's owner.
+    UsageError if the threshold is too wide for the number of items.
     """
     if len(owners) > 1:
         _Search(sketches, owners, near, verify, gone).run(recall)
@@ -131,7 +132,7 @@ class _Search:
             self._table(number)
 
     def _table(self, number: int) -> int:
-        """Marks what one table finds, and returns the depth of three quarters of the items."""
+        """Marks the finds of one table, and returns the depth of three quarters of the items."""
         self.least_differing = 0 if number == 0 else 1
         packed = self._keys(number)
         packed.sort()
@@ -152,7 +153,7 @@ class _Search:
         return depth
 
     def _keys(self, number: int) -> np.ndarray:
-        """For each item the table's bits of it, above its number."""
+        """For each item, its bits in the table, above its number."""
         order = np.argsort(random_words(f"table {number}", self.bits), kind="stable")
         packed = np.empty(self.n_items, np.uint64)
         one = np.uint64(1)
@@ -168,7 +169,7 @@ class _Search:
     def _buckets(
         self, keys: np.ndarray, items: np.ndarray, first: np.ndarray
     ) -> tuple[np.ndarray, int]:
-        """For each sorted place where its bucket ends, and the depth of three quarters of them."""
+        """By sorted position the end of its bucket, and the depth of three quarters of them."""
         shared = self._shared_with_next(keys)
         ends = np.empty(self.n_items, np.uint32)
         at, settled = np.arange(self.n_items), np.zeros(_KEY_BITS + 1, np.int64)
@@ -186,7 +187,7 @@ class _Search:
         return ends, max(self.depth, int(enough.argmax()))
 
     def _shared_with_next(self, keys: np.ndarray) -> np.ndarray:
-        """How many leading bits each key shares with the next; the last one has no next: -1."""
+        """How many leading bits each key shares with the next; -1 for the last one."""
         shared = np.full(self.n_items, -1, np.int8)
         for start in range(0, self.n_items - 1, _CHUNK):
             stop = min(start + _CHUNK, self.n_items - 1)
@@ -197,7 +198,7 @@ class _Search:
     def _compare_with_best(
         self, first: np.ndarray, items: np.ndarray, at: np.ndarray, sizes: np.ndarray
     ) -> None:
-        """Compares the members of buckets, whose places are `at`, with the best of each."""
+        """Compares the members of buckets, at the positions `at`, with the best of each."""
         best = np.minimum.reduceat(items[at], np.cumsum(sizes) - sizes)
         bucket = np.repeat(np.arange(len(sizes), dtype=np.uint32), sizes)
         for start in range(0, len(at), _CHUNK):

@@ -1,9 +1,9 @@
 """Reads the clips that a recipe chooses from, once: one narrow row per clip, as the rules need it.
 
-All SQL of a recipe runs in this one query over `clips`, so that every rule sees the same
-snapshot while a run may go on writing, and captions are read only where a rule names them and
-never kept. What the rules then work on is numbers: a row number, the video's number, the
-clip's milliseconds, and a column for each expression and each draw of chance.
+All SQL of a recipe runs in this one query over `clips`, so that every rule sees the same snapshot
+even during a run, and captions are read only if a rule names them and are never kept. The rules
+then work only on numbers: a row number, the video's number, the clip's milliseconds, and a column
+for each expression and each random draw.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DESCRIBED = ("similarity", "aesthetic", "motion", "sharpness", "brightness", "h
 
 @dataclass(frozen=True)
 class RuleColumns:
-    """Where the candidates hold what a rule needs."""
+    """The columns of the candidates that a rule needs."""
 
     values: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ def read_candidates(
 
 @contextmanager
 def _shown_as_clips(connection: Any, made: str) -> Iterator[None]:
-    """A temporary replacement of the `clips` view; temp names are looked up first."""
+    """Temporarily replaces the `clips` view; temp names are looked up first."""
     connection.execute(f"CREATE {made}")
     try:
         yield
@@ -126,7 +126,7 @@ def _shown_as_clips(connection: Any, made: str) -> Iterator[None]:
 
 
 def committed(catalog: Catalog) -> dict[str, list[str]]:
-    """The shards of every step that are whole now."""
+    """The committed shards of every step."""
     return {
         step.step: committed_shards(Path(step.folder)) if step.folder else []
         for step in catalog.layout.steps
@@ -134,7 +134,7 @@ def committed(catalog: Catalog) -> dict[str, list[str]]:
 
 
 def _with_roles(catalog: Catalog, scorers: Mapping[str, ResolvedScorer]) -> str:
-    """`clips` with each scorer's column under the name that the rules know it by."""
+    """`clips` with each scorer's column under the name that the rules use for it."""
     columns = [name for name, *_ in catalog.execute("SELECT * FROM clips LIMIT 0").description]
     replaced: list[str] = []
     added: list[str] = []
@@ -198,12 +198,12 @@ def _rule_columns(
         ]
     chance = ""
     if not isinstance(body, Where | Percentile):
-        # The same number for a clip on every machine, whatever file or thread it comes from.
+        # A clip has the same number on every machine, whatever file or thread it comes from.
         chance = wanted.add(f"md5_number_lower(clip_id || ':{seed}:{rule.number}')", place)
     return RuleColumns(tuple(values), tuple(order), chance, tuple(compared))
 
 
-# Bytes are known by file, and a file's clips by their spans.
+# Bytes are identified by file, and a file's clips by their spans.
 _SAME_BYTES = (
     "md5_number((SELECT any_value(sha256) FROM videos AS _file WHERE "
     "_file.video_id = clips.video_id) || ':' || "
@@ -213,7 +213,7 @@ _SAME_BYTES = (
 
 
 def _number(expression: str, checker: Expressions, place: str) -> str:
-    """A numeric expression; not-a-number counts as no value."""
+    """A numeric expression; NaN counts as no value."""
     kind = checker.type_of(expression, place)
     if not is_numeric(kind):
         raise UsageError(f"{place}: expected a number, but {expression} is a {kind}")
@@ -241,7 +241,7 @@ def _read(candidates: Candidates, wanted: _Columns) -> None:
             f"{error}\nGive it more with --memory-limit, or bring the dataset's "
             "index up to date with `clipmill run`"
         ) from error
-    # A table's row number is a name for a clip that sorts and joins carry cheaply.
+    # A table's row number identifies a clip and is cheap to sort and join.
     connection.execute(
         f"CREATE OR REPLACE TABLE work.videos AS SELECT DISTINCT video_id FROM {CANDIDATES}"
     )
@@ -257,7 +257,7 @@ def _read(candidates: Candidates, wanted: _Columns) -> None:
 
 
 def _blame(connection: Any, wanted: _Columns) -> None:
-    """Raises the error of the one expression that fails on some clip, with its rule's name."""
+    """Raises the error of the expression that fails on some clip, with its rule's name."""
     for sql, name in wanted.by_sql.items():
         with errors_at(wanted.places[name]):
             connection.execute(f"SELECT count(x) FROM (SELECT {sql} AS x FROM clips)").fetchall()

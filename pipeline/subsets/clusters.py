@@ -1,11 +1,11 @@
 """Clusters clips by their embeddings: spherical k-means in integers.
 
 scikit-learn's k-means is not used: its sums, and so its clusters, change with the number of
-threads. Here vectors and centres are integers (see `integer_vectors.py`), so that every product and
-sum is exact, and ties go to the cluster with the lowest number.
+threads. Here vectors and centres are integers (see `integer_vectors.py`), so that every product
+and sum is exact, and ties go to the cluster with the lowest number.
 
-The centres are found on a sample of bounded size, so that finding them costs the same for any
-number of clips; then each clip goes to the centre with which its product is largest.
+The centres are found on a sample of bounded size, at the same cost for any number of clips; then
+each clip goes to the centre with the largest product.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from clipmill.pipeline.subsets.integer_vectors import (
 )
 from clipmill.schemas.errors import UsageError
 
-# Clips of the sample for each cluster, and the fewest that are taken.
+# Sampled clips per cluster, and the smallest sample.
 SAMPLE_PER_CLUSTER = 64
 LEAST_SAMPLE = 20_000
 ROUNDS = 20
-# Clips of the sample for each cluster among which the first centres are looked for, and the
-# fewest.
+# Sampled clips per cluster that are searched for the first centres, and the fewest.
 _SEEDS_PER_CLUSTER, _LEAST_SEEDS = 8, 4096
 _ROWS_AT_A_TIME = 2048
 
@@ -46,10 +45,10 @@ def assign_clusters(
 ) -> np.ndarray:
     """The cluster of each rank, int32 of shape (n,), from 0 on; -1 without an embedding.
 
-    `rows` has the columns `rank` (0 to n - 1) and `embeddings`, in any order; `reread` gives the
-    same rows again. Where there are fewer distinct vectors than clusters, there are fewer
-    clusters; so there are where the sample, 64 clips a cluster and at least 20,000, has fewer. It
-    lies in `scratch` and is chosen by `seed`, as are the first centres.
+    `rows` has the columns `rank` (0 to n - 1) and `embeddings`, in any order; `reread` returns the
+    same rows again. If there are fewer distinct vectors than clusters, there are fewer clusters;
+    likewise if the sample (64 clips per cluster, and at least 20,000) has fewer. It is stored in
+    `scratch` and chosen by `seed`, as are the first centres.
     """
     if clusters < 1:
         raise UsageError(f"clusters: {clusters} is not a number of clusters; give 1 or more")
@@ -69,7 +68,7 @@ def assign_clusters(
 
 
 def _mixed(n: int, seed: int) -> np.ndarray:
-    """A number for each rank, no two alike, in an order that is random but for the seed."""
+    """A distinct number for each rank, in an order that depends only on the seed."""
     mixed = np.arange(n, dtype=np.uint64) + random_words(f"sample {seed}", 1)[0]
     # The finaliser of SplitMix64: every bit of the result depends on every bit of the number.
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -78,7 +77,7 @@ def _mixed(n: int, seed: int) -> np.ndarray:
 
 
 def _centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Lloyd's rounds from spread-out first centres, until nothing moves or ROUNDS are over."""
+    """Lloyd's algorithm from spread-out first centres, until nothing moves or ROUNDS are over."""
     centres = _first_centres(vectors, clusters, seed)
     before = np.empty(0, np.int64)
     for _ in range(ROUNDS):
@@ -88,8 +87,8 @@ def _centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
         before = labels
         sums = _sums(vectors, labels, len(centres))
         moved = directions(sums).astype(np.float32)
-        # An empty cluster, or one whose members cancel out, restarts at the vector that fits
-        # its own centre worst; of equally bad ones the first.
+        # An empty cluster, or one whose members cancel out, restarts at the vector that fits its
+        # own centre worst; in a tie, at the first.
         lost = np.flatnonzero(~moved.any(axis=1))
         moved[lost] = vectors[np.argsort(products, kind="stable")[: len(lost)]]
         centres = moved
@@ -97,8 +96,9 @@ def _centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 
 def _first_centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Greedy k-means++: some candidates for each next centre, with chances that grow with their
-    distance from those before; the one is taken that leaves the smallest distances."""
+    """Greedy k-means++: draws candidates for each next centre, with probabilities that grow with
+    their distance from earlier centres, and takes the one that leaves the smallest distances.
+    """
     pool = vectors[: max(_SEEDS_PER_CLUSTER * clusters, _LEAST_SEEDS)]
     squares = np.einsum("ij,ij->i", pool, pool).astype(np.int64)
     n_candidates = 1 + clusters.bit_length() // 2
@@ -122,7 +122,7 @@ def _first_centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 
 def _nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each vector the centre with the largest product, the first of equals, and the product."""
+    """For each vector the centre with the largest product (the first in a tie), and the product."""
     labels, products = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), _ROWS_AT_A_TIME):
         part = slice(start, start + _ROWS_AT_A_TIME)

@@ -189,7 +189,7 @@ def _again(subset: FrozenSubset, ready_made: Path | None) -> str:
         words += ["--set", override]
     command = shlex.join(words)
     if written:
-        # In a separate folder, so that no file of that name is overwritten.
+        # In a separate folder, so that no file with that name is overwritten.
         command = "\n".join(['(cd "$(mktemp -d)"', *written, f"{command})"])
     files = [f"`{file['name']}`:\n\n{_fenced(file['text'])}" for file in info["recipe_files"]]
     return (
@@ -232,7 +232,8 @@ def _size(row: Mapping[str, Any]) -> list[str]:
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Aligned, so that it reads as text, too; what begins with a letter stands left."""
+    """An aligned table that also reads well as text; columns that start with a letter are
+    left-aligned."""
     lines = [list(names), *[[str(value) for value in row] for row in rows]]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(names))]
     left = [
@@ -255,7 +256,7 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _text(value: Any) -> str:
-    """Text from anywhere as one line that Markdown leaves alone."""
+    """Text from anywhere as one line that Markdown doesn't interpret."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
     for sign in "\\`*_[]<>|":
         line = line.replace(sign, "\\" + sign)

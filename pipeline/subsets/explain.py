@@ -27,7 +27,7 @@ class NearClip:
     clip_id: str
     value: float
     stays: bool
-    """Whether the rule keeps it: a predicate may have further parts."""
+    """Whether the rule keeps it: a predicate may have other parts."""
     caption: str | None
 
 
@@ -45,7 +45,7 @@ class Neighbourhood:
 
 @dataclass
 class Explanation:
-    """The whole of what `explain` says."""
+    """The complete result of `explain`."""
 
     recipe: SubsetRecipe
     scorers: Mapping[str, ResolvedScorer]
@@ -87,7 +87,7 @@ class Explanation:
 
 
 def describe_recipe(recipe: SubsetRecipe, scorers: Mapping[str, ResolvedScorer]) -> dict[str, Any]:
-    """What a recipe is, with everything in its place, as plain data."""
+    """A recipe with all parameters filled in, as plain data."""
     return {
         "recipe": recipe.name,
         "where": recipe.where,
@@ -103,7 +103,7 @@ def describe_recipe(recipe: SubsetRecipe, scorers: Mapping[str, ResolvedScorer])
 
 
 def resolve_scorers(catalog: Catalog, recipe: SubsetRecipe) -> Mapping[str, ResolvedScorer]:
-    """The columns for the recipe's scorers; a recipe without any needs no run."""
+    """The columns for the recipe's scorers; a recipe without scorers needs no run."""
     return resolve(recipe.scorers, catalog, recipe=recipe.name) if recipe.scorers else {}
 
 
@@ -116,7 +116,7 @@ def explain_recipe(
 ) -> Explanation:
     """Applies a recipe without freezing anything.
 
-    `near` clips are shown on each side of a threshold. `on_step` is called with what is being done.
+    `near` clips are shown on each side of a threshold. `on_step` is called with the current step.
     """
     scorers = resolve_scorers(catalog, recipe)
     on_step("reading the clips")
@@ -150,7 +150,7 @@ def _neighbourhoods(
 ) -> list[Neighbourhood]:
     rule = outcome.rule
     columns = engine.candidates.columns[rule.number]
-    thresholds: list[tuple[str, str, str, str]] = []  # column, its name for people, operator, SQL
+    thresholds: list[tuple[str, str, str, str]] = []  # column, display name, operator, SQL
     if isinstance(rule.body, Percentile):
         thresholds = [
             (columns.values[0], rule.body.column, one.operator, repr(one.value))
@@ -163,13 +163,15 @@ def _neighbourhoods(
     connection = engine.candidates.catalog.connection
     found = []
     for column, shown, operator, number in thresholds:
-        # A percentile's threshold is a value of the column: compared as one, it is equal to itself.
+        # A percentile's threshold is a value of the column: comparing them as such makes them
+        # equal.
         limit = f"CAST({number} AS DOUBLE)" if isinstance(rule.body, Percentile) else f"({number})"
         (value,) = connection.execute(f"SELECT CAST({limit} AS DOUBLE)").fetchall()[0]
         sides = []
         for sign in (operator, _OPPOSITE[operator]):
             direction = "ASC" if sign.startswith(">") else "DESC"
-            # Clips with one value come in the order of their hashes: not all from one video.
+            # Clips with the same value are ordered by hash, so that they are not all from one
+            # video.
             side = f"FROM {source} WHERE {column} {sign} {limit}"
             last, reaches = ("max", "<=") if direction == "ASC" else ("min", ">=")
             rows = connection.execute(

@@ -1,6 +1,6 @@
 """Checks the SQL inside a recipe: one read-only, deterministic expression.
 
-DuckDB parses it; what is refused is refused on the parsed tree, never on the text.
+DuckDB parses it; refusals depend on the parsed tree, never on the text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clipmill.pipeline.catalog.user_sql import HIDING, readable_errors
 from clipmill.schemas.errors import ClipmillError, UsageError
 
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-# Names that SQL reads as functions though they are written like columns.
+# Names that SQL treats as functions although they are written like columns.
 _CLOCKS = {
     "current_date",
     "current_time",
@@ -32,7 +32,7 @@ _CLOCKS = {
     "current_schema",
     "current_database",
 }
-# Run SQL that is hidden in a text, which nothing here could check.
+# These run SQL from a text, which can't be checked here.
 _HIDING = HIDING
 _MULTIPLYING = {"unnest", "unlist", "generate_subscripts"}
 _COMPARISONS = {
@@ -71,7 +71,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class OrderTerm:
-    """One term of an order: an expression, and `DESC NULLS LAST` or the like."""
+    """One term of an order: an expression, and `DESC NULLS LAST` or similar."""
 
     expression: str
     direction: str
@@ -96,7 +96,7 @@ class Expressions:
     def type_of(self, text: str, place: str) -> str:
         """The DuckDB type of an expression that is safe to run; UsageError if it is not one."""
         self._tree(text, place)
-        # The expression stands first, so that DuckDB's pointer to a mistake is easy to follow.
+        # The expression comes first, so that DuckDB's pointer to a mistake is easy to follow.
         query = f"SELECT {text}\nFROM clips LIMIT 0"
         with errors_at(place):
             columns = self._catalog.execute(query).description
@@ -122,7 +122,7 @@ class Expressions:
         return terms
 
     def comparisons(self, text: str, place: str) -> list[Comparison]:
-        """The comparisons of something with a constant number that a predicate is made of."""
+        """A predicate's comparisons of something with a constant number."""
         found: list[Comparison] = []
         for node in _outside_subqueries(self._tree(text, place)):
             if node.get("class") == "BETWEEN" and node["type"] == "COMPARE_BETWEEN":
@@ -222,7 +222,7 @@ class Expressions:
                 )
 
     def _text(self, node: dict[str, Any]) -> str:
-        """A part of a tree as SQL again."""
+        """A part of a syntax tree as SQL again."""
         (template,) = self._catalog.connection.execute(
             "SELECT json_serialize_sql('SELECT 1')"
         ).fetchall()[0]
@@ -240,7 +240,7 @@ def is_numeric(kind: str) -> bool:
 
 @contextmanager
 def errors_at(place: str) -> Iterator[None]:
-    """DuckDB's errors as ours, with the recipe and the rule in front."""
+    """Raises DuckDB's errors as ours, preceded by the recipe and the rule."""
     try:
         with readable_errors():
             try:

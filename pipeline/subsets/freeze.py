@@ -1,6 +1,6 @@
 """Frozen subsets: lists of clips that can be cited, with everything needed to recreate them.
 
-`DATASET/subsets/<name>/` appears whole, by one rename, or not at all. It holds `subset.json` and
+`DATASET/subsets/<name>/` appears by one rename, complete or not at all. It holds `subset.json` and
 `clips-NNNNNN.parquet` with `clip_id, video_id, position`, in the order of the ids.
 """
 
@@ -202,8 +202,9 @@ def create_subset(
 
 
 def _check_none_was_removed(dataset: Path, connection: Any, name: str) -> None:
-    """ClipmillError where a chosen video was removed meanwhile: a removal at work names only the
-    subsets that are there."""
+    """ClipmillError if a chosen video was removed meanwhile: a concurrent removal reports only
+    subsets that already exist.
+    """
     removed = list(removed_videos(dataset))
     (clips,) = connection.execute(
         "SELECT count(*) FROM work.chosen WHERE video_id IN (SELECT unnest(?::VARCHAR[]))",
@@ -230,7 +231,7 @@ def _same_or_refuse(there: FrozenSubset, made: Mapping[str, Any]) -> FrozenSubse
 
 @contextlib.contextmanager
 def _making(dataset: Path, name: str) -> Iterator[Path]:
-    """A folder to write a subset in, which no reader lists; gone in the end if not renamed."""
+    """A folder to write a subset in, which readers ignore; deleted at the end unless renamed."""
     place = dataset / SUBSETS
     try:
         place.mkdir(exist_ok=True)
@@ -244,7 +245,7 @@ def _making(dataset: Path, name: str) -> Iterator[Path]:
                 f"another process is creating the subset {name!r} of {dataset}; "
                 "wait until it is done"
             )
-        for left in place.glob(f".{name}~*.tmp"):  # of one that was killed
+        for left in place.glob(f".{name}~*.tmp"):  # left by a killed command
             shutil.rmtree(left, ignore_errors=True)
         folder = place / f".{name}~{uuid.uuid4().hex[:8]}.tmp"
         folder.mkdir()
@@ -301,7 +302,7 @@ def _write_clips(connection: Any, folder: Path) -> tuple[list[dict[str, Any]], s
 
 
 def id_lines(ids: pa.Array) -> bytes:
-    """What a subset's hash is over: each id and a line feed, and no Python object for each."""
+    """The input of a subset's hash: each id with a line feed, without a Python object for each."""
     text = pa.large_string()
     joined = pc.binary_join_element_wise(ids.cast(text), pa.scalar("\n", text), pa.scalar("", text))
     offsets, data = joined.buffers()[1:]
@@ -323,7 +324,7 @@ def snapshot_of(catalog: Catalog, candidates: Candidates, whole: Size) -> dict[s
             "shards": len(shards),
             "rows": _kept_rows(catalog, step),
         }
-    # Order does not matter to an exclusive or, and no clip stands twice.
+    # Exclusive or doesn't depend on the order, and no clip occurs twice.
     (digest,) = catalog.connection.execute(
         f"SELECT coalesce(bit_xor(md5_number(clip_id)), 0) FROM {CANDIDATES}"
     ).fetchall()[0]
@@ -375,7 +376,7 @@ def _counts(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
 
 
 def _distributions(connection: Any, described: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Of each number that clips have: how many have it, and its quantiles among those."""
+    """For each numeric column of clips: how many clips have a value, and its quantiles."""
     shares = {
         "min": 0.0,
         "p05": 0.05,

@@ -21,18 +21,18 @@ import pyarrow.compute as pc
 from clipmill.schemas.errors import ClipmillError
 
 LENGTH = 2047
-# Largest absolute number of a frame before and after its length is made 1: sums of squares and of
-# frames stay below 2**53, where float64 is exact.
+# Largest absolute number of a frame before and after it is normalised: sums of squares and of
+# frames stay below 2**53, up to which float64 is exact.
 _FRAME_PEAK = 2.0**15
 _FRAME_LENGTH = 2.0**20
-# Numbers that are worked on at a time, so that a batch of any size takes little memory.
+# Numbers processed at a time, so that a batch of any size needs little memory.
 _CHUNK_NUMBERS = 2_000_000
 
 
 def directions(rows: np.ndarray, length: float = LENGTH) -> np.ndarray:
     """Rows of numbers as integers in float64, of about the given length; a zero row stays zero.
 
-    Only steps that IEEE 754 fixes to the bit are taken: products, quotients, square roots and
+    Uses only operations that IEEE 754 defines exactly: products, quotients, square roots and
     roundings of single numbers, and sums of integers below 2**53.
     """
     rows = np.asarray(rows, np.float64)
@@ -49,8 +49,8 @@ def clip_vectors(
     """Ranks and int16 vectors of the clips that have a direction, in pieces of bounded size.
 
     A clip without embeddings, with numbers that are not finite, or whose frames cancel out has
-    none. `wanted`, a bool for each rank, leaves the others unread. ClipmillError where embeddings
-    differ in how many numbers they have.
+    none. `wanted`, a bool for each rank, selects the vectors to read. ClipmillError if embeddings
+    differ in their number of dimensions.
     """
     width: int | None = None
     for batch in rows:
@@ -75,7 +75,7 @@ def clip_vectors(
 
 
 def _frames(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Every frame's numbers, and which clip of the column it belongs to."""
+    """Every frame's numbers, and the index of its clip in the column."""
     counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     frames = pc.list_flatten(column)
     widths = pc.fill_null(pc.list_value_length(frames), 0).to_numpy(zero_copy_only=False)
@@ -99,7 +99,7 @@ def _mixed(one: int, other: int) -> ClipmillError:
 
 
 def _means(frames: np.ndarray, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The vector of each clip that has frames, and which clips these are."""
+    """The vector of each clip that has frames, and the indexes of these clips."""
     finite = np.isfinite(frames).all(axis=1)
     starts = np.flatnonzero(np.diff(parents, prepend=-1))
     units = directions(np.where(finite[:, None], frames, 0), _FRAME_LENGTH)
@@ -133,7 +133,7 @@ class VectorStore:
         return len(self.ranks)
 
     def take(self, places: np.ndarray) -> np.ndarray:
-        """The vectors at some places, as integers in float32."""
+        """The vectors at some positions, as integers in float32."""
         return np.asarray(self._numbers[places], np.float32)
 
     def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:

@@ -1,11 +1,11 @@
-"""Near-duplicates: removes clips if one that ranks before them shows nearly the same.
+"""Near-duplicates: removes clips if one with a better rank shows nearly the same.
 
-A clip is removed when any clip before it is near, even if that one is removed too. So whether a
-clip is removed depends on pairs alone, not on the order in which they are checked; of a chain of
-clips, each near only to the next, the first one stays.
+A clip is removed if any clip before it is near, even if that one is removed too. So whether a clip
+is removed depends only on pairs, not on the order of comparison; of a chain of clips, each near
+only to the next, the first one stays.
 
-Pairs come from the buckets of `pipeline/subsets/buckets.py`, whose formula says which share of
-them is found, and each is verified. What is found is the same on every machine: see
+Pairs come from the buckets of `pipeline/subsets/buckets.py`, whose formula gives the share of
+pairs that is found, and each is verified. The result is the same on every machine: see
 `pipeline/subsets/integer_vectors.py`.
 """
 
@@ -29,11 +29,12 @@ SKETCH_BITS = 256
 HASH_BITS = 64
 # Up to this many vectors are compared with all others by matrix products.
 _ALL_PAIRS = 4096
-# Every vector is compared with this many of the best first: where all clips of a dataset look
-# alike, a camera that never moves, that leaves few.
+# Every vector is first compared with this many of the best: if all clips of a dataset look alike,
+# as from a fixed camera, few remain.
 _LEADERS = 64
 _PAIRS_AT_A_TIME = 8192
-# Standard deviations by which a pair at the threshold may differ in more bits than it should.
+# By how many standard deviations the bits of a pair at the threshold may exceed the expected
+# number of differences.
 _LEEWAY = 3.5
 
 
@@ -84,11 +85,11 @@ def _check_ranks(ranks: np.ndarray, n: int) -> None:
 
 
 def _equals_one_before(store: VectorStore, order: np.ndarray) -> np.ndarray:
-    """Which places of `order` hold the same vector as one before them."""
+    """Which positions of `order` hold the same vector as an earlier one."""
     odd = random_words("marks", store.width) | np.uint64(1)
     marks = np.empty(len(store), np.uint64)
     for part, vectors in store.chunks():
-        # Sums of products modulo 2**64: equal for equal vectors, and hardly ever else.
+        # Sums of products modulo 2**64: equal for equal vectors, and almost never otherwise.
         marks[part] = np.einsum("ij,j->i", vectors.astype(np.int64).view(np.uint64), odd)
     marks = marks[order]
     by_mark = np.argsort(marks, kind="stable")
@@ -105,7 +106,7 @@ def _equals_one_before(store: VectorStore, order: np.ndarray) -> np.ndarray:
 
 
 class _Cosines:
-    """Whether distinct vectors, numbered from the best on, are near: exactly."""
+    """Whether distinct vectors, numbered from the best on, are near; computed exactly."""
 
     def __init__(self, store: VectorStore, places: np.ndarray, min_cosine: float) -> None:
         self._store, self._places, self._min_cosine = store, places, min_cosine
@@ -120,13 +121,13 @@ class _Cosines:
         return self._store.width
 
     def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All vectors with their numbers, in pieces, in the order in which they lie on disk."""
+        """All vectors with their numbers, in pieces, in their order on disk."""
         for part, vectors in self._store.chunks():
             numbers = self._number[part]
             yield numbers[numbers >= 0], vectors[numbers >= 0]
 
     def near(self, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
-        """Pair by pair."""
+        """Whether the vectors of each pair are near."""
         found = np.empty(len(later), bool)
         for start in range(0, len(later), _PAIRS_AT_A_TIME):
             part = slice(start, start + _PAIRS_AT_A_TIME)
@@ -138,21 +139,21 @@ class _Cosines:
         return found
 
     def near_to_any(self, best: np.ndarray) -> np.ndarray:
-        """Which ones are near to one of some that is before them."""
+        """Which vectors are near to any of some earlier ones."""
         found = np.zeros(len(self), bool)
         for numbers, enough in self._against(best):
             found[numbers] |= (enough & (best[None] < numbers[:, None])).any(axis=1)
         return found
 
     def have_near_before(self, some: np.ndarray) -> np.ndarray:
-        """Which of some have any near one before them."""
+        """Which of some vectors have any near one before them."""
         found = np.zeros(len(some), bool)
         for numbers, enough in self._against(some):
             found |= (enough & (numbers[:, None] < some[None])).any(axis=0)
         return found
 
     def _against(self, some: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All vectors' numbers in pieces, and to which of some each is near."""
+        """All vectors' numbers in pieces, and to which of some vectors each is near."""
         own = self._store.take(self._places[some])
         for numbers, vectors in self.chunks():
             for start in range(0, len(numbers), 1024):
@@ -171,11 +172,11 @@ def _squares(vectors: np.ndarray) -> np.ndarray:
 
 
 def _sketched(cosines: _Cosines, min_cosine: float) -> tuple[np.ndarray, Nearness]:
-    """For each vector on which side of random planes it lies, and what that says of nearness.
+    """For each vector its side of random planes, and the nearness that this implies.
 
     The planes go through the mean of all vectors: embeddings lie in a narrow cone, which planes
-    through the origin would hardly cut. Seen from there, a pair with the cosine c has about
-    (c − m²) / (1 − m²), with m the length of the mean, and differs in one bit with the chance
+    through the origin would hardly cut. Seen from the mean, a pair with the cosine c has about (c
+    − m²) / (1 − m²), with m the length of the mean, and differs in one bit with the probability
     arccos of that / π.
     """
     total = np.zeros(cosines.width)
@@ -189,7 +190,7 @@ def _sketched(cosines: _Cosines, min_cosine: float) -> tuple[np.ndarray, Nearnes
         sketches[:, numbers] = np.packbits(sides, axis=1, bitorder="little").view("<u8").T
     squared = float(_squares(mean[None])[0]) / LENGTH**2
     centred = (min_cosine - squared) / (1 - squared) if squared < min_cosine else 0.0
-    # In whole thousandths, upwards, so that it doesn't depend on a C library's last digit.
+    # Rounded up to thousandths, so that it doesn't depend on a C library's last digit.
     share = math.ceil(1000 * math.acos(centred) / math.pi - 1e-6) / 1000
     most = tuple(
         math.floor(bits * share + _LEEWAY * math.sqrt(bits * share * (1 - share)))
@@ -243,7 +244,7 @@ def near_hashes(
 
 
 class _HashedClips:
-    """Hashes of clips in the order of their rank, those of clip i from `starts[i]` on."""
+    """Hashes of clips by rank; those of clip i start at `starts[i]`."""
 
     def __init__(self, rows: pa.RecordBatchReader) -> None:
         ranks, counts, hashes = [np.empty(0, np.int64)], [np.empty(0, np.int64)], []
@@ -267,7 +268,7 @@ class _HashedClips:
         self.hashes = flat[np.repeat(came_from, self.counts) + within]
 
     def items(self) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes and their clips; a still picture's equal hashes stand there once."""
+        """Hashes and their clips; equal hashes of a still picture occur only once."""
         owners = np.repeat(np.arange(len(self.ranks)), self.counts)
         differs = np.ones(len(owners), bool)
         differs[1:] = (owners[1:] != owners[:-1]) | (self.hashes[1:] != self.hashes[:-1])

@@ -1,7 +1,7 @@
-"""Applies the rules: from the clips that reach a rule to those that stay, as SQL over numbers.
+"""Applies the rules: selects the clips that each rule keeps, as SQL over numbers.
 
 Nothing depends on the order of rows, on threads or on the machine: ranks and draws are ordered by
-numbers that come from clip ids, quantiles are exact, and sums are over whole milliseconds.
+numbers derived from clip ids, quantiles are exact, and sums are over whole milliseconds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A number with which a clip's value is compared: `column operator value`."""
+    """A number that a clip's value is compared with: `column operator value`."""
 
     column: str
     operator: str
@@ -125,7 +125,7 @@ class RuleEngine:
     ) -> Outcome:
         """Makes `target` of the clips of `source` that the rule keeps.
 
-        It has the columns that the rules of `later` need, and no others.
+        It has only the columns that the rules of `later` need.
         """
         before = before or self.size(source)
         used = (name for one in later for name in self.candidates.columns[one.number].names())
@@ -142,9 +142,9 @@ class RuleEngine:
     def funnel(
         self, rules: Sequence[Rule], on_rule: Callable[[Rule], None] = lambda rule: None
     ) -> Iterator[tuple[Outcome, str, str]]:
-        """The rules in order, each with the table that reached it and the one that it left.
+        """The rules in order, each with its input and output tables.
 
-        The last table stays; the others go when the next rule is asked for.
+        The last table stays; earlier ones are dropped when the next rule is requested.
         """
         source = ALL
         size = self.size(ALL)
@@ -183,13 +183,13 @@ class RuleEngine:
         (n,) = self._one(f"SELECT count({value}) FROM {source}")
         outcome.nulls = outcome.before.clips - n
         low, high = (Fraction(str(bound)) / 100 * n for bound in body.bounds)
-        lowest, highest = floor(low) + 1, ceil(high)  # ranks from 1, both stay
+        lowest, highest = floor(low) + 1, ceil(high)  # ranks from 1; both are kept
         conditions = [f"{value} IS NOT NULL"]
         for rank, operator in ((lowest, ">="), (highest, "<=")):
             if lowest > highest or not 1 <= rank <= n:
                 conditions.append("false")
             elif rank > 1 if operator == ">=" else rank < n:
-                # Half a rank below the one meant: rounding can't select a neighbour.
+                # Half a rank lower, so that rounding can't select a neighbour.
                 wanted = f"quantile_disc({value}, {(rank - 0.5) / n!r})"
                 conditions.append(f"{value} {operator} (SELECT {wanted} FROM {source})")
                 found = self._one(f"SELECT CAST({wanted} AS DOUBLE) FROM {source}")[0]
@@ -307,7 +307,7 @@ class RuleEngine:
         )
 
     def _draw_shares(self, grouped: str, chance: str, target: str) -> None:
-        """As many of each `_group` as its share says, at random."""
+        """Draws from each `_group` as many as its share says, at random."""
         self._keep(
             target,
             "SELECT * FROM (SELECT g.*, _share, row_number() OVER "
@@ -414,7 +414,7 @@ class RuleEngine:
         )
 
     def _step(self, stage: str, label: str | None) -> StepTable:
-        """The step that made what a rule compares."""
+        """The step that made the values that a rule compares."""
         layout = self.candidates.catalog.layout
         there = [step for step in layout.steps if step.name == stage and step.folder is not None]
         labels = [step.step for step in there]
@@ -447,7 +447,7 @@ _APPLY = {
 
 
 def _limits(group: str, clips: dict[str | None, int]) -> tuple[str, bool]:
-    """How many clips of each group may stay, as SQL; and whether null is a group, too."""
+    """How many clips of each group may stay, as SQL; and whether null counts as a group."""
     cases = "".join(
         f" WHEN CAST({group} AS VARCHAR) = {literal(name)} THEN {number}"
         for name, number in clips.items()
@@ -461,7 +461,7 @@ def _limits(group: str, clips: dict[str | None, int]) -> tuple[str, bool]:
 
 
 def proportional(sizes: np.ndarray, wanted: int) -> np.ndarray:
-    """Shares as large as the groups are, by largest remainders; the first group wins a tie."""
+    """Shares in proportion to the groups, by largest remainders; the first group wins a tie."""
     total = int(sizes.sum())
     if wanted >= total:
         return sizes.copy()
@@ -474,12 +474,12 @@ def proportional(sizes: np.ndarray, wanted: int) -> np.ndarray:
 
 
 def equal(sizes: np.ndarray, wanted: int) -> np.ndarray:
-    """Shares as equal as the groups allow; what can't be shared out goes to the first groups."""
+    """Shares as equal as the groups allow; a remainder goes to the first groups."""
     total = int(sizes.sum())
     if wanted >= total:
         return sizes.copy()
     low, high = 0, int(sizes.max(initial=0))
-    while low < high:  # the highest level that the wanted number fills
+    while low < high:  # find the highest level that the wanted number fills
         middle = (low + high + 1) // 2
         if int(np.minimum(sizes, middle).sum()) <= wanted:
             low = middle

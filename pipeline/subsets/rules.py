@@ -1,7 +1,7 @@
 """The rules of a subset recipe: the values of each verb, checked as plain data.
 
 A rule is one mapping with one verb and, if wanted, a `name`. What it does to clips is in
-`engine.py`; here it is only read.
+`rule_engine.py`; here it is only read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _as_sql(value: Any) -> Any:
 
 
 def _no_switch(value: Any) -> Any:
-    """YAML reads `yes` and `true` as a switch, which Python would count as the number 1."""
+    """YAML reads `yes` and `true` as booleans, which Python would count as the number 1."""
     if isinstance(value, bool):
         raise ValueError("expected a number, not true or false")
     return value
@@ -64,8 +64,8 @@ class Where(Body):
 class Percentile(Body):
     """Keeps one end, or the middle, of a column's distribution among the clips that reach it.
 
-    Of N clips with a value `top: 30` leaves out the floor(70% of N) lowest; clips that tie with
-    the threshold stay; clips without a value (null or not a number) go.
+    Of N clips with a value, `top: 30` removes the floor(70% of N) lowest; clips that tie with the
+    threshold stay; clips without a value (null or NaN) are removed.
     """
 
     column: Sql
@@ -125,8 +125,8 @@ class Cap(Body):
 class Quota(Body):
     """A cap that may differ by group: `{en: 1000, "*": 100}`, with `*` for every other group.
 
-    Groups that are not named are removed if there is no `*`. Clips whose group is null are removed,
-    unless the mapping names `null`.
+    Groups that are not listed are removed if there is no `*`. Clips whose group is null are
+    removed, unless the mapping has a key `null`.
     """
 
     per: Sql
@@ -208,7 +208,7 @@ class Stratify(Body):
 
 
 class Balance(Body):
-    """Draws this many clips in total, as equal a share of each cluster of embeddings as possible.
+    """Draws this many clips in total, with as equal a share of each embedding cluster as possible.
 
     Clips without an embedding are removed.
     """
@@ -225,7 +225,7 @@ class Deduplicate(Body):
     """Keeps the first of similar clips in the order `prefer`.
 
     `bytes`: same file (SHA-256) and span. `frames`: perceptual hashes within `max_distance` bits.
-    `embedding`: cosine of at least `min_cosine`. A clip that lacks what is compared stays.
+    `embedding`: cosine of at least `min_cosine`. A clip that lacks the compared value stays.
     """
 
     by: Literal["bytes", "frames", "embedding"]
@@ -281,7 +281,7 @@ class Rule:
 
     @property
     def place(self) -> str:
-        """How errors name it."""
+        """How errors refer to it."""
         named = f" {self.name!r}" if self.name else ""
         return f"{self.file}: rule {self.number}{named} ({self.verb})"
 
@@ -289,6 +289,6 @@ class Rule:
         return self.body.describe()
 
     def plain(self) -> dict[str, Any]:
-        """The rule as a recipe would write it, with every parameter in its place."""
+        """The rule as a recipe would write it, with all parameters filled in."""
         name = {"name": self.name} if self.name else {}
         return {**name, self.verb: self.body.plain()}

@@ -1,7 +1,7 @@
 """Checks whether the catalog has the scorer that a subset recipe was made for.
 
-Scores of two scorers are on two scales, so a threshold goes with the scorer that it was
-published for: the stage, its models, its settings, and those of the stages that it reads from.
+Scores of two scorers have different scales, so a threshold is only valid for the scorer that it
+was published for: the stage, its models, its settings, and those of the stages that it reads.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from clipmill.schemas.errors import UsageError
 from clipmill.schemas.step_tables import StepTable
 from clipmill.stages.split_clips import CLIPS
 
-# A stage that only hands on what others computed may stand for any column.
+# A stage that only passes on what others computed may represent any column.
 _HANDS_ON = "take_given_score"
-# Settings that decide of what a score is, and on what scale.
+# Settings that determine what a score is about, and its scale.
 _TELLING = ("column", "scorer", "caption", "embeddings", "over_frames", "frames_per_clip")
 _NOT_YET = "nothing of it is computed yet"
 _BOUND = re.compile(r"\s*(?P<sign><=|>=|<|>)\s*(?P<number>-?\d+(\.\d+)?)\s*\Z")
 
 
 class Made(BaseModel):
-    """How a stage must have been set: patterns by setting.
+    """How a stage must have been configured: patterns by setting.
 
-    A pattern is a value, a text with `*` and `?`, a bound such as `">= 8"`, or a list of which
-    any one fits. A model fits by its reference, with or without revision, or by its hash.
+    A pattern is a value, a text with `*` and `?`, a bound such as `">= 8"`, or a list of which any
+    entry may match. A model matches by its reference, with or without revision, or by its hash.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +50,7 @@ class Made(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict, description="setting: pattern")
 
     def mismatches(self, record: Mapping[str, Any]) -> list[str]:
-        """What in a stage's run record doesn't fit, in words; empty if all does."""
+        """What in a stage's run record doesn't match, in words; empty if everything does."""
         found = []
         for setting, pattern in self.models.items():
             model = record["models"].get(setting)
@@ -83,7 +83,7 @@ class Accepted(Made):
 
 
 class ScorerSpec(BaseModel):
-    """What a column of the rules must be."""
+    """The requirements for a column that the rules use."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(description="the scorer's usual name")
@@ -139,7 +139,7 @@ def resolve(
 ) -> dict[str, ResolvedScorer]:
     """Finds for each scorer the column of `clips` that the recipe was made for.
 
-    A role whose own column doesn't fit is played by any other that does. Raises UsageError that
+    If a role's own column doesn't match, any other that does is used. Raises UsageError that
     names, for every role without one, the scorer, what the catalog has instead, and the command
     that adds it.
     """
@@ -184,7 +184,7 @@ class _Stages:
         self._others = {*CLIPS.names, *(name for name, _ in CLIPS_VIDEO_COLUMNS)}
 
     def columns(self, role: str) -> list[str]:
-        """The columns that stages made, the one that is called as the role first."""
+        """The columns that stages made; the one with the role's name comes first."""
         return sorted(self._made, key=lambda name: name != role)
 
     def record_of(self, column: str) -> StageRecord | None:
@@ -195,9 +195,9 @@ class _Stages:
         return next(record for record in self.records if record["stage"] == label)
 
     def said(self, column: str) -> str:
-        """What made a column, in a few words."""
+        """What made a column, briefly."""
         record = self.record_of(column)
-        assert record is not None  # only columns that stages made are asked about
+        assert record is not None  # only called for columns that stages made
         return _made_by(record["stage"], record["name"], record["models"], record["settings"])
 
     def upstream(self, record: StageRecord) -> list[StageRecord]:
@@ -214,7 +214,7 @@ class _Stages:
     def mismatches(self, column: str, accepted: Accepted) -> list[str]:
         """Why a column is not the accepted scorer, in words; empty if it is."""
         record = self.record_of(column)
-        assert record is not None  # only columns that stages made are asked about
+        assert record is not None  # only called for columns that stages made
         table, own_name = self._made[column]
         if accepted.stage is not None and record["name"] != accepted.stage:
             return [f"it is made by {record['name']}, not {accepted.stage}"]
@@ -265,7 +265,7 @@ class _Stages:
         )
 
     def taken(self, role: str, recipe: str) -> ResolvedScorer:
-        """The column as it is, whatever made it."""
+        """The column as it is, whichever stage made it."""
         if role not in self._made and role not in self._others:
             raise UsageError(
                 f"{recipe}: scorers.{role}=any accepts the column {role!r} as it is, "
@@ -325,7 +325,8 @@ def _ways_out(missing: Mapping[str, ScorerSpec], stages: _Stages) -> list[str]:
 
 
 def _instead(role: str, spec: ScorerSpec, stages: _Stages) -> str:
-    """What the catalog has in a role's column, and how it differs from the nearest that fits."""
+    """What the catalog has in a role's column, and how it differs from the closest accepted
+    scorer."""
     if stages.record_of(role) is None:
         return "the catalog has no such column"
     reasons = min(
@@ -347,7 +348,7 @@ class _Command:
         self._added: list[tuple[str, str, dict[str, Any]]] = []
 
     def add(self, wanted: Mapping[str, Mapping[str, Any]]) -> None:
-        """Adds stages, the last one being the scorer; those before it are taken where they are."""
+        """Adds stages, the last one being the scorer; existing ones among the others are reused."""
         called: dict[str, str] = {}
         for number, (label, given) in enumerate(wanted.items(), 1):
             settings = {
@@ -364,7 +365,7 @@ class _Command:
             self._added.append((new, stage, settings))
 
     def _same(self, stage: str, settings: Mapping[str, Any]) -> str | None:
-        """The label of a stage, of the catalog or added before, that is set like this."""
+        """The label of an equally configured stage, of the catalog or added before."""
         for label, *added in self._added:
             if added == [stage, settings]:
                 return label
@@ -399,7 +400,7 @@ class _Command:
 
 
 def _yaml(value: Any) -> str:
-    """A value as `--set` reads it."""
+    """A value in the form that `--set` reads."""
     with contextlib.suppress(UsageError):
         if isinstance(value, str) and parse_yaml(value, "a setting") == value:
             return value
@@ -409,7 +410,7 @@ def _yaml(value: Any) -> str:
 def _made_by(
     label: str, stage: str, models: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> str:
-    """A stage in a few words: its label and name, its models, what it scores and how."""
+    """A brief description of a stage: label, name, models, what it scores and how."""
     said = [f"{name} {_reference(model)}" for name, model in models.items()]
     said += [f"{name} {settings[name]}" for name in _TELLING if settings.get(name) is not None]
     named = stage if stage == label else f"{label}, a {stage}"
@@ -417,7 +418,7 @@ def _made_by(
 
 
 def _names(model: Mapping[str, Any]) -> list[str]:
-    """All that a model may be known by."""
+    """All names by which a model may be identified."""
     reference, revision = model["reference"], model.get("revision")
     return [
         reference,
@@ -431,13 +432,13 @@ def _reference(model: Mapping[str, Any] | None) -> str:
     if model is None:
         return "not set"
     place = str(model["reference"])
-    # A server's address has a name after `#`; that of a file from the web ends in the file's.
+    # A server's address has the model's name after `#`; a web file's address ends in its name.
     is_file = place.startswith("/") or (place.startswith("http") and "#" not in place)
     return Path(place).name if is_file else place
 
 
 def _any(pattern: Any, values: list[Any]) -> bool:
-    """Whether any value fits the pattern, or any one of a list of patterns."""
+    """Whether any value matches the pattern, or any one of a list of patterns."""
     patterns = pattern if isinstance(pattern, list) else [pattern]
     return any(_fits(one, value) for one in patterns for value in values)
 
@@ -461,7 +462,7 @@ def _value(value: Any) -> str:
 
 
 def _words(pattern: Any, most: int | None = None) -> str:
-    """A readable pattern: a limited number of its choices, no hash if there is a name."""
+    """A readable pattern: a limited number of its choices, and no hash if there is a name."""
     patterns = pattern if isinstance(pattern, list) else [pattern]
     said = [str(one).strip("*") for one in patterns if not str(one).startswith("sha256:")]
     return " or ".join((said or list(map(str, patterns)))[:most])

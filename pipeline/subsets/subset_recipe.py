@@ -26,7 +26,7 @@ DEFAULT_SEED = 42
 _SEEDS = (0, 2**63 - 1)
 _WHOLE = re.compile(r"\$(\w+)\Z")
 _NUMBER_WITH_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+\Z")
-# A parameter in SQL, and before it text that may hold other dollar signs.
+# A parameter in SQL, and before it text that may contain other dollar signs.
 _IN_SQL = re.compile(
     r"[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/"
     r"|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|\$(?P<name>\w+)",
@@ -71,7 +71,7 @@ class SubsetFile(BaseModel):
 
 @dataclass(frozen=True)
 class SubsetRecipe:
-    """A checked recipe with every parameter in its place."""
+    """A checked recipe with all parameters filled in."""
 
     name: str
     path: Path
@@ -100,10 +100,10 @@ def load_subset_recipe(
     seed: int | None = None,
     ready_made: Path | None = None,
 ) -> SubsetRecipe:
-    """Reads a recipe with what it extends, sets its parameters, and checks it.
+    """Reads a recipe and the recipes that it extends, fills in parameters, and checks it.
 
-    `overrides` are `name=value` for a parameter and `scorers.<column>=any` to waive the check of
-    a scorer. `ready_made` is the folder in which `extends: NAME` looks for `NAME.yaml`.
+    `overrides` are `name=value` for a parameter and `scorers.<column>=any` to waive the check of a
+    scorer. `ready_made` is the folder in which `extends: NAME` looks for `NAME.yaml`.
     """
     chain = _read_chain(path, ready_made)
     parameters: dict[str, Any] = {}
@@ -157,9 +157,9 @@ def load_subset_recipe(
 
 
 def predicate_recipe(where: str, *, seed: int | None = None) -> SubsetRecipe:
-    """The recipe with one rule, which keeps the clips for which the SQL predicate is true.
+    """A recipe with one rule, which keeps the clips for which the SQL predicate is true.
 
-    Its name is made from the predicate, so that each predicate has its own.
+    Its name is derived from the predicate, so that different predicates have different names.
     """
     if not where.strip():
         raise UsageError('--where is empty; give a predicate, e.g. --where "aesthetic > 5"')
@@ -190,7 +190,7 @@ def _check_seed(seed: int | None) -> None:
 
 
 def _read_chain(path: Path, ready_made: Path | None) -> list[tuple[Path, SubsetFile]]:
-    """The recipe and what it extends, itself first."""
+    """The recipe and those that it extends, itself first."""
     chain: list[tuple[Path, SubsetFile]] = []
     seen: list[Path] = []
     while True:
@@ -213,7 +213,7 @@ def _read(path: Path) -> SubsetFile:
             "see `clipmill subset --help`"
         )
     try:
-        # A key without a value is left to its default.
+        # A key without a value keeps its default.
         return SubsetFile.model_validate({k: v for k, v in config.items() if v is not None})
     except ValidationError as error:
         raise UsageError(explain(error, SubsetFile, str(path))) from error
@@ -234,7 +234,7 @@ def _extended(path: Path, word: str, ready_made: Path | None) -> Path:
 
 
 def near(word: str, known: Sequence[str]) -> str:
-    """The known words, the nearest one first where there is one."""
+    """The known words, with the closest one first if there is one."""
     if not known:
         return "there are none"
     found = difflib.get_close_matches(word, known, n=1)
@@ -244,10 +244,10 @@ def near(word: str, known: Sequence[str]) -> str:
 
 def _parameter(value: Any, place: str) -> Any:
     """A parameter's value as plain data."""
-    if isinstance(value, date):  # and datetime
+    if isinstance(value, date):  # includes datetime
         return value.isoformat()
     if isinstance(value, str) and _NUMBER_WITH_EXPONENT.match(value):
-        value = float(value)  # YAML 1.1 takes 1e-6 for text
+        value = float(value)  # YAML 1.1 reads 1e-6 as text
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{place}: {value} is not a number that a rule can use")
     if isinstance(value, list):
@@ -316,7 +316,7 @@ def _apply(
         )
         expected = parameters[name]
         if isinstance(expected, str) and _kind(value) in ("a number", "true or false", "nothing"):
-            value = text  # what looks like a number is text where text is expected
+            value = text  # what looks like a number is text if text is expected
         if expected is not None and _kind(value) != _kind(expected):
             raise UsageError(
                 f"--set {override!r}: {name} is {_kind(expected)} "
@@ -326,7 +326,7 @@ def _apply(
 
 
 class _Parameters:
-    """Puts values in the place of `$name`, and remembers which were used."""
+    """Replaces `$name` by values, and records which were used."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
@@ -342,7 +342,7 @@ class _Parameters:
         return self._values[name]
 
     def fill(self, value: Any, place: str) -> Any:
-        """A value that is nothing but `$name` becomes the parameter; within SQL, its literal."""
+        """A value that is only `$name` becomes the parameter's value; within SQL, its literal."""
         if isinstance(value, dict):
             return {key: self.fill(item, place) for key, item in value.items()}
         if isinstance(value, list):
@@ -364,7 +364,7 @@ class _Parameters:
 
 
 def sql_value(value: Any, place: str = "") -> str:
-    """A plain value as SQL writes it."""
+    """A plain value as SQL."""
     if value is None:
         return "NULL"
     if isinstance(value, bool):
