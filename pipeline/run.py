@@ -46,28 +46,29 @@ from clipmill.stages.download_videos import DownloadVideos
 from clipmill.stages.media.fetch.guards import ask_hosts_again
 from clipmill.stages.models.places import ModelPlace
 
-# Workers report every two seconds what they are doing.
+# Workers report their activity every two seconds.
 _MOVED_SECONDS = 3.0
 
 
 class Progress(Protocol):
-    """Receives what a run's workers report. All methods are called from any thread."""
+    """Receives the reports of a run's workers. All methods may be called from any thread."""
 
     def report(self, label: str, counts: Counter[Any]) -> None:
-        """What was added to a stage's counts: inputs, kept, rejected, failed, shards, seconds."""
+        """Called with additions to a stage's counts: inputs, kept, rejected, failed, shards,
+        seconds."""
 
     def show(self, workers: Sequence[Seen]) -> None:
-        """What each worker is doing now."""
+        """Called with what each worker is doing now."""
 
     def say(self, message: str) -> None:
-        """A warning, for example about a worker that makes no progress."""
+        """Called with a warning, for example about a worker that makes no progress."""
 
 
 class Watcher:
-    """Follows a run. This one is silent; subclasses override what they want to show."""
+    """Follows a run. This class is silent; subclasses override what they want to show."""
 
     def say(self, text: str) -> None:
-        """One or several sentences about what was done, or will be."""
+        """Called with one or more sentences about what was done, or will be."""
 
     def busy(self, text: str) -> AbstractContextManager[object]:
         """Announces something that takes a moment."""
@@ -79,7 +80,7 @@ class Watcher:
     ) -> Iterator[Progress]:
         """Opens the progress of all stages.
 
-        `todo` gives by stage, in order, the shards that each of its steps has still to do.
+        `todo` gives by stage, in order, the shards that each of its steps still has to do.
         """
         yield _Silent()
 
@@ -105,10 +106,10 @@ def run(
 ) -> bool:
     """Brings a dataset to the state that the recipe describes; True if there was anything to do.
 
-    `retry_kinds` (an empty list means all) asks for failed rows to be tried again first. Without
-    `take_sources` the recipe's sources are not read: the dataset's existing ones are used.
-    Raises ClipmillError if the run can't continue, and, unless `wait` is set, if another
-    command is using the dataset; what is committed stays.
+    `retry_kinds` (an empty list means all) retries failed rows first. Without `take_sources` the
+    recipe's sources are not read: the dataset's existing ones are used. Raises ClipmillError if
+    the run can't continue, and, unless `wait` is set, if another command is using the dataset;
+    committed results stay.
     """
     if limit is not None and not take_sources:
         raise UsageError(
@@ -147,14 +148,14 @@ def run(
                         remove_if_empty(dataset)
                     raise
             did = this.bring_up_to_date(hold, said)
-        this.finish_removals()  # of videos that came back
+        this.finish_removals()  # of videos that came back from other sources
         if (problem := index_problem(dataset)) is not None:
             this.watcher.say(problem)
         return did
 
 
 class _Run:
-    """One run of a recipe over a dataset: its steps, and who follows it."""
+    """One run of a recipe over a dataset: its steps, and its watcher."""
 
     def __init__(
         self, loaded: LoadedRecipe, dataset: Path, until: str | None, watcher: Watcher
@@ -170,10 +171,10 @@ class _Run:
         return list_shards(self.dataset, list_source_shards(self.dataset))
 
     def pending(self, shards: ShardList | None = None) -> dict[str, list[str]]:
-        """The shards that each step has still to do."""
+        """The shards that each step still has to do."""
         return pending(self.plan, self.steps, shards or self.shards(), self.dataset)
 
-    # Before anything is written
+    # Checks before anything is written
 
     def require_sources(self) -> None:
         if not self.loaded.recipe.sources and not list_source_shards(self.dataset):
@@ -190,10 +191,10 @@ class _Run:
     def check_models_of(self, todo: Mapping[str, Sequence[str]]) -> None:
         self.check_models([step for step in self.steps if todo[step.label]])
 
-    # What other commands left
+    # Leftovers of other commands
 
     def clear_up(self, hold: Hold) -> None:
-        """After a run that did not end cleanly: marks its record, removes what it left."""
+        """Cleans up after a run that did not finish: marks its record, deletes leftovers."""
         latest = records.latest_run(self.dataset)
         if hold.former_was_killed or (latest is not None and latest["state"] != "done"):
             records.note_killed_runs(self.dataset)
@@ -207,7 +208,7 @@ class _Run:
         if self.plan.steps == self.steps:
             remove_unfinished_downloads(self.dataset)
 
-    # The work
+    # The run itself
 
     def ingest(self, limit: int | None) -> str | None:
         """Adds the recipe's sources, and reports on them."""
@@ -263,7 +264,7 @@ class _Run:
         return self.bring_up_to_date(hold, said)
 
     def bring_up_to_date(self, hold: Hold, before: str | None) -> bool:
-        """Runs what is pending; `before` says for the log what was done just now, before it."""
+        """Runs what is pending; `before` tells the log what was done just before."""
         shards = self.shards()
         todo = self.pending(shards)
         record = new_record(self.loaded, self.plan, self.steps, shards)
@@ -271,7 +272,7 @@ class _Run:
             self.clear_up_after()
             latest = records.latest_run(self.dataset)
             if latest is None or fingerprints(latest) != fingerprints(record):
-                # The recipe went back to tables made earlier: the views must show those again.
+                # The recipe returned to tables made earlier: the views must show those again.
                 records.write_run(
                     self.dataset, {**record, "state": "done", "finished_at": record["started_at"]}
                 )
@@ -281,7 +282,7 @@ class _Run:
             )
             return False
         self.check_models_of(todo)
-        # Made again: now that the models are here, their revisions are known.
+        # A new record: now that the models are here, their revisions are known.
         record = new_record(self.loaded, self.plan, self.steps, shards)
         hold.begin(record["run_id"])
         kept_record = records.RecordOfThisRun(self.dataset, record)
@@ -294,13 +295,13 @@ class _Run:
                     f"{counted(left, 'shard')} of steps not committed; run again to continue"
                 )
         except BaseException as error:
-            # Also where the closed terminal's own error came of it.
+            # Even if the error came from the closed terminal.
             state = "stopped" if interruption_behind(error) else "failed"
             with contextlib.suppress(OSError):  # a full disk may be what stopped the run
                 kept_record.finish(state)
             log.end(state, error)
             raise
-        # Of workers that died meanwhile, and of those of an earlier run that have died since.
+        # Of workers that died during this run, and of an earlier run's that have died since.
         remove_leftovers_of_runs(self.dataset)
         self.clear_up_after()
         kept_record.finish("done")
@@ -406,7 +407,7 @@ def load(
 ) -> LoadedRecipe:
     """The recipe for a RECIPE argument; without one, that of the dataset's newest run.
 
-    With `wait`, it is the newest once the command that uses the dataset is done.
+    With `wait`, it is the newest after the command that uses the dataset has ended.
     """
     if recipe is not None:
         return load_recipe(recipe_path(recipe), overrides=overrides, sources=sources, engine=engine)

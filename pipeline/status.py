@@ -1,4 +1,4 @@
-"""Counts what became of every key at every stage, from the tables themselves."""
+"""Counts the outcomes of all keys at every stage, from the tables themselves."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Outcomes(TypedDict):
 
 
 class IngestStatus(Outcomes):
-    """The rows of lists, and the shards that they were made."""
+    """The rows of lists, and the shards that they became."""
 
     inputs: int
     shards: int
 
 
 class StageStatus(Outcomes):
-    """What became of the keys that a stage was given."""
+    """The outcomes of the keys that a stage was given."""
 
     stage: str
     inputs: int
@@ -75,10 +75,10 @@ class Totals(TypedDict):
 
 
 class Status(Reasons):
-    """What `status_report` finds.
+    """The result of `status_report`.
 
     `moved_at` is when the running command last made progress, None if none is running. `lists`
-    count each list's lines and rows.
+    counts each list's lines and rows.
     """
 
     dataset: str
@@ -93,11 +93,11 @@ class Status(Reasons):
 def status_report(dataset: Path) -> Status:
     """Per stage the keys by outcome, with totals; the JSON that `clipmill status` promises.
 
-    `inputs` are the keys that a stage's committed shards were given, so that inputs = kept +
-    rejected + failed; `lost` counts those of them that have no outcome, which is never right.
-    `pending` are keys that wait for shards not done yet, as far as the stage before has made them.
+    `inputs` are the keys of a stage's committed shards, so that inputs = kept + rejected + failed;
+    `lost` counts those without an outcome, which is always an error. `pending` keys wait for
+    shards that are not done yet, as far as the previous stage has made them.
     """
-    # The footers of earlier fingerprints lie outside what a typed query may read.
+    # User queries can't reach the footers of earlier fingerprints.
     with open_catalog(dataset, allow_external=True) as catalog:
         layout = catalog.layout
         planned = steps_of(layout.record)
@@ -145,7 +145,7 @@ def _moved_at(dataset: Path) -> str | None:
 
 @dataclass(frozen=True)
 class _Footers:
-    """Sums over the footers of one step's files of one fingerprint."""
+    """Sums over the footers of one step's files with one fingerprint."""
 
     seconds: float
     decoded_frames: int
@@ -153,7 +153,7 @@ class _Footers:
 
 
 def _footers(catalog: Catalog) -> dict[StepId, _Footers]:
-    """What the shards' footers say, by step and fingerprint, over all that was ever made."""
+    """Sums over the shards' footers, by step and fingerprint, including all earlier ones."""
     root = catalog.layout.dataset
     if not any(root.glob("*/*/[0-9]*.parquet")):
         return {}
@@ -174,7 +174,7 @@ def _footers(catalog: Catalog) -> dict[StepId, _Footers]:
 
 
 def _totals(catalog: Catalog, footers: dict[StepId, _Footers]) -> Totals:
-    # The clips themselves, without the captions and scores that the view joins to them.
+    # Only the clips, without the captions and scores that the view joins to them.
     makers = [
         table for table in catalog.layout.steps if table.name in ("download_videos", "split_clips")
     ]
@@ -225,12 +225,12 @@ def _stage(
 
 
 def _outcome_counts(catalog: Catalog, steps: list[StepTable], doubled: bool) -> Outcomes:
-    """Distinct keys by outcome; of inner steps, what did not reach the last one.
+    """Distinct keys by outcome; of inner steps, only keys that did not reach the last one.
 
     `doubled` says that a clip may be in two groups of shards.
     """
     if len(steps) == 1 and steps[0].key == "clip_id" and not doubled:
-        # Then no key has to be looked for in the other groups.
+        # Then keys need not be looked up in the other groups.
         rows = catalog.connection.execute(
             f"SELECT {_RANK} AS rank, count(*) FROM ({outcomes(steps[0])}) GROUP BY rank"
         ).fetchall()
@@ -242,7 +242,7 @@ def _outcome_counts(catalog: Catalog, steps: list[StepTable], doubled: bool) -> 
         parts.append(
             f"SELECT key, {_RANK} AS rank, {number} AS step FROM ({outcomes(step)}) {condition}"
         )
-    # The last step that knows a key decides; the best outcome does where it is in two shards.
+    # The last step that has a key decides; if it is in two shards, the best outcome counts.
     rows = catalog.connection.execute(
         f"SELECT rank, count(*) FROM (SELECT key, min(rank - 10 * step) + 10 * max(step) AS rank "
         f"FROM ({' UNION ALL '.join(parts)}) GROUP BY key) GROUP BY rank"
@@ -260,7 +260,7 @@ def _sum(counts: Outcomes) -> int:
 
 
 def _missing(catalog: Catalog, steps: list[Step], doubled: bool) -> tuple[int, int]:
-    """Keys without an outcome yet: those waiting for a shard, and those lost from a done one."""
+    """Keys without an outcome: those waiting for a shard, and those lost from a done one."""
     pending = lost = 0
     layout = catalog.layout
     tables = {SOURCES: layout.ingest, **{table.step: table for table in layout.steps}}
@@ -269,11 +269,11 @@ def _missing(catalog: Catalog, steps: list[Step], doubled: bool) -> tuple[int, i
         step, inputs = tables[planned.label], inputs_of(planned, columns)
         if not inputs.of_keys:
             continue
-        # The first one is where the keys come from, whatever of it is read.
+        # The first table determines the keys, whatever columns of it are read.
         base, *others = inputs.of_keys
         before = [tables[label] for label in (base, *others) if label in {base, *inputs.required}]
         of_videos = [tables[label] for label in inputs.of_videos if label in inputs.required]
-        # Listed before the rows are read: a shard that is committed in between is not done yet.
+        # Listed before the rows are read: a shard that is committed in between counts as not done.
         done = set(committed_shards(Path(step.folder))) if step.folder else set()
         if step.key == "clip_id" and not doubled:
             bases = _groups_that_lack_keys(catalog, step, before)
@@ -292,7 +292,7 @@ def _missing(catalog: Catalog, steps: list[Step], doubled: bool) -> tuple[int, i
             f" JOIN ({query}) AS u{n} ON u{n}.key = u0.key AND u{n}._base = u0._base"
             for n, query in enumerate(keys[1:], 1)
         )
-        # Two sources may lead to one video, the second of them by a retry.
+        # Two sources may lead to one video, the second of them through a retry.
         joins += "".join(
             f" JOIN (SELECT video_id, _base, min(_retry) AS _retry FROM "
             f"({kept(table, [table.key, 'video_id'])}) GROUP BY ALL) AS u{n} "
@@ -327,9 +327,9 @@ def _has_doubled_videos(catalog: Catalog) -> bool:
 
 
 def _groups_that_lack_keys(catalog: Catalog, step: StepTable, before: list[StepTable]) -> list[int]:
-    """The groups of shards in which the step's keys are not just those of one of its inputs.
+    """The groups of shards in which the step's keys differ from those of one of its inputs.
 
-    Sets are compared by count and two sums over hashes: so most groups need no join of keys.
+    Sets are compared by count and two sums over hashes, so most groups need no join of keys.
     """
 
     def sets(query: str) -> str:

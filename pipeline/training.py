@@ -1,9 +1,9 @@
 """A PyTorch dataset that decodes frames straight from the source videos, by time span.
 
-No clip is cut for it: the rows come from the catalog once, and each worker opens the videos that
-it needs with decord, or with PyAV if decord does not count frames correctly. The rows are in a
-separate file that all workers map into memory, so ten million clips cost a worker next to nothing;
-no database connection and no open video crosses into another process.
+No clips are cut: the rows come from the catalog once, and each worker opens the videos that it
+needs with decord, or with PyAV if decord does not count frames correctly. The rows are in a
+separate file that all workers memory-map, so ten million clips cost a worker next to nothing; no
+database connection and no open video is shared between processes.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.words import counted
 from clipmill.stages.media.read.seek import FrameReader
 
-# A frame this little before the clip's start is its first: given spans are in milliseconds.
+# A frame this little before a clip's start is its first: given spans are in milliseconds.
 _ROUNDING_SECONDS = 0.0006
 _SMALLEST_SECONDS = 1e-6
 _MAX_SUBSTITUTES = 10
-# A slot a worker, so that none has to wait for another to count.
+# One slot per worker, so that none waits for another to count.
 _SLOTS = 256
-# Readers that a forked process inherits: their threads are not there, so they are never closed.
+# Readers inherited by a forked process, which lacks their threads: they are never closed.
 _inherited: list[Any] = []
 _log = logging.getLogger("clipmill.training")
 
@@ -104,7 +104,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self._dataset = require_dataset(Path(dataset)).absolute()
         self._has_captions = caption is not None
         self._rows: pa.Table | None = None
-        # Seen by workers of any kind, also those that live on from epoch to epoch.
+        # Shared with workers of any kind, including persistent ones.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._substituted = torch.zeros(_SLOTS, dtype=torch.int64).share_memory_()
         frozen = None if subset is None else load_subset(self._dataset, subset)
@@ -131,8 +131,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def _write_rows(
         self, frozen: FrozenSubset | None, where: str | None, caption: str | None
     ) -> dict[str, int]:
-        """Writes the clips' rows in the order of their videos; returns what was left out."""
-        # Nothing that is queried here comes from elsewhere: the subset's own files are to be read.
+        """Writes the clips' rows, ordered by video; returns how many were left out, by reason."""
+        # External files are allowed for the subset's own files; no untrusted SQL runs here.
         with open_catalog(self._dataset, allow_external=True) as catalog:
             query = _rows_query(catalog, frozen, where, caption)
             found = with_file = kept = 0
@@ -185,12 +185,12 @@ class ClipDataset(Dataset[dict[str, Any]]):
     # -- samples ------------------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Other random frames from now on; call it before each pass over the DataLoader."""
+        """Selects other random frames from now on; call it before each pass over the DataLoader."""
         self._epoch[0] = epoch
 
     @property
     def n_substituted(self) -> int:
-        """How many clips had to be replaced until now, in all workers."""
+        """How many clips have been replaced so far, in all workers."""
         return int(self._substituted.sum())
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -233,7 +233,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     def _numbers(
         self, video: _OpenVideo, row: dict[str, Any], chance: np.random.Generator
     ) -> np.ndarray:
-        """Which frames of the video to take: those that are shown at the wanted times."""
+        """The numbers of the frames to take: those shown at the wanted times."""
         start, end = row["start_seconds"], row["end_seconds"]
         places = chance.random(self.frames) if self.sampling == "random" else 0.5
         wanted = start + (np.arange(self.frames) + places) * (end - start) / self.frames
@@ -242,7 +242,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         )
         if first == last:
             raise RowFailed("bad_media", f"{video.path} has no frame in {start:.3f}–{end:.3f} s")
-        # A frame's own time is often wanted: rounding must not make that the frame before.
+        # A frame's own time is often wanted: rounding must not select the previous frame.
         shown = np.searchsorted(video.seconds, wanted + _SMALLEST_SECONDS, side="right") - 1
         return np.asarray(np.clip(shown, first, last - 1))
 
@@ -257,7 +257,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             file = Path(path) if Path(path).is_absolute() else self._dataset / path
             while len(self._videos) >= self.readers:
                 self._videos.popitem(last=False)
-            # Workers share the processors already.
+            # Workers already share the CPUs.
             video = _OpenVideo(
                 file, starts_at_seconds, threads=0 if get_worker_info() is None else 1
             )
@@ -294,7 +294,7 @@ class _OpenVideo:
         self._reader = FrameReader(path, starts_at_seconds, threads=threads)
         index = self._reader.index
         pts = np.asarray(index.pts, np.int64) + index.offset_pts
-        # As `PacketIndex.seconds` rounds them: once.
+        # Rounded like `PacketIndex.seconds`: once.
         self.seconds = pts * index.time_base.numerator / index.time_base.denominator
 
     def images(self, numbers: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -321,7 +321,7 @@ class _OpenVideo:
 def _rows_query(
     catalog: Catalog, frozen: FrozenSubset | None, where: str | None, caption: str | None
 ) -> str:
-    """The rows of the clips that are asked for, sorted so that a video's clips stand together."""
+    """The rows of the requested clips, sorted so that a video's clips are together."""
     types = {name: kind for name, kind, *_ in catalog.execute("DESCRIBE clips").fetchall()}
     if caption is not None and types.get(caption, "VARCHAR") != "VARCHAR":
         raise UsageError(
@@ -330,7 +330,7 @@ def _rows_query(
             + ", ".join(name for name, kind in types.items() if kind == "VARCHAR")
         )
     text = "NULL" if caption is None else f"c.{quoted(caption)}"
-    # A separate line, so that a comment at the condition's end ends there.
+    # On a separate line, so that a comment at the condition's end stops there.
     clips = "clips" if where is None else f"(SELECT * FROM clips WHERE ({where}\n))"
     chosen = ""
     if frozen is not None:
@@ -345,6 +345,6 @@ def _rows_query(
 
 
 def _remove(folder: Path, process: int) -> None:
-    # A forked worker that ends must not take the rows from the others.
+    # A forked worker that ends must not delete the rows that others use.
     if os.getpid() == process:
         shutil.rmtree(folder, ignore_errors=True)

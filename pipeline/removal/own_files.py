@@ -1,8 +1,8 @@
 """Finds files of removed videos: which of them belong to the dataset, even behind symlinks.
 
-`media/` may be a link to another disk, and so may folders in it: what lies there by its name is
-the dataset's. Of a single file that is a link, only what it leads to within `media/` is; what lies
-elsewhere may be anybody's, and is left and reported.
+`media/` may be a link to another disk, and so may folders in it: files there with a video's name
+belong to the dataset. A symlinked file belongs to it only if its target is within `media/`; other
+targets may be anybody's, and are left and reported.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from clipmill.schemas.folders import MEDIA, MEDIA_CLAIMS, MEDIA_FOUND, MEDIA_REA
 
 @dataclass
 class OwnFiles:
-    """What is to be deleted, each once, and what has to be left, with the place that named it."""
+    """The files to delete, each once, and those to leave, with the place that named them."""
 
     delete: list[Path] = field(default_factory=list)
     left: dict[Path, str] = field(default_factory=dict)
     referenced: int = 0
-    """Local files outside the dataset that were named by their own paths."""
+    """Local files outside the dataset that tables name by path."""
 
 
 def own_files(dataset: Path, named: set[str], selection: RemovalTargets) -> OwnFiles:
-    """Looks for all of the removed videos' files; `named` are the paths that tables give."""
+    """Finds all files of the removed videos; `named` are the paths in the tables."""
     found = OwnFiles()
     media = dataset / MEDIA
     places = set()
     for path in named:
-        # By the name alone: the target of a link doesn't decide ownership.
+        # Only the name counts: the target of a link doesn't decide ownership.
         inner = Path(os.path.normpath(path))
         if inner.is_absolute():
             found.referenced += 1
@@ -41,7 +41,7 @@ def own_files(dataset: Path, named: set[str], selection: RemovalTargets) -> OwnF
             places.add(dataset / inner)
         elif os.path.lexists(dataset / inner):
             found.left[dataset / inner] = path
-    # By name, too: after a killed removal the tables no longer say where they lie.
+    # Also by name: after a killed removal the tables no longer have their paths.
     places.update(_by_name(dataset, selection))
     there = sorted(place for place in places if os.path.lexists(place))
     found.delete += there
@@ -90,7 +90,7 @@ def _is_theirs(media: Path, target: Path, places: set[Path]) -> bool:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; a link's own are few."""
+    """Bytes of a file, or of all files in a folder; a link counts only itself."""
     if path.is_dir() and not path.is_symlink():
         return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
     return path.lstat().st_size

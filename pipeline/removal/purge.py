@@ -1,9 +1,9 @@
-"""Removes videos from a dataset for good: tables of all fingerprints, media, notes, index.
+"""Removes videos permanently from a dataset: tables of all fingerprints, media, notes, index.
 
-The tombstone comes first (`pipeline/dataset/tombstones.py`) and holds from then on; what follows
-may be killed anywhere and is done again by the next `remove` or `run`. Only the groups of shards
-that hold a removed video are rewritten, each file by renaming. Of a removed source one row stays,
-with its key and the rejection `removed`, so that it is accounted for and not taken again.
+The tombstone is written first (`pipeline/dataset/tombstones.py`) and is in force from then on; the
+rest may be killed at any point and is repeated by the next `remove` or `run`. Only the groups of
+shards that hold a removed video are rewritten, each file by renaming. A removed source keeps one
+row, with its key and the rejection `removed`, so that it is accounted for and not added again.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _NEAR = 3
 
 @dataclass
 class Found:
-    """Videos to remove, with the keys of all sources that led to them."""
+    """Videos to remove, with the keys of all their sources."""
 
     videos: dict[str, set[str]] = field(default_factory=dict)
     removed_before: set[str] = field(default_factory=set)
@@ -79,12 +79,12 @@ class Purged:
     bytes: int = 0
     referenced: int = 0
     left: dict[Path, str] = field(default_factory=dict)
-    """Files that may belong to others, and the places in the dataset that named them."""
+    """Files that may belong to others, and where in the dataset they are named."""
     subsets: dict[str, int] = field(default_factory=dict)
 
 
 def find(dataset: Path, videos: Iterable[str], uploaders: Iterable[str]) -> Found:
-    """The matching videos; UsageError with similar names for what the dataset doesn't have."""
+    """The matching videos; UsageError with similar names for those that the dataset lacks."""
     before = {video for stone in tombstones(dataset) for video in stone.videos}
     found = Found()
     with _Sources(dataset) as sources:
@@ -112,10 +112,10 @@ def find(dataset: Path, videos: Iterable[str], uploaders: Iterable[str]) -> Foun
 
 
 class _Sources:
-    """All rows that say which source led to which video, of every fingerprint; a context manager.
+    """The rows, of every fingerprint, that link sources to videos; a context manager.
 
-    A video may be known by its platform's id before it is downloaded, and a second source of the
-    same video is known by what its rejection says.
+    A platform's id may identify a video before it is downloaded; a second source of the same video
+    is identified by its rejection.
     """
 
     def __init__(self, dataset: Path) -> None:
@@ -200,7 +200,7 @@ class _Sources:
         )
 
     def bases_of(self, selection: RemovalTargets) -> list[int]:
-        """The groups of shards in which there is something of theirs."""
+        """The groups of shards that contain any of these videos or sources."""
         self._connection.register(
             "keys", pa.table({"source_key": pa.array(selection.source_keys, pa.string())})
         )
@@ -230,7 +230,7 @@ def unfinished(dataset: Path) -> list[Tombstone]:
 
 
 def left_notes(purged: Purged | None) -> list[str]:
-    """The files that a removal may not delete, one sentence each."""
+    """The files that a removal must not delete, one sentence each."""
     return [
         f"Not deleted: {path}, the target of the link {place}. It is outside media/, or "
         "belongs to other videos too; delete it yourself if nothing else needs it."
@@ -251,12 +251,12 @@ def finish_removals(dataset: Path) -> Purged | None:
         for video, keys in stone.videos.items():
             videos.setdefault(video, set()).update(keys)
     purged = purge(dataset, videos, when=stones[-1].at)
-    # Before the tombstones say that all is done, for then nobody would look for it any more.
+    # Before the tombstones are marked as done: nobody would check the index afterwards.
     drop_from_index(dataset, videos)
     now = datetime.now(UTC)
     for stone in stones:
         write_tombstone(dataset, replace(stone, purged_at=now))
-    # After the tombstones say so: then the index needs no look at what was removed.
+    # After the tombstones are marked as done: the new index then needs no check for removed rows.
     update_index(dataset, keep_former=False)
     return purged
 
@@ -299,13 +299,13 @@ def purge(
             delete(place)
     if not dry_run:
         _clean_notes(dataset, selection)
-    # Last, so that those are named which were frozen while all this went on.
+    # Last, to include subsets that were frozen during the removal.
     done.subsets = subsets_with(dataset, selection.videos)
     return done
 
 
 def _by_level(folders: Iterable[Path]) -> list[Path]:
-    """From sources to clips: so a table never lacks what the one before it still has."""
+    """Orders tables from sources to clips: none may lack rows that an earlier one still has."""
     levels = ("source_key", "video_id", "clip_id")
 
     def level(folder: Path) -> int:
@@ -322,7 +322,7 @@ def _columns(path: Path) -> list[str]:
 
 
 def _media_paths(files: Iterable[tuple[Path, str]], selection: RemovalTargets) -> set[str]:
-    """What the tables of videos say where the removed ones lie."""
+    """The paths of the removed videos in the tables of videos."""
     found: set[str] = set()
     for folder, shard in files:
         path = shard_path(folder, shard)
@@ -337,7 +337,7 @@ def _media_paths(files: Iterable[tuple[Path, str]], selection: RemovalTargets) -
 
 
 def _clean_notes(dataset: Path, selection: RemovalTargets) -> None:
-    """Removes the keys from requested retries, journals, logs, and stored listings."""
+    """Removes the keys from retry requests, journals, logs, and stored listings."""
     forget(dataset, selection.has_key)
     for path in json_files(dataset / RETRIES):
         request = read_request(path)
@@ -368,7 +368,7 @@ def _key_of(url: str) -> str | None:
 
 
 def subsets_with(dataset: Path, videos: Iterable[str]) -> dict[str, int]:
-    """The frozen subsets that hold clips of these videos, with how many."""
+    """The frozen subsets with clips of these videos, and how many clips."""
     wanted = list(videos)
     found: Counter[str] = Counter()
     for path in subset_records(dataset):

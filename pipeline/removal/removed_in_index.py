@@ -14,7 +14,8 @@ from clipmill.schemas.folders import INDEX, INDEX_MANIFEST
 
 
 def videos_in_index(dataset: Path, videos: Iterable[str]) -> Iterator[tuple[Path, set[str]]]:
-    """Each file of the index that holds some of these videos, with those; not what is damaged."""
+    """The index files that hold some of these videos, with those videos; damaged files are left
+    out."""
     wanted = pa.array(sorted(videos), pa.string())
     for path in _files(dataset):
         if found := _videos_in(path, wanted):

@@ -26,19 +26,20 @@ _STAYS = frozenset(("source_key", "position", "rejection"))
 
 @dataclass(frozen=True)
 class RemovalTargets:
-    """What to remove: videos by id, sources by key; `when` is the text of the remaining rows."""
+    """What to remove: videos by id, sources by key; `when` is the time stored in the remaining
+    rows."""
 
     videos: frozenset[str]
     source_keys: frozenset[str]
     when: str
 
     def has_key(self, key: str) -> bool:
-        """Whether the key of a source, a video or a clip is meant."""
+        """Whether the key of a source, a video or a clip is to be removed."""
         return is_of(key, self.videos, self.source_keys)
 
 
 def _mask(table: pa.Table, selection: RemovalTargets) -> pa.ChunkedArray:
-    """Which rows go, or, of a table over sources, are emptied."""
+    """Which rows are removed or, in a table over sources, emptied."""
     videos = pa.array(selection.videos, pa.string())
     found = pa.chunked_array([pa.nulls(table.num_rows, pa.bool_()).fill_null(False)])
     names = table.column_names
@@ -58,7 +59,7 @@ def _key_columns(names: list[str]) -> list[str]:
 
 
 def matching_rows(path: Path, selection: RemovalTargets) -> tuple[int, set[str]]:
-    """How many rows of a shard are theirs and not emptied yet, and the clips among them."""
+    """How many rows of a shard match and are not emptied yet, and the clips among them."""
     with reading(path):
         file = pq.ParquetFile(path)
         names = file.schema_arrow.names
@@ -128,7 +129,7 @@ def rewrite_shard(path: Path, selection: RemovalTargets) -> None:
 
 
 def _emptied(rows: pa.Table, when: str, seen: set[str]) -> pa.Table:
-    """Of each source one row that has nothing but its key, its place and the rejection."""
+    """One row per source, with nothing but its key, its position and the rejection."""
     first = []
     for row, key in enumerate(rows["source_key"].to_pylist()):
         if key not in seen:
@@ -148,7 +149,7 @@ def _emptied(rows: pa.Table, when: str, seen: set[str]) -> pa.Table:
 
 
 def _in_order(before: pa.Table, kept: pa.Table, stubs: pa.Table) -> pa.Table:
-    """Rows that stay and rows that were emptied, in the order in which they stood."""
+    """Merges the remaining and the emptied rows in their original order."""
     if not stubs.num_rows:
         return kept
     both = pa.concat_tables([kept, stubs])

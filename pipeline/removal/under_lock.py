@@ -31,7 +31,7 @@ class Removal:
     """None if all videos had been removed before."""
     removed_before: tuple[str, ...] = ()
     finished: int = 0
-    """How many removals were finished that had been interrupted earlier."""
+    """How many earlier, interrupted removals were finished."""
     earlier: Purged | None = None
     """What those removed."""
     is_dry_run: bool = False
@@ -95,7 +95,7 @@ def _finish(dataset: Path) -> Purged | None:
 
 @contextlib.contextmanager
 def _in_force_anyway(dataset: Path) -> Iterator[None]:
-    """Adds to a write error what becomes of the removal."""
+    """Adds to a write error what this means for the removal."""
     holds = (
         "The removal is in force anyway: nothing shows these videos; the next `clipmill "
         "remove` or `clipmill run` deletes the rest"
