@@ -1,7 +1,7 @@
 """Re-reads a dataset from end to end and reports what is wrong with it.
 
-One base shard at a time goes through all tables, so memory holds one group of shards, not the
-dataset. What a run that goes on meanwhile has not done yet is pending, not missing.
+All tables are checked for one base shard at a time, so memory holds one group of shards, not the
+dataset. What a concurrent run has not done yet is pending, not missing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BY_COMPARING = frozenset(
 )
 
 MEMORY_LIMIT = "1GB"
-"""What DuckDB may take for names over the whole dataset before it writes them to disk."""
+"""What DuckDB may use for names over the whole dataset before it spills to disk."""
 THREADS = 2
 
 
@@ -76,7 +76,7 @@ def verify(
     if report.is_running:
         book.drop_what_is_at_work()
     if removals != _names(dataset / REMOVED):
-        # Some tables were read before the videos were taken out of them, and some after.
+        # Some tables were read before the videos were removed from them, and some after.
         report.is_running = True
         report.faults = [fault for fault in report.faults if fault.check not in _BY_COMPARING]
     return report
@@ -91,7 +91,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _newest_record(dataset: Path) -> tuple[str, int] | None:
-    """Whether a run began or ended meanwhile."""
+    """Changes when a run starts or ends."""
     paths = json_files(dataset / RUNS)
     return (paths[-1].name, os.lstat(paths[-1]).st_mtime_ns) if paths else None
 
@@ -143,7 +143,7 @@ def _check(
 
 
 def _open_steps(book: Book, groups: GroupChecks) -> set[tuple[str, str]]:
-    """Steps of which not all is there and right."""
+    """Steps with missing or faulty shards."""
     return {
         *groups.pending,
         *(

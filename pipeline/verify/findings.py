@@ -25,14 +25,14 @@ class Remake:
 
 @dataclass(frozen=True)
 class SetAside:
-    """Files or folders, relative to the dataset, that are to go."""
+    """Files or folders, relative to the dataset, to set aside."""
 
     paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Reopen:
-    """A removal that claimed to be finished, but was not."""
+    """A removal that was marked as finished, but was not."""
 
     tombstone: str
 
@@ -44,7 +44,7 @@ Remedy = Remake | SetAside | Reopen
 class Finding:
     """One finding. `where` is relative to the dataset; `remedies` are what repair does.
 
-    What only a dataset at rest must not have is `at_rest`: during a run it is not a fault.
+    `at_rest` marks what is a fault only if no run is active.
     """
 
     check: str
@@ -57,7 +57,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Repaired:
-    """What a repair did: files moved, where to, and the shards that a run is to make."""
+    """What a repair did: the files moved, where to, and the shards that a run must make again."""
 
     folder: Path | None
     moved: tuple[str, ...]
@@ -67,13 +67,13 @@ class Repaired:
 
     @property
     def needs_sources(self) -> bool:
-        """Whether the recipe's sources must be looked at again."""
+        """Whether the recipe's sources must be read again."""
         return any(name.startswith(f"{SOURCES}/") for name in self.awaited)
 
 
 @dataclass
 class Verification:
-    """All that was found, and how much was looked at; `repaired` if a repair was asked for."""
+    """All findings, and how much was checked; `repaired` if a repair was requested."""
 
     dataset: str
     faults: list[Finding] = field(default_factory=list)
@@ -127,7 +127,7 @@ class Book:
         *more: Remedy,
         at_rest: bool = False,
     ) -> None:
-        """A fault of a shard that can be made again."""
+        """Adds a fault of a shard that can be made again."""
         self.fault(
             check,
             where,
@@ -147,17 +147,17 @@ class Book:
         return f"{self.again} makes it again"
 
     def stray(self, check: str, where: str, what: str) -> None:
-        """A file or folder that does not belong to the dataset."""
+        """Adds a file or folder that does not belong to the dataset."""
         self.fault(check, where, what, self.repair, SetAside((where,)), at_rest=True)
 
     def drop_what_is_at_work(self) -> None:
-        """During a run, what it has not finished is not broken."""
+        """Drops what is not a fault during a run: unfinished work is not broken."""
         self.report.faults = [f for f in self.report.faults if not f.at_rest]
         self.report.notes = [f for f in self.report.notes if not f.at_rest]
 
 
 def some(keys: Iterable[str]) -> str:
-    """How many, and the first of them, for a message."""
+    """A number and the first examples, for a message."""
     names = sorted(keys)
     shown = ", ".join(repr(name)[1:-1] for name in names[:3])
     return f"{shown}{', …' if len(names) > 3 else ''}"

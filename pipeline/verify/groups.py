@@ -1,6 +1,6 @@
 """Checks one base shard through all tables: what is missing, lost, or of unknown origin.
 
-Only the shards of one base are held in memory at a time: that is how the stages see them, too.
+Only the shards of one base are in memory at a time, as in the stages.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Seen = Callable[[dict[Step, dict[str, ShardRows]]], None]
 
 @dataclass
 class GroupChecks:
-    """Iterates over the base shards; `seen` is given the rows of each in turn.
+    """Iterates over the base shards; `seen` gets the rows of each in turn.
 
-    `pending` counts by step the shards that the newest run has still to do.
+    `pending` counts by step the shards that the newest run still has to do.
     """
 
     survey: Survey
@@ -74,7 +74,7 @@ class GroupChecks:
                     and None not in before
                     and (not self._check_keys(step, found))
                 ):
-                    broken.add(step)  # what was made from it lacks the same keys
+                    broken.add(step)  # tables made from it lack the same keys
         self.seen(found)
 
     def _step(self, name: tuple[str, str]) -> Step | None:
@@ -87,7 +87,7 @@ class GroupChecks:
             return True
         for step in survey.ordered:
             for shard in survey.group(step, base):
-                # Such shards are not gone through here, but the views would read them.
+                # Such shards are not checked here, but the views would read them.
                 if why_damaged(survey.dataset / step.file(shard)) is not None:
                     self.shards.damaged.add((step.place(), shard))
         files = [
@@ -255,7 +255,7 @@ class GroupChecks:
             )
 
     def _check_keys(self, step: Step, found: dict[Step, dict[str, ShardRows]]) -> bool:
-        """inputs = kept + rejected + failed: the keys that came are the keys that are there."""
+        """Checks inputs = kept + rejected + failed: each given key has an outcome, and no other."""
         own = found[step]
         given = _given(self.survey, step, found) if own else None
         if given is None:
@@ -303,9 +303,9 @@ def _column(table: pa.Table, name: str) -> list[Any]:
 def _given(
     survey: Survey, step: Step, found: dict[Step, dict[str, ShardRows]]
 ) -> dict[str, set[str]] | None:
-    """The keys that a step is given over a whole base shard, each with the shards that bring it.
+    """The keys that a step is given over a whole base shard, each with the shards that add it.
 
-    None where the records don't tell.
+    None if the records don't show them.
     """
     columns: dict[str, tuple[str, ...]] = {}
     kept: dict[str, dict[str, KeptRows]] = {}

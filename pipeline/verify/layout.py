@@ -51,7 +51,7 @@ class Folder:
 
 @dataclass
 class Survey:
-    """A dataset's records, requests and files as they were found when verify began."""
+    """A dataset's records, requests and files, as found at the start."""
 
     dataset: Path
     records: dict[str, RunRecord]
@@ -86,12 +86,12 @@ class Survey:
 
     @cached_property
     def ordered(self) -> list[Step]:
-        """All steps of all records, each after those it reads."""
+        """The steps of all records, each after those it reads."""
         depths: dict[StepId, int] = {SOURCES_STEP.id: 0}
 
         def depth(name: StepId) -> int:
             if name not in depths:
-                depths[name] = 0  # a record that goes in a circle ends here
+                depths[name] = 0  # stops at a circular record
                 step = self.steps.get(name)
                 depths[name] = 1 + max(map(depth, step.inputs.items()), default=0) if step else 0
             return depths[name]
@@ -107,7 +107,7 @@ class Survey:
         return found
 
     def below(self, name: StepId) -> list[Step]:
-        """The steps that depend on one, in order, without itself."""
+        """The steps that depend on one, in order, without that step itself."""
         if name not in self._below:
             self._below[name] = self._find_below(name)
         return self._below[name]
@@ -127,7 +127,7 @@ class Survey:
 
     @cached_property
     def _groups(self) -> dict[str, dict[str, list[str]]]:
-        """By folder and base shard its shards, in order."""
+        """The shards by folder and base shard, in order."""
         found: dict[str, dict[str, list[str]]] = {}
         for place, folder in self.folders.items():
             groups = found.setdefault(place, {})
@@ -145,19 +145,19 @@ class Survey:
         return sorted(found, key=int)
 
     def begins_at(self, shard: str) -> StepId | None:
-        """The step at which a retry begins; None for one that nobody requested."""
+        """The step at which a retry begins; None for a retry that nobody requested."""
         request = self.requests.get(shard)
         return (request["step"], request["fingerprint"]) if request else None
 
     def passes(self, step: Step, shard: str) -> bool:
-        """Whether a shard goes through a step: of a retry, from where it begins."""
+        """Whether a shard passes through a step; a retry does so from its first step on."""
         if not retry_number(shard):
             return True
         begin = self.begins_at(shard)
         return begin is not None and (begin == step.id or step in self.below(begin))
 
     def must_have(self, step: Step, shard: str) -> bool:
-        """Whether the newest run says that it has done this shard."""
+        """Whether the newest run claims to have done this shard."""
         record = self.newest
         if record is None or record.get("state") != "done" or step.id not in self.current:
             return False
@@ -173,20 +173,20 @@ class Survey:
             ):
                 return False
         elif not self.shards(step):
-            return False  # of an older record it is not known whether it went so far
+            return False  # an older record doesn't say whether it got that far
         if retry_number(shard):
             return self.passes(step, shard) and self._was_asked_before_the_run(shard)
         return True
 
     def _was_asked_before_the_run(self, shard: str) -> bool:
         asked_at = self.requests[shard].get("asked_at")
-        if asked_at is None:  # an older request: the file tells
+        if asked_at is None:  # an older request has no time: use the file's
             return self.request_times[shard] <= self.newest_changed_at
         return self.newest is not None and asked_at <= self.newest["started_at"]
 
 
 def read_survey(dataset: Path, book: Book) -> Survey:
-    """Reads records and lists folders; anything unreadable is a fault in the book."""
+    """Reads records and lists folders; anything unreadable becomes a fault in the book."""
     records: dict[str, RunRecord] = {}
     steps: dict[StepId, Step] = {}
     declared: dict[tuple[str, str, str], tuple[str, ...]] = {}
@@ -229,8 +229,7 @@ def read_survey(dataset: Path, book: Book) -> Survey:
         declared=declared,
     )
     _read_quarantine(survey)
-    # A step that depends on another is listed before it: so during a run nothing seems to lack its
-    # input.
+    # A dependent step is listed before its inputs, so that during a run no input seems missing.
     for step in reversed(survey.ordered):
         for table in reversed(step.tables):
             survey.folders[step.place(table)] = list_folder(dataset / step.place(table))
@@ -269,9 +268,9 @@ def _unreadable(
 
 
 def check_notes(dataset: Path, book: Book) -> None:
-    """What only single commands read: the journals of workers, and what lists were found to hold.
+    """Checks files of single commands: workers' journals, and the stored contents of lists.
 
-    One that is gone when it is opened was of a run that goes on.
+    One that disappears before it is opened belonged to an active run.
     """
     for paths, read, what, then in (
         (
@@ -332,13 +331,13 @@ def _removals(dataset: Path, book: Book) -> tuple[list[Tombstone], bool]:
     try:
         return tombstones(dataset), True
     except (ClipmillError, OSError) as error:
-        # Never set aside: that would bring back what was removed.
+        # Never set aside, which would bring back removed videos.
         book.fault("removal", folders.REMOVED, str(error), "fix the file by hand")
         return [], False
 
 
 def _read_quarantine(survey: Survey) -> None:
-    """What repairs since the newest run have set aside is pending, not missing."""
+    """What repairs have set aside since the newest run is pending, not missing."""
     since = survey.newest["started_at"] if survey.newest else ""
     for path in sorted(
         (survey.dataset / folders.QUARANTINE).glob(f"*/{folders.QUARANTINE_REASON}")
@@ -357,7 +356,7 @@ def _read_quarantine(survey: Survey) -> None:
 
 
 def missing_inputs(survey: Survey, step: Step, shard: str) -> Iterator[Step]:
-    """The steps before one that must have had a shard for it to come this far, and lack it."""
+    """The earlier steps that must have had a shard for it to exist here, but lack it."""
     for name in step.inputs.items():
         before = survey.steps.get(name)
         if before is None:
@@ -367,7 +366,7 @@ def missing_inputs(survey: Survey, step: Step, shard: str) -> Iterator[Step]:
 
 
 def is_cache(table: str) -> bool:
-    """Frames may be dropped at any time: stages then read them from the video again."""
+    """Frames may be deleted at any time: stages then read them from the video again."""
     return table == folders.FRAMES
 
 
@@ -376,7 +375,7 @@ def frames_are_dropped(record: RunRecord | None) -> bool:
 
 
 def narrowed(table: StepTable, shards: Iterable[str]) -> StepTable:
-    """A table of the catalog with just these shards."""
+    """A table of the catalog with only these shards."""
     names = tuple(sorted(shards, key=shard_order))
     return replace(
         table,

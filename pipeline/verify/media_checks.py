@@ -22,10 +22,10 @@ from clipmill.stages.media.fetch.media_store import note_of
 from clipmill.stages.media.isolation.isolated import Limits, run_isolated
 from clipmill.stages.media.read.probe import probe
 
-# As the probe takes a file for whole: so far its length may be off.
+# As in the probe, the length of a complete file may be off by this much.
 _LENGTH_SECONDS = 1.0
 _LENGTH_SHARE = 0.02
-# What the last frame of a file without durations may stand for.
+# The longest display time of the last frame in a file without durations.
 _SPAN_SECONDS = 0.5
 _CHUNK_BYTES = 4 << 20
 
@@ -48,7 +48,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _VideoRow:
-    """One kept row of a videos table; the last clip of each set of clips that it gave."""
+    """A kept row of a videos table, and the end of the last clip of each set of its clips."""
 
     place: _Place
     row: dict[str, Any]
@@ -64,7 +64,7 @@ class MediaChecks:
     say: Callable[[str], None] = lambda said: None
 
     def __post_init__(self) -> None:
-        # A folder that Clipmill has put anything in has notes, too, whatever else was deleted.
+        # A media folder that Clipmill has used is never empty: it holds notes, too.
         media = self.survey.dataset / MEDIA
         self._is_empty = media.is_dir() and not any(media.iterdir())
         self._told = False
@@ -96,7 +96,7 @@ class MediaChecks:
         book.report.checked["media"] += 1
         try:
             if there := what_is_there(whole):
-                # Not opened: a named pipe would block for ever.
+                # Not opened: a named pipe would block forever.
                 self._bad_file("media_size", stored, f"the file of {video_id} is {there}", videos)
                 return
             size = whole.stat().st_size
@@ -139,15 +139,15 @@ class MediaChecks:
                 videos,
             )
             return
-        for video in wrong:  # another row says of the same file what it is
+        for video in wrong:  # another row describes the same file correctly
             self._bad_row("media_sha256", video, "has another size or SHA-256 than the row says")
         self._check_length(whole, [v for v in videos if v not in wrong])
 
     def _said_of(self, video: _VideoRow, all_of_file: list[_VideoRow]) -> list[tuple[int, str]]:
-        """Sizes and SHA-256 that a row's file may have.
+        """Sizes and SHA-256s that a row's file may have.
 
-        Sound that came later changes the file under its name: a newer row says so, or the note of
-        its source where that row is still to be written, or is one of other rules.
+        Adding sound later changes a file but not its name: a newer row describes it, or the note
+        of its source if that row is still to be written or belongs to other rules.
         """
         said = [(video.row["size_bytes"], video.row["sha256"])]
         key = video.row.get("source_key")
@@ -168,8 +168,8 @@ class MediaChecks:
             facts = run_isolated(probe, whole, limits=Limits())
         except RowFailed as error:
             if error.kind == "crash":
-                # The helper was killed or ran out of what it may take: that says nothing of the
-                # file, whose bytes are those that were taken in.
+                # The helper was killed or exceeded its limits, which says nothing about the
+                # file, whose bytes are unchanged.
                 self.book.note(
                     "media_duration",
                     videos[0].row["path"],
@@ -177,7 +177,7 @@ class MediaChecks:
                     "verify again when the machine has more memory or space",
                 )
                 return
-            # Its bytes are those that were taken in, so the row says what was never so.
+            # Its bytes are unchanged, so the row was wrong from the start.
             for video in videos:
                 self._bad_row("media_duration", video, f"is not a complete video: {error.message}")
             return
@@ -185,7 +185,7 @@ class MediaChecks:
         for video in videos:
             said, begins = video.row["duration_seconds"], video.row.get("starts_at_seconds")
             slack = max(_LENGTH_SECONDS, _LENGTH_SHARE * max(said or 0.0, found))
-            # Of a section the row says how long the whole video is.
+            # The row of a section has the length of the whole video.
             if said is None or found - said > slack or (begins is None and said - found > slack):
                 self._bad_row(
                     "media_duration",
@@ -205,11 +205,11 @@ class MediaChecks:
                     )
 
     def _bad_file(self, check: str, stored: str, what: str, videos: list[_VideoRow]) -> None:
-        """A file that is not the one that was taken in: it goes with the rows that name it."""
+        """Sets a file aside that changed since the download, with the rows that name it."""
         is_outside = Path(stored).is_absolute()
         first, *rest = videos
         step = first.place.step
-        is_gone = check == "media_missing"  # a removal may be at work
+        is_gone = check == "media_missing"  # a removal may be running
         aside = [] if is_outside or is_gone else [SetAside((stored,))]
         self.book.remake(
             check,
@@ -232,7 +232,7 @@ class MediaChecks:
 
 
 def _videos(found: dict[Step, dict[str, ShardRows]]) -> list[_VideoRow]:
-    """The videos of a base shard, of every table that says where their files lie."""
+    """The videos of a base shard, from every table that has paths of their files."""
     clips: dict[str, dict[_Place, float]] = {}
     videos = []
     for step, shards in found.items():

@@ -9,9 +9,9 @@ from clipmill.schemas.command_line import shell_word
 
 
 def check_removed_in_index(survey: Survey, book: Book) -> None:
-    """A fault for each index file with removed videos, whatever it is the index of.
+    """Adds a fault for each index file with removed videos, whichever index it belongs to.
 
-    Only finished removals are checked: an unfinished one will finish the index, too.
+    Only finished removals are checked: an unfinished one will update the index when it finishes.
     """
     done = [stone for stone in survey.removals if stone.purged_at is not None]
     if not done:

@@ -1,10 +1,10 @@
 """Sets aside what is broken and can be made again; nothing is ever deleted.
 
-    quarantine/<time>/why.json     what was found, what was moved, what a run is to make again
-    quarantine/<time>/…            the files, under the paths that they had in the dataset
+quarantine/<time>/why.json     what was found, what was moved, what a run must make again
+quarantine/<time>/…            the files, under the paths that they had in the dataset
 
-`why.json` is written before the first file is moved, so that a killed repair can be distinguished
-from a loss; the next one moves the rest.
+`why.json` is written before the first file is moved, so that an interrupted repair can be told
+apart from data loss; the next repair moves the rest.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def verify_and_repair(
 def repair(dataset: Path, report: Verification) -> Repaired:
     """Carries out the remedies of a report's faults; the caller holds the dataset's lock.
 
-    `left` are the faults that have none.
+    `left` are the faults without remedies.
     """
     dataset = dataset.absolute()
     survey = read_survey(dataset, Book(report.dataset))
@@ -104,7 +104,7 @@ def repair(dataset: Path, report: Verification) -> Repaired:
 
 
 def _made_from(survey: Survey, remedy: Remake) -> Iterator[tuple[Step, str]]:
-    """A shard, and those of its base from it on in all steps that depend on its step."""
+    """A shard, and the shards of its base in all steps that depend on its step."""
     name = (remedy.label, remedy.fingerprint)
     step = SOURCES_STEP if remedy.label == SOURCES else survey.steps[name]
     yield step, remedy.shard

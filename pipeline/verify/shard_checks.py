@@ -38,7 +38,7 @@ _WANTED = (
 
 @dataclass
 class ShardRows:
-    """What other checks need of a shard: all keys, and some columns of the kept rows."""
+    """The data of a shard that other checks need: all keys, and some columns of the kept rows."""
 
     keys: set[str]
     kept: pa.Table
@@ -70,11 +70,11 @@ class ShardChecks:
             and self._check_footer(step, where, shard, metadata, table)
             and self._check_scores(step, where, shard, table)
         ):
-            return None  # one fault, not one more in every table that was made from it
+            return None  # one fault, not another in every table made from it
         return ShardRows(set(table[step.key].to_pylist()), _kept(table))
 
     def further_table(self, step: Step, table: str, shard: str) -> set[str] | None:
-        """The videos in a shard of a further table of a step; None if it is unusable."""
+        """The videos in a shard of a step's further table; None if it is unusable."""
         where = step.file(shard, table)
         read = self._read(step, where, shard, ["video_id"], table)
         if read is None:
@@ -93,12 +93,12 @@ class ShardChecks:
         path = self.survey.dataset / where
         try:
             if there := what_is_there(path):
-                # Not opened: a named pipe would block for ever.
+                # Not opened: a named pipe would block forever.
                 self._bad(step, where, shard, "unreadable", f"is {there}, not a file", table)
                 return None
             found = read_whole(path, columns)
         except FileNotFoundError:
-            # It was there when the folder was listed: a run or a removal is at work.
+            # It existed when the folder was listed: a run or a removal is active.
             self._bad(
                 step, where, shard, "missing", "disappeared while being read", table, at_rest=True
             )
@@ -123,7 +123,7 @@ class ShardChecks:
         at_rest: bool = False,
     ) -> None:
         if table is not None and is_cache(table):
-            # Moved on its own: what was made of the frames is as it was.
+            # Only frames are moved: results made from them are still valid.
             self.book.fault(
                 check,
                 where,
@@ -145,7 +145,7 @@ class ShardChecks:
         declared: pa.Schema | None,
         table: str | None = None,
     ) -> bool:
-        """Whether the columns are those that were declared when the shard was written."""
+        """Checks that the columns are those declared when the shard was written."""
         problems = []
         if table is None:
             names = set(self._declared_names(step, where))
@@ -171,7 +171,7 @@ class ShardChecks:
 
     def _declared_names(self, step: Step, where: str) -> tuple[str, ...]:
         if step.label == SOURCES:
-            # Written by whatever version; all its columns but the key may be missing.
+            # Any version may have written it; all its columns but the key may be missing.
             present = pq.read_schema(self.survey.dataset / where).names
             return tuple(
                 name
@@ -249,7 +249,8 @@ class ShardChecks:
         return not double
 
     def _check_scores(self, step: Step, where: str, shard: str, table: pa.Table) -> bool:
-        """No score is NaN or infinite: a query's threshold takes NaN for more than any number."""
+        """Checks that no score is NaN or infinite: in a threshold, NaN counts as larger than any
+        number."""
         score = step.score
         if score not in table.column_names or not pa.types.is_floating(table[score].type):
             return True
@@ -270,7 +271,7 @@ class ShardChecks:
 def read_whole(path: Path, columns: list[str]) -> tuple[pa.Schema, dict[bytes, bytes], pa.Table]:
     """Reads a file to its end, row group by row group; keeps some columns of it.
 
-    A structure's outcome is kept as whether it is there.
+    Of a structure that holds an outcome, only its presence is kept.
     """
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         schema = file.schema_arrow

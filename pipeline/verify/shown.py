@@ -82,7 +82,7 @@ class Shown:
 
     @property
     def clips(self) -> str | None:
-        """A query for the ids of the clips that the catalog shows; None where it has no clips."""
+        """A query for the ids of the clips that the catalog shows; None if it has no clips."""
         return f"SELECT clip_id FROM ({self._rows})" if self._rows else None
 
     def check_doubles(self) -> None:
@@ -97,7 +97,7 @@ class Shown:
                 self._tell("clip_id", str(self._rows), name)
 
     def _tell(self, key: str, rows: str, name: tuple[str, str]) -> None:
-        """A fault of every base shard that has keys which an earlier one has, too."""
+        """Adds a fault for every base shard with keys that an earlier one also has."""
         step = SOURCES_STEP if name == SOURCES_STEP.id else self._survey.steps[name]
         found = self._connection.execute(
             f"SELECT _base, count(*), min({key}), min(_first) FROM (SELECT {key}, _base, "

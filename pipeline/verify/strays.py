@@ -30,7 +30,7 @@ _NOTES_OF_SOURCES = tuple(
 
 
 class Names:
-    """What tables name over the whole dataset, in DuckDB, which can put it on disk."""
+    """Names in tables over the whole dataset, kept in DuckDB, which can spill to disk."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self._connection = connection
@@ -38,7 +38,7 @@ class Names:
         connection.execute("CREATE TABLE named_sources (name VARCHAR)")
 
     def take(self, found: dict[Step, dict[str, ShardRows]]) -> None:
-        """The media paths and source keys of one base shard."""
+        """Adds the media paths and source keys of one base shard."""
         for step, shards in found.items():
             for rows in shards.values():
                 if step.label == folders.SOURCES:
@@ -49,7 +49,7 @@ class Names:
     def without(self, table: str, names: Iterable[str]) -> set[str]:
         """Those of the names that are not in the table."""
         found = set(names)
-        # Tables hold text: they can't name anything else.
+        # Tables hold valid text, so they can't contain any other name.
         no_text = {name for name in found if storable(name) != name}
         given = pa.table({"name": pa.array(found - no_text, pa.string())})
         if not given.num_rows:
@@ -77,7 +77,7 @@ class StrayChecks:
     sources_known: bool = True
     """Whether all shards of sources could be read."""
     media_known: bool = True
-    """Whether all tables that name media are there and could be read."""
+    """Whether all tables that name media exist and could be read."""
 
     def check(self) -> None:
         self._top()
@@ -142,7 +142,7 @@ class StrayChecks:
             )
 
     def _unknown_table(self, place: str, *, is_table: bool) -> None:
-        """A folder next to or in a table's folder that no record names."""
+        """Reports a folder next to or in a table's folder that no record names."""
         found = list_folder(self.survey.dataset / place)
         if not is_table and not found.shards:
             return
@@ -199,7 +199,7 @@ class StrayChecks:
             self._claims(f"{folders.MEDIA_CLAIMS}/{rules}")
 
     def _work(self) -> None:
-        """Leftovers of killed downloads; a run that still has to do them resumes them."""
+        """Reports leftovers of killed downloads, unless a run will resume them."""
         folder = self.survey.dataset / folders.MEDIA_WORK
         names = _listed(folder)
         unknown = self.names.without("named_sources", {name.partition(".")[0] for name in names})
@@ -220,7 +220,7 @@ class StrayChecks:
             self.book.stray("orphan", where, "no table names it")
 
     def _notes(self, place: str) -> None:
-        """Files named by the key of a source."""
+        """Checks files named by the key of a source."""
         for names in _in_chunks(self.survey.dataset / place):
             keys = {name: match[1] for name in names if (match := _SOURCE_FILE.match(name))}
             for name in sorted(set(names) - set(keys)):
@@ -270,7 +270,7 @@ def _listed(folder: Path) -> list[str]:
 
 
 def _in_chunks(folder: Path, size: int = 50_000) -> Iterator[list[str]]:
-    """The names in a folder, which may be millions, some at a time."""
+    """The names in a folder, possibly millions, in chunks."""
     names: list[str] = []
     try:
         with os.scandir(folder) as entries:

@@ -53,13 +53,13 @@ _UNREADABLE = (
 
 @dataclass
 class SubsetChecks:
-    """Checks subsets. They can't be recreated from themselves, so none of them is set aside."""
+    """Checks subsets. They can't be recreated, so none of them is set aside."""
 
     survey: Survey
     book: Book
     connection: duckdb.DuckDBPyConnection
     clips: str | None
-    """A query for the ids of all clips that the catalog shows; None where not all can be read."""
+    """A query for the ids of all clips that the catalog shows; None if not all can be read."""
 
     def check(self) -> None:
         for path in subset_records(self.survey.dataset):
@@ -157,7 +157,7 @@ class SubsetChecks:
         return problems
 
     def _check_ids(self, folder: Path, where: str, info: dict[str, Any]) -> None:
-        """Whether the catalog still has its clips."""
+        """Checks whether the catalog still has its clips."""
         if self.clips is None:
             self.book.note(
                 "subset",
@@ -202,12 +202,13 @@ class SubsetChecks:
 
 
 def _no_files(folder: Path) -> list[str]:
-    """Anything in a subset's folder that is not a file, and must not be opened."""
+    """Reports anything in a subset's folder that is not a file, and must not be opened."""
     return [path.name for path in folder.iterdir() if what_is_there(path)]
 
 
 def check_index(survey: Survey, layout: Layout, book: Book) -> None:
-    """The index holds no data of its own: stale is a note, breaking queries is a fault."""
+    """The index holds no data of its own: if outdated, it is a note; if it breaks queries, a
+    fault."""
     root = survey.dataset / INDEX
     if not root.is_dir():
         return
@@ -261,7 +262,8 @@ def _check_coverage(
         return
     is_trusted = coverage is not None and coverage.live is None
     if is_trusted and not any(fault.remedies for fault in book.report.faults):
-        # Files are only ever replaced by renaming, which the folder's time tells; not these.
+        # Shard files are only replaced by renaming, which changes the folder's time; these were
+        # changed in place.
         book.stray(
             "index",
             f"{where}/{INDEX_MANIFEST}",
