@@ -11,7 +11,17 @@ from clipmill.jobs.reference import FOLDER, PAGES
 from clipmill.pipeline.catalog.catalog import open_catalog
 from tests.synthetic import Truth, build_dataset
 
-GUIDE = Path(__file__).resolve().parents[1] / "docs" / "sql.md"
+ROOT = Path(__file__).resolve().parents[1]
+GUIDE = ROOT / "docs" / "sql.md"
+# A path in backquotes that begins with one of the tree's own folders.
+OWN_PATH = re.compile(
+    r"`((?:benchmarks|clipmill|docs|jobs|pipeline|schemas|stages|tests)/[\w./-]+)`"
+)
+PAGES_BY_HAND = [
+    str(page.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md")
+    for page in sorted(ROOT.glob(pattern))
+]
 QUERIES = re.findall(r"\n([^\n]+):\n\n```sql\n(.*?)```", GUIDE.read_text(), re.S)
 
 
@@ -21,6 +31,12 @@ def test_reference_pages_are_up_to_date(name: str):
     assert (FOLDER / name).read_text(encoding="utf-8") == PAGES[name](), (
         f"docs/reference/{name} is stale; run `make docs`"
     )
+
+
+@pytest.mark.parametrize("page", PAGES_BY_HAND)
+def test_paths_that_a_page_names_exist(page: str):
+    named = OWN_PATH.findall((ROOT / page).read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 @pytest.fixture(scope="module")
