@@ -174,7 +174,7 @@ def test_forty_bad_files_in_a_folder_have_allowed_outcomes(tmp_path):
     folder = tmp_path / "files"
     neighbours = write(folder, cases)
     ran = run_recipe(
-        SPLIT_ONLY.format(shard_videos=16), [folder], tmp_path / "dataset", limit_seconds=200
+        SPLIT_ONLY.format(shard_videos=16), [folder], tmp_path / "dataset", limit_seconds=600
     )
     found = check("default, small", folder, cases, tmp_path / "dataset", ran)
     check_neighbours(neighbours, found, tmp_path, ran, MEMORY_BYTES)
@@ -185,7 +185,7 @@ def test_every_bad_file_has_an_allowed_outcome(cases, corpus, tmp_path):
     folder, neighbours = corpus
     assert len(cases) >= 300
     ran = run_recipe(
-        SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset", limit_seconds=250
+        SPLIT_ONLY.format(shard_videos=32), [folder], tmp_path / "dataset", limit_seconds=900
     )
     found = check("default", folder, cases, tmp_path / "dataset", ran)
     check_neighbours(neighbours, found, tmp_path, ran, MOST_MEMORY_BYTES)
@@ -207,7 +207,7 @@ def test_every_bad_file_has_an_allowed_outcome_in_exact_mode(engine, cases, corp
         "--set",
         "split_clips.exact=true",
         engine=engine,
-        limit_seconds=280,
+        limit_seconds=900,
     )
     check(f"exact, {engine}", folder, cases, tmp_path / "dataset", ran)
 
@@ -292,7 +292,7 @@ def test_given_spans_of_odd_files_have_the_right_frames(corpus, sound, tmp_path)
         "split_clips.boundaries=given",
         "--set",
         "split_clips.min_clip_seconds=0",
-        limit_seconds=200,
+        limit_seconds=600,
     )
     found = check(
         "given spans", folder, some, tmp_path / "dataset", ran, facts_of=lambda case: None
@@ -336,7 +336,7 @@ def test_clips_cut_from_odd_files_are_right(media, corpus, sound, tmp_path):
         out,
         "--engine",
         "local",
-        limit_seconds=280,
+        limit_seconds=900,
     )
     assert ran.status == 0, ran.errors
     failed = (out / "failures.jsonl").read_text() if (out / "failures.jsonl").exists() else ""
@@ -346,10 +346,10 @@ def test_clips_cut_from_odd_files_are_right(media, corpus, sound, tmp_path):
     of_video = {outcome_of(case, folder, found).video["video_id"]: case for case in some}
     not_cut = {line["video_id"]: line for line in map(json.loads, failed.splitlines())}
     for video_id, line in not_cut.items():
-        # Codecs that no clip container supports.
+        # Codecs that no clip container supports, and files that don't store times.
         why = (of_video[video_id].name, line)
         assert media == "copy", why
-        assert line["kind"] == "permanent", why
+        assert line["kind"] in ("permanent", "bad_media"), why
         assert "--media exact" in line["message"], why
     assert len(not_cut) < 10
     assert {row["clip_id"] for row in rows} == {
@@ -417,7 +417,7 @@ def test_odd_pictures_pass_through_all_stages_of_the_demo(cases, corpus, tmp_pat
         "download_videos.min_duration_seconds=null",
         "--set",
         "download_videos.min_height=null",
-        limit_seconds=290,
+        limit_seconds=900,
     )
     found = check("whole demo recipe", folder, some, tmp_path / "dataset", ran)
     from clipmill.pipeline.catalog.catalog import open_catalog
