@@ -1,22 +1,22 @@
 """Finds items with a near one before them, by locality-sensitive hashing: never all pairs.
 
 An item is a sketch of some bits; near items differ in few of them. A table sorts all items by 32
-of the bits, picked for it at random; items that agree in the first `depth` of these share a
-bucket, and only they are compared. `depth` grows with the logarithm of the number of items, so a
-bucket holds about as many whatever that number is. One that holds more than LARGEST_BUCKET has
-its members compared with its best one and is split by the table's next bit, and so on; where the
-32 bits are used up, each member is compared with LARGEST_BUCKET - 1 of those before it. So a table
-costs at most a constant for each item, apart from the sorting, and there are as many tables as the
-wanted recall takes, whatever the number of items but for `depth`.
+of the bits, picked at random for each table; items that agree in the first `depth` of these share
+a bucket, and only they are compared. `depth` grows with the logarithm of the number of items, so
+the size of a bucket hardly depends on that number. If a bucket holds more than LARGEST_BUCKET
+items, its members are compared with its best one and it is split by the table's next bit, and so
+on; once the 32 bits are used up, each member is compared with LARGEST_BUCKET - 1 of those before
+it. So a table costs at most a constant per item, apart from the sorting, and the number of tables
+follows from the wanted recall; it depends on the number of items only through `depth`.
 
 Recall, for a pair that is just near enough: it differs in h of B bits with probability w(h). A
 table of depth b misses it with probability 1 − C(B − h, b) / C(B, b), and all T tables with that
 to the power of T, so recall = Σ w(h) · (1 − (1 − C(B − h, b) / C(B, b))^T). T is the smallest
-number for which this reaches what is wanted, with b the depth of three quarters of the items in the
-first table, but for those that its bits could not tell apart: where items lie closer, buckets are
-split further and more tables are needed. Pairs that are nearer than the threshold, and items with
-several near ones, are found more often. Items with equal sketches meet in every table and are
-compared in the first one alone.
+number that reaches the wanted recall, with b the depth of three quarters of the items in the first
+table, not counting those that its bits could not tell apart: where items lie closer together,
+buckets are split further and more tables are needed. Pairs that are nearer than the threshold, and
+items with several near ones, are found more often. Items with equal sketches meet in every table
+and are compared only in the first one.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Clips' embeddings as integer vectors: arithmetic on them is exact, so results never depend on
 the machine, on threads, on batches or on the order of rows.
 
-A clip's vector is the mean of its frames' embeddings, each brought to length 1, brought to length
-LENGTH and rounded to integers. Products of two such vectors stay below 2**24, and by Cauchy and
-Schwarz so does every partial sum, whatever order a BLAS adds in: (2047 + √d / 2)² < 2**24 for any
-d below 16 million. float32, which BLAS is fast in, holds such integers exactly. The cosine of two
-vectors is off by about 0.0002 for it.
+A clip's vector is the mean of its frames' embeddings, each normalised to length 1; the mean is
+scaled to length LENGTH and rounded to integers. Products of two such vectors stay below 2**24, and
+by Cauchy and Schwarz so does every partial sum, in whatever order a BLAS adds: (2047 + √d / 2)² <
+2**24 for any d below 16 million. float32, in which BLAS is fast, holds such integers exactly. The
+rounding changes the cosine of two vectors by about 0.0002.
 """
 
 from __future__ import annotations

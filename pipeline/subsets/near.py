@@ -41,15 +41,15 @@ _LEEWAY = 3.5
 def near_vectors(
     rows: pa.RecordBatchReader, n: int, *, min_cosine: float, scratch: Path, recall: float = RECALL
 ) -> np.ndarray:
-    """Ranks that go, ascending: the cosine with the vector of one before is at least `min_cosine`.
+    """Ranks to remove, ascending: the cosine with an earlier vector is at least `min_cosine`.
 
     `rows` has the columns `rank` (0 to n - 1, best first) and `embeddings` (frames of numbers), in
     any order; a clip's vector is the mean of its frames' directions. A rank that is missing or has
-    no direction stays. Of vectors that are equal only the first is looked at further. Exact up to
-    4096 distinct vectors, or that many that are not near to one of the 64 best; beyond, `recall`
-    of the pairs whose cosine is just `min_cosine` are found. The vectors lie in `scratch`
-    meanwhile (2 bytes a number); memory holds about 110 bytes a clip. UsageError where
-    `min_cosine` is too low for so many.
+    no direction stays. Of equal vectors only the first is examined further. The result is exact up
+    to 4096 distinct vectors, or that many that are not near to one of the 64 best; beyond that, it
+    contains the share `recall` of the pairs whose cosine is just `min_cosine`. The vectors are
+    stored in `scratch` meanwhile (2 bytes per number); memory holds about 110 bytes per clip.
+    UsageError if `min_cosine` is too low for the number of clips.
     """
     if not 0 < min_cosine <= 1:
         raise UsageError(
@@ -211,16 +211,17 @@ def _planes(width: int) -> np.ndarray:
 def near_hashes(
     rows: pa.RecordBatchReader, n: int, *, max_distance: int, recall: float = RECALL
 ) -> np.ndarray:
-    """Ranks that go, ascending: the perceptual hashes are near to those of one before.
+    """Ranks to remove, ascending: their perceptual hashes are near to those of an earlier one.
 
     `rows` has the columns `rank` (0 to n - 1, best first) and `frame_hashes` (64-bit hashes in
-    time order; null for a frame that shows nothing), in any order. Two hashes match that differ in
-    at most `max_distance` bits. Two clips are near when frames of both can be paired, in time
+    time order; null for a frame that shows nothing), in any order. Two hashes match if they differ
+    in at most `max_distance` bits. Two clips are near if frames of both can be paired, in time
     order and not necessarily at the same positions, so that at least half of the hashes of the
     clip with more of them match: a copy may be trimmed or begin elsewhere, while one frame that
-    two clips share, a title card, doesn't suffice. A clip without hashes stays. Exact up to 2048
-    hashes; beyond, `recall` says how many of the pairs with one frame that differs in just
-    `max_distance` bits are found. Memory holds about 80 bytes a hash, nothing lies on disk.
+    two clips share, such as a title card, doesn't suffice. A clip without hashes stays. The result
+    is exact up to 2048 hashes; beyond that, `recall` is the share of the pairs with one frame that
+    differs in just `max_distance` bits that is found. Memory holds about 80 bytes per hash;
+    nothing is stored on disk.
     """
     if not 0 <= max_distance < HASH_BITS // 2:
         raise UsageError(

@@ -108,7 +108,7 @@ class ScorerSpec(BaseModel):
 class ResolvedScorer:
     """The column of `clips` that a scorer of the rules uses, and what made it.
 
-    `label` is None where no stage over clips made the column. `waived`: the check was skipped.
+    `label` is None if no stage over clips made the column. `waived`: the check was skipped.
     """
 
     role: str
