@@ -1,10 +1,10 @@
 """The dataset's `media/` folder: complete files only, one per video, each claimed by one source.
 
 media/<video_id>.<ext>                 videos
-media/.work/<source_key>/              a download on its way
+media/.work/<source_key>/              an unfinished download
 media/.hosts/                          turns at hosts, see stages/media/fetch/host_throttle.py
-media/.ready/<source_key>.<ext>        whole and checked, not yet claimed
-media/.found/<source_key>.json         what was found out about a source's file
+media/.ready/<source_key>.<ext>        complete and checked, not yet claimed
+media/.found/<source_key>.json         what is known about a source's file
 media/.claims/<settings>/<video_id>    key and URL of the source that has this video
 """
 
