@@ -14,7 +14,7 @@ from clipmill.pipeline.catalog.index import ShardFiles
 from clipmill.pipeline.catalog.reasons import Reasons, reasons
 from clipmill.pipeline.dataset.commit_fence import last_moved
 from clipmill.pipeline.dataset.shards import committed_shards, shard_name
-from clipmill.pipeline.dataset.steps import Step, StepId, inputs_of, steps_of
+from clipmill.pipeline.dataset.steps import Step, StepId, inputs_of, recorded_steps
 from clipmill.pipeline.engine.retry import list_shards
 from clipmill.pipeline.ingest.list_counts import kept_counts
 from clipmill.schemas.folders import SOURCES
@@ -100,7 +100,7 @@ def status_report(dataset: Path) -> Status:
     # User queries can't reach the footers of earlier fingerprints.
     with open_catalog(dataset, allow_external=True) as catalog:
         layout = catalog.layout
-        planned = steps_of(layout.record)
+        planned = recorded_steps(dataset, layout.record)
         footers = _footers(catalog)
         doubled = _has_doubled_videos(catalog)
         stages = [
@@ -354,4 +354,5 @@ def _shards(layout: Layout, step: Step) -> tuple[int, int]:
     """Shards committed by a stage's last step, and all that will pass through it."""
     done = set(committed_shards(step.folder(layout.dataset)))
     shards = list_shards(layout.dataset, committed_shards(layout.dataset / SOURCES))
-    return len(done), len(done.union(shards.relevant(steps_of(layout.record), step)))
+    steps = recorded_steps(layout.dataset, layout.record)
+    return len(done), len(done.union(shards.relevant(steps, step)))

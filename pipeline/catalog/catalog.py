@@ -35,7 +35,7 @@ from clipmill.pipeline.dataset.run_records import (
     run_records,
 )
 from clipmill.pipeline.dataset.shards import is_shard, list_shards_in, retry_number
-from clipmill.pipeline.dataset.steps import Step, steps_of
+from clipmill.pipeline.dataset.steps import Step, recorded_steps
 from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones
 from clipmill.schemas import tables
 from clipmill.schemas.bounded_memory import bounded_memory
@@ -95,7 +95,7 @@ def read_layout(dataset: Path) -> Layout:
     ingest = _table(dataset / SOURCES, INGEST, INGEST, INGEST, tables.SOURCES, bool(removals))
     steps: list[StepTable] = []
     extra: dict[str, StepTable] = {}
-    for step in steps_of(record):
+    for step in recorded_steps(dataset, record):
         stage, folder = step.stage_label, step.folder(dataset)
         schema = step.built_in_schema or _found_schema(folder, step)
         steps.append(

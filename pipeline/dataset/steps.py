@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from clipmill.pipeline.dataset.run_records import RunRecord
+from clipmill.schemas.damage import reading
 from clipmill.schemas.errors import UsageError
-from clipmill.schemas.folders import SOURCES
+from clipmill.schemas.folders import RUNS, SOURCES
 from clipmill.schemas.tables import SOURCES as SOURCES_SCHEMA
 from clipmill.stages.built_in import built_in_table
 
@@ -93,11 +94,19 @@ class Step:
         return frozenset(self.inputs.keys() - (optional - needed))
 
 
-def steps_of(record: RunRecord | None) -> list[Step]:
+def recorded_steps(dataset: Path, record: RunRecord | None) -> list[Step]:
+    """The steps of a run in order; DamagedFile, with the record's name, if they make no sense."""
+    if record is None:
+        return []
+    with reading(dataset / RUNS / f"{record['run_id']}.json"):
+        return steps_of(record)
+
+
+def steps_of(record: RunRecord) -> list[Step]:
     """The steps of a run in order; KeyError or a similar error for an invalid record."""
     prints = fingerprints(record)
     found = []
-    for stage in record["stages"] if record else ():
+    for stage in record["stages"]:
         for step in stage["steps"]:
             label = step["step"]
             is_last = step is stage["steps"][-1]
@@ -110,7 +119,7 @@ def steps_of(record: RunRecord | None) -> list[Step]:
                     step["key"],
                     step["fingerprint"],
                     upstream,
-                    reads_of(stage["reads"] if is_last else (), upstream),
+                    _recorded_reads(stage["reads"], upstream) if is_last else (),
                     tuple(dict.fromkeys((label, *step["tables"]))),
                     tuple(step["schema_columns"]),
                     stage.get("score"),
@@ -123,6 +132,13 @@ def reads_of(texts: Iterable[str], upstream: Collection[str]) -> tuple[Read, ...
     """What a stage declares to read, except optional columns of absent stages."""
     reads = map(Read.parse, texts)
     return tuple(read for read in reads if read.label in upstream or read.label == SOURCES)
+
+
+def _recorded_reads(texts: Iterable[str], upstream: Collection[str]) -> tuple[Read, ...]:
+    try:
+        return reads_of(texts, upstream)
+    except UsageError as error:  # of whoever wrote a recipe, but this is a record
+        raise ValueError(str(error)) from error
 
 
 def fingerprints(record: RunRecord | None) -> dict[str, str]:

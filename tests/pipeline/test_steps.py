@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 
 import pytest
 
+from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.dataset.run_records import latest_run
 from clipmill.pipeline.dataset.steps import (
     KeptRows,
@@ -16,9 +18,12 @@ from clipmill.pipeline.dataset.steps import (
     fingerprints,
     given_keys,
     inputs_of,
+    recorded_steps,
     steps_of,
 )
 from clipmill.pipeline.recipes.plan import Plan, build_plan
+from clipmill.schemas.damage import DamagedFile
+from tests.synthetic import build_dataset
 
 
 def facts(step: Step) -> dict:
@@ -41,8 +46,8 @@ def test_another_process_gets_the_same_steps(words):
     assert [facts(step) for step in again.steps] == [facts(step) for step in plan.steps]
 
 
-def test_without_a_run_there_are_no_steps():
-    assert steps_of(None) == []
+def test_without_a_run_there_are_no_steps(tmp_path):
+    assert recorded_steps(tmp_path, None) == []
 
 
 def step(label: str, *upstream: str, reads: tuple[str, ...] = (), key: str = "clip_id") -> Step:
@@ -124,3 +129,15 @@ def test_each_shard_with_something_new_for_a_key_brings_it():
         "a2": {"000000", "000000.retry1", "000000.retry2"},
         "b1": {"000000", "000000.retry1"},
     }
+
+
+@pytest.mark.parametrize("reads", [["nonsense"], 5, None])
+def test_record_with_unreadable_steps_is_reported_by_name(tmp_path, reads):
+    dataset = build_dataset(tmp_path / "dataset", shards=1, clips=5).path
+    path = max((dataset / "runs").glob("*.json"))
+    record = json.loads(path.read_text())
+    for stage in record["stages"]:
+        stage["reads"] = reads
+    path.write_text(json.dumps(record))
+    with pytest.raises(DamagedFile, match=path.name), open_catalog(dataset):
+        pass
