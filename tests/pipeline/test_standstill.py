@@ -195,7 +195,7 @@ def test_stopped_worker_on_ray_fails_only_its_row(words):
     }
     lines = log_lines(data.dataset)
     assert ("name_words", "000000", "v-s-1", "T") in {
-        (line["step"], line["shard"], line["key"], line["state"]) for line in lines
+        (line["step"], line["shard"], line.get("key"), line["state"]) for line in lines
     }
     assert all(line["worker_pid"] and line["node"] and line["level"] == "warning" for line in lines)
     assert any("killed worker" in line["message"] for line in lines)
@@ -207,15 +207,15 @@ def test_worker_on_ray_that_sleeps_at_a_fragile_row_fails_that_row(words):
     assert crashes(data, "cut_words") == {"v-t: crash"}
     assert len(data.table("count_letters")) == 4
     assert ("cut_words", "v-t", "S") in {
-        (line["step"], line["key"], line["state"]) for line in log_lines(data.dataset)
+        (line["step"], line.get("key"), line["state"]) for line in log_lines(data.dataset)
     }
 
 
 def test_local_engine_reports_the_row_at_which_it_stalls(words, capfd):
     data = words("a", "s?stand=until_named&clips=1")
     data.run("stall_seconds=0.5")
-    (line,) = log_lines(data.dataset)
-    assert (line["step"], line["shard"]) == ("name_words", "000000")
+    lines = log_lines(data.dataset)
+    assert ("name_words", "000000") in {(line["step"], line["shard"]) for line in lines}
     assert "name_words makes no progress" in capfd.readouterr().err
     assert not [row for row in data.table("name_words") if row["error"]]
 
