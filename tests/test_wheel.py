@@ -118,6 +118,7 @@ def test_wheel_runs_in_a_folder_with_packages_of_the_same_names(wheel: Path, tmp
     assert "list.csv gives no sources" in said.stderr
 
 
+@pytest.mark.slow  # `make test-wheel` runs Ray with it, too
 def test_ray_workers_import_the_wheel_there_too(wheel: Path, tmp_path: Path, made):
     for part in PARTS[1:]:
         (tmp_path / f"{part}.py").write_text("raise ImportError('a stranger')\n")

@@ -44,10 +44,8 @@ def carry_out(name: str, plan: Plan, world: World, folder: Path, seed: int = 0) 
         note(name, plan, case.told, time.monotonic() - began, ended)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["driver", *(pytest.param(name, marks=pytest.mark.slow) for name in CHEAP if name != "driver")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHEAP)
 def test_one_fault_leaves_no_trace(name, world, tmp_path):
     carry_out(name, CHEAP[name], world, tmp_path)
 

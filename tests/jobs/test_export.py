@@ -54,7 +54,8 @@ main()
 """
 
 
-@pytest.mark.parametrize("other_engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("other_engine", ["local", "ray"])
 def test_killed_export_resumes_and_equals_an_undisturbed_one(tmp_path, other_engine):
     """Killed while processes cut; the other one runs undisturbed, also on Ray."""
     write_small(tmp_path / "dataset", 20)

@@ -46,7 +46,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_run_record_says_where_models_were_opened(recipe, tmp_path, engine):
     """Each place once, for any number of workers and shards; null if nothing was done."""
     dataset = tmp_path / "dataset"

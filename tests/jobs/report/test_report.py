@@ -310,6 +310,7 @@ def test_unreadable_frames_show_a_placeholder(finished):
     assert not root.all("img")
 
 
+@pytest.mark.slow
 def test_page_of_noise_is_below_four_megabytes(tmp_path):
     """The hardest to compress: 60 clips, all with frames."""
     import cv2
