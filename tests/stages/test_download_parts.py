@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,10 +16,12 @@ from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.pipeline.run import load
 from clipmill.pipeline.status import status_report
 from clipmill.schemas.ids import source_key
+from clipmill.schemas.storage import StorageError
 from clipmill.schemas.tables import SOURCES
 from clipmill.stages.protocol import Workspace
 from tests.download_helpers import make_video, outcome, stage
 from tests.http_server import Busy, File, Hang
+from tests.ytdlp_changes import change_ytdlp_process
 
 
 def vtt(text: str) -> File:
@@ -97,6 +101,23 @@ def test_video_is_kept_whatever_becomes_of_a_track(tmp_path, site, platform, tra
     [row] = bring(tmp_path, [url], retries=1, timeout_seconds=0.5)
     assert outcome(row) == "kept", row
     assert [part["kind"] for part in row["failed_parts"]] == [kind] * (kind is not None)
+
+
+def test_full_disk_is_not_a_failure_of_the_track(tmp_path, site, platform, monkeypatch):
+    """The row would be kept without subtitles that the source has."""
+
+    def fill_the_disk(put):
+        from clipmill.stages.media.fetch import ytdlp_subtitles
+
+        def full(data: bytes) -> str:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        put(ytdlp_subtitles, "decoded", full)
+
+    change_ytdlp_process(fill_the_disk, monkeypatch.setattr)
+    url = offer(site, platform, "film", en=vtt("one"))
+    with pytest.raises(StorageError, match="No space left"):
+        bring(tmp_path, [url])
 
 
 def test_other_languages_are_requested_without_the_media(tmp_path, site, platform):

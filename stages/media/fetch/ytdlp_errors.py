@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -75,6 +77,27 @@ class Log:
     def error(self, message: str) -> None:
         logger.info("%s", message)
         self.first_error = self.first_error or message
+
+
+@contextlib.contextmanager
+def failures_by_kind(log: Log, folder: Path) -> Iterator[None]:
+    """Turns yt-dlp's errors into failures of the right kind; a full disk is passed on."""
+    import yt_dlp
+
+    try:
+        yield
+    except (RowFailed, PassingProblem):
+        raise
+    except (
+        yt_dlp.utils.YoutubeDLError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        check_for_room(error, folder)
+        raise problem_of(error, log.first_error) from error
 
 
 def problem_of(error: BaseException, first_error: str | None) -> RowFailed | PassingProblem:

@@ -7,10 +7,9 @@ pictures continue.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.cookiejar import Cookie
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.fetch.problems import PassingProblem
-from clipmill.stages.media.fetch.ytdlp_errors import Log, check_for_room, problem_of
+from clipmill.stages.media.fetch.ytdlp_errors import Log, failures_by_kind
 from clipmill.stages.media.fetch.ytdlp_formats import picture_of
 from clipmill.stages.media.fetch.ytdlp_process import Worker
 
@@ -55,7 +54,10 @@ def fetch_sound(
 
     log = Log()
     files = {}
-    with _by_kind(log, folder), polite_yt_dlp(worker)({**options, "logger": log}) as downloader:
+    with (
+        failures_by_kind(log, folder),
+        polite_yt_dlp(worker)({**options, "logger": log}) as downloader,
+    ):
         downloader.stops_when_overloaded = worker.kind is not None
         downloader.take_cookies(sound.cookies)
         for number, one in enumerate(sound.formats):
@@ -110,7 +112,7 @@ def put_together(
         one for one in sound.info["requested_formats"] if str(one["format_id"]) in files
     ]
     try:
-        with _by_kind(log, target.parent), Merging({**options, **ours}) as downloader:
+        with failures_by_kind(log, target.parent), Merging({**options, **ours}) as downloader:
             # ffmpeg would fetch formats together that it can.
             downloader.params["compat_opts"] = {
                 *downloader.params.get("compat_opts", ()),
@@ -123,24 +125,3 @@ def put_together(
     if not made.is_file():
         raise RowFailed("bad_media", log.first_error or "yt-dlp made no file of what came")
     return made
-
-
-@contextlib.contextmanager
-def _by_kind(log: Any, folder: Path) -> Iterator[None]:
-    """Turns yt-dlp's errors into failures of the right kind; a full disk is passed on."""
-    import yt_dlp
-
-    try:
-        yield
-    except (RowFailed, PassingProblem):
-        raise
-    except (
-        yt_dlp.utils.YoutubeDLError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        check_for_room(error, folder)
-        raise problem_of(error, log.first_error) from error

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import RowFailed, storable
-from clipmill.stages.media.fetch.problems import PassingProblem
-from clipmill.stages.media.fetch.ytdlp_errors import Log, problem_of
+from clipmill.stages.media.fetch.ytdlp_errors import Log, failures_by_kind
 from clipmill.stages.media.fetch.ytdlp_process import Worker
 from clipmill.stages.media.read.speech import own_language, same_language
 from clipmill.stages.media.read.subtitles import FORMATS, decoded, parse_subtitles
@@ -192,31 +191,18 @@ def _data(
     given = track.source.get("data")
     if isinstance(given, str):
         return given
-    import yt_dlp
-
     from clipmill.stages.media.fetch.ytdlp_requests import only_by_program, polite_yt_dlp
 
     log = Log()
     # A refused part is not requested again at once.
     asked = {**options, "logger": log, "fragment_retries": 0}
-    try:
-        with polite_yt_dlp(worker)(asked) as downloader:
-            downloader.take_cookies(cookies)
-            source = dict(track.source)
-            if (problem := only_by_program(source, downloader, worker)) is not None:
-                raise problem
+    with failures_by_kind(log, path.parent), polite_yt_dlp(worker)(asked) as downloader:
+        downloader.take_cookies(cookies)
+        source = dict(track.source)
+        if (problem := only_by_program(source, downloader, worker)) is not None:
+            raise problem
+        try:
             downloader.dl(str(path), source, subtitle=True)
-        return decoded(path.read_bytes())
-    except (RowFailed, PassingProblem):
-        raise
-    except FileNotFoundError as error:
-        raise RowFailed("permanent", log.first_error or "the site gave no file") from error
-    except (
-        yt_dlp.utils.YoutubeDLError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise problem_of(error, log.first_error) from error
+            return decoded(path.read_bytes())
+        except FileNotFoundError as error:
+            raise RowFailed("permanent", log.first_error or "the site gave no file") from error
