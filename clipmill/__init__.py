@@ -16,7 +16,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipmill.dataset import Clips, Dataset, Subset, open
+    from clipmill.clips import Clips
+    from clipmill.dataset import Dataset, open
     from clipmill.importing import import_internvid
     from clipmill.pipeline.catalog.index_writer import IndexReport
     from clipmill.pipeline.exports.run_export import Exported, ExportWatcher
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         resource,
     )
     from clipmill.stages.references import DataFile, ModelReference
+    from clipmill.subset import Subset
 
 __all__ = [
     "ClipDataset",
@@ -81,7 +83,7 @@ __all__ = [
 _PLACES = {
     "ClipDataset": "pipeline.training",
     "ClipmillError": "schemas.errors",
-    "Clips": "dataset",
+    "Clips": "clips",
     "DataFile": "stages.references",
     "Dataset": "dataset",
     "ExportWatcher": "pipeline.exports.run_export",
@@ -104,7 +106,7 @@ _PLACES = {
     "StageProgress": "running",
     "StageStatus": "pipeline.status",
     "Status": "pipeline.status",
-    "Subset": "dataset",
+    "Subset": "subset",
     "Uniform": "stages.protocol",
     "UsageError": "schemas.errors",
     "Verification": "pipeline.verify.findings",

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from clipmill.clips import Clips
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.catalog.views import VIEWS
 from clipmill.pipeline.dataset.run_records import check_links, latest_run, require_dataset
 from clipmill.schemas.errors import ERROR_KINDS, ClipmillError, UsageError
 from clipmill.schemas.extras import extras_explained
+from clipmill.schemas.folders import INDEX, REMOVED, RUNS, SOURCES, SUBSETS
 from clipmill.schemas.sql_text import literal, quoted
+from clipmill.subset import Subset
 
 # Calls import the other modules that they need: a query should not wait for exports.
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from clipmill.pipeline.recipes.overrides import Settings
     from clipmill.pipeline.removal.under_lock import Removal
     from clipmill.pipeline.status import Status
-    from clipmill.pipeline.subsets.freeze import FrozenSubset
     from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
     from clipmill.pipeline.training import ClipDataset
     from clipmill.pipeline.verify.findings import Verification
@@ -438,14 +439,16 @@ class Dataset:
     # The catalog
 
     def _catalog(self) -> Catalog:
-        """The catalog of the dataset as it is now. The previous one closes when nothing refers to
-        it."""
+        """The catalog of the dataset as it is now.
+
+        The previous one closes when nothing refers to it.
+        """
         if self._current is None or _times(self._watched) != self._seen:
             record = latest_run(self.path)
             self._watched = [
                 self.path / name
                 for name in (
-                    *("runs", "subsets", "removed", "index", "sources"),
+                    *(RUNS, SUBSETS, REMOVED, INDEX, SOURCES),
                     *(
                         folder
                         for stage in (record["stages"] if record else ())
@@ -454,7 +457,7 @@ class Dataset:
                     ),
                 )
             ]
-            # before it is opened, so that changes made meanwhile are seen next time
+            # Before the catalog opens, so that changes made meanwhile are seen next time.
             self._seen = _times(self._watched)
             self._current = open_catalog(
                 self.path, memory_limit=self._memory_limit, allow_external=self._allow_external
@@ -467,132 +470,6 @@ class Dataset:
         catalog = self._catalog()
         with catalog.damage_named(), readable_errors():
             yield catalog
-
-
-@dataclass(frozen=True)
-class Subset:
-    """A frozen list of clips, with everything that determined the choice."""
-
-    dataset: Dataset
-    frozen: FrozenSubset
-    is_new: bool = False
-    """Whether this call froze it."""
-
-    @property
-    def name(self) -> str:
-        return self.frozen.name
-
-    @property
-    def folder(self) -> Path:
-        return self.frozen.folder
-
-    @property
-    def hash(self) -> str:
-        """SHA-256 over the ids of its clips."""
-        return str(self.frozen.info["hash"])
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        """Its record: recipe, seed, scorers, funnel, counts, hours."""
-        return self.frozen.info
-
-    def __len__(self) -> int:
-        return int(self.frozen.info["n_clips"])
-
-    def __repr__(self) -> str:
-        return f"<subset {self.name!r}: {len(self):,} clips, {self.hash[:19]}…>"
-
-    def changes(self) -> dict[str, Any]:
-        """What has become of its clips in the dataset since it was frozen."""
-        from clipmill.pipeline.subsets.freeze import still_there
-
-        with self.dataset._asking() as catalog:
-            return still_there(catalog, self.frozen)
-
-    def card(self) -> str:
-        """Its data card, as Markdown."""
-        from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER
-        from clipmill.pipeline.subsets.data_card import data_card
-
-        return data_card(self.frozen, self.changes(), SUBSET_FOLDER)
-
-    def _repr_markdown_(self) -> str:
-        return self.card()
-
-    def export(
-        self, output: str | os.PathLike[str], format: Format = "webdataset", **options: Any
-    ) -> Exported:
-        """Writes its clips for training; same options as `Dataset.export`."""
-        return self.dataset.export(output, format, subset=self.name, **options)
-
-    def training(self, **options: Any) -> ClipDataset:
-        """A PyTorch dataset of its clips; same options as `clipmill.ClipDataset`."""
-        return self.dataset.training(self.name, **options)
-
-
-class Clips(Sequence[dict[str, Any]]):
-    """Some clips: a sequence of rows, a table, and pictures in a notebook."""
-
-    def __init__(self, dataset: Dataset, table: pa.Table) -> None:
-        self._dataset = dataset
-        self.table = table
-        """The rows, with all columns of the view `clips`."""
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            places = pa.array(range(*index.indices(len(self))), pa.int64())
-            return Clips(self._dataset, self.table.take(places))
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self.table.slice(index % len(self), 1).to_pylist()[0]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.table.to_pylist())
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} clips of {self._dataset!r}>"
-
-    def df(self) -> Any:
-        """A pandas DataFrame."""
-        return self.table.to_pandas()
-
-    def _repr_html_(self) -> str:
-        from clipmill.jobs.report.pictures import make_strips
-        from clipmill.pipeline.catalog.kept_frames import ClipSpan
-
-        rows = list(self)
-        spans = [
-            ClipSpan(row["clip_id"], row["video_id"], row["start_seconds"], row["end_seconds"])
-            for row in rows
-        ]
-        catalog = self._dataset._catalog()
-        strips = make_strips(catalog, spans)
-        cells = []
-        for row in rows:
-            strip = strips.get(row["clip_id"])
-            picture = (
-                "no frames kept"
-                if strip is None
-                else (
-                    f'<img alt="" width="{strip.width}" height="{strip.height}" '
-                    f'src="data:image/jpeg;base64,{strip.data}">'
-                )
-            )
-            scores = ", ".join(
-                f"{name} {row[name]:.3g}"
-                for name in ("similarity", "aesthetic", "motion")
-                if isinstance(row.get(name), int | float)
-            )
-            text = html.escape(str(row.get("caption") or ""))
-            cells.append(
-                f"<tr><td>{picture}</td><td style='text-align:left'>{text}<br>"
-                f"<small>{html.escape(scores)}<br><code>{html.escape(row['clip_id'])}</code>, "
-                f"{row['end_seconds'] - row['start_seconds']:.3g} s</small></td></tr>"
-            )
-        return f"<table>{''.join(cells)}</table>"
 
 
 def _subset_recipe(
