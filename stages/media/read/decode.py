@@ -32,7 +32,7 @@ from clipmill.stages.media.read.entries import Kind, PacketReader, packet_reader
 from clipmill.stages.media.read.framing import Framing, framing_of
 from clipmill.stages.media.read.hdr import ToneMap, tone_map_of
 from clipmill.stages.media.read.kinds import what_it_holds
-from clipmill.stages.media.read.labels import place_of, put_place
+from clipmill.stages.media.read.labels import carrying_labels, place_of, put_place
 from clipmill.stages.media.read.opening import (
     NotOpened,
     first_video_stream,
@@ -445,23 +445,23 @@ class FastVideo(DecodedVideo):
     ) -> Iterator[av.VideoFrame]:
         self._packets, self._sound_frames, self._waiting = 0, 0, {}
         codec = stream.codec_context
-        codec.copy_opaque = True
         reader = packet_reader(codec.codec.canonical_name, codec.extradata)
         order = _Order() if tells_no_order(container, stream) else None
         found = self._labelled(packets(container, stream), reader, order)
         # A packet with one field gives no separate frame.
         has_fields = codec.codec.canonical_name == "h264" and not reader.has_whole_frames
-        for frame in decoded(found, self._complain, strictly=strictly):
-            self.decoded_frames += 1
-            self._sound_frames += not frame.is_corrupt
-            place = place_of(frame)
-            if place is not None:
-                self._waiting.pop(place, None)
-            if has_fields or place is None:
-                self._waiting.clear()
-            if order is not None:
-                frame.pts = order.stamp(place)
-            yield frame
+        with carrying_labels(codec):
+            for frame in decoded(found, self._complain, strictly=strictly):
+                self.decoded_frames += 1
+                self._sound_frames += not frame.is_corrupt
+                place = place_of(frame)
+                if place is not None:
+                    self._waiting.pop(place, None)
+                if has_fields or place is None:
+                    self._waiting.clear()
+                if order is not None:
+                    frame.pts = order.stamp(place)
+                yield frame
 
     def _labelled(
         self, found: Iterator[av.Packet[Any]], reader: PacketReader, order: _Order | None

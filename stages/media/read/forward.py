@@ -17,7 +17,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from clipmill.stages.media.read.decode import open_container, video_stream
-from clipmill.stages.media.read.labels import place_of, put_place
+from clipmill.stages.media.read.labels import carrying_labels, place_of, put_place
 from clipmill.stages.media.read.opening import packets, passing_over, time_base_of
 from clipmill.stages.media.read.packets import EntryPacket, PacketIndex
 from clipmill.stages.media.read.strict_decoding import Damaged, be_alone, be_strict, decoded
@@ -91,15 +91,14 @@ class Forward:
         with open_container(self._path) as container:
             stream = self._set_up(container, strictly)
             if (found := packets_from(container, stream, entry)) is not None:
-                yield from self._decoded(found, strictly)
+                yield from self._decoded(stream, found, strictly)
                 return
         with open_container(self._path) as container:
             stream = self._set_up(container, strictly)
-            yield from self._decoded(numbered(packets(container, stream)), strictly)
+            yield from self._decoded(stream, numbered(packets(container, stream)), strictly)
 
     def _set_up(self, container: InputContainer, strictly: bool) -> VideoStream:
         stream = video_stream(container, self._path)
-        stream.codec_context.copy_opaque = True
         if self._prepare is not None:
             self._prepare(stream)
         if strictly:
@@ -109,18 +108,22 @@ class Forward:
         return stream
 
     def _decoded(
-        self, found: Iterator[tuple[int | None, av.Packet[Any]]], strictly: bool
+        self,
+        stream: VideoStream,
+        found: Iterator[tuple[int | None, av.Packet[Any]]],
+        strictly: bool,
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         number = None
-        for frame in decoded(_labelled(found), self._complain, strictly=strictly):
-            self.decoded_frames += 1
-            place = place_of(frame)
-            if number is None or not self._index.counts or place in self._closed:
-                number = None if place is None else self._numbers.get(place)
-            else:
-                number += 1
-            if number is not None and number < self._index.n_frames:
-                yield number, frame
+        with carrying_labels(stream.codec_context):
+            for frame in decoded(_labelled(found), self._complain, strictly=strictly):
+                self.decoded_frames += 1
+                place = place_of(frame)
+                if number is None or not self._index.counts or place in self._closed:
+                    number = None if place is None else self._numbers.get(place)
+                else:
+                    number += 1
+                if number is not None and number < self._index.n_frames:
+                    yield number, frame
 
     def _complain(self, error: str) -> None:
         self.first_error = self.first_error or error
