@@ -106,7 +106,7 @@ class Dataset:
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """The rows of one read-only statement, lazily: `.df()`, `.arrow()`, `.pl()`, `.show()`.
 
-        Views: `clips`, `videos`, `rejections`, `failures`, `runs`, `subsets` and more, see
+        Views: `clips`, `videos`, `rejections`, `failures`, `skipped`, `runs`, `subsets`, …: see
         docs/reference/tables.md. Raises UsageError for SQL that is not read-only.
         """
         with self._asking() as catalog:
@@ -162,7 +162,7 @@ class Dataset:
             }
 
     def status(self) -> Status:
-        """Inputs, kept, rejected, failed and pending rows per stage; as `status --format json`."""
+        """Inputs, kept, rejected, failed, skipped and pending rows per stage; as JSON `status`."""
         from clipmill.pipeline.status import status_report
 
         return status_report(self._shown)

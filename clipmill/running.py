@@ -33,6 +33,7 @@ class StageProgress:
     shards_done: int
     shards_to_do: int
     video_seconds: float
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class RunResult:
         return self.status["stages"]
 
     def __getitem__(self, stage: str) -> StageStatus:
-        """The counts of one stage: inputs, kept, rejected, failed, pending."""
+        """The counts of one stage: inputs, kept, rejected, failed, skipped, pending."""
         for found in self.stages:
             if found["stage"] == stage:
                 return found
@@ -168,6 +169,7 @@ class _Counts:
                     known["shards"],
                     self._to_do.get(label, 0),
                     float(known["seconds"]),
+                    known["skipped"],
                 )
             )
 

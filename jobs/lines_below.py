@@ -37,6 +37,7 @@ def lines_below(report: Status) -> Iterator[str]:
     """Lines for a `status_report`; those that begin with two spaces are commands to paste."""
     dataset = shell_word(report["dataset"])
     yield from _rejected(report, dataset)
+    yield from _skipped(report, dataset)
     yield from _failed(report, dataset)
     waiting = [
         f"{counted(stage['pending'], 'row')} at {stage['stage']}"
@@ -70,6 +71,16 @@ def _rejected(report: Status, dataset: str) -> Iterator[str]:
         yield "  " + " ".join(
             [f"clipmill run --dataset {dataset}", *(f"--set {setting}" for setting in settings)]
         )
+
+
+def _skipped(report: Status, dataset: str) -> Iterator[str]:
+    found = report["skipped"]
+    if not found:
+        return
+    parts = [f"{one['count']:,} at {one['stage']} ({_line(one['detail'])})" for one in found]
+    total = sum(one["count"] for one in found)
+    yield f"{total:,} skipped: {', '.join(parts)}."
+    yield f'  clipmill sql {dataset} "FROM skipped"  # lists {"it" if total == 1 else "them"}'
 
 
 def _failed(report: Status, dataset: str) -> Iterator[str]:

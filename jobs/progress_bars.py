@@ -43,7 +43,7 @@ class _Stage:
 
     @property
     def rows(self) -> int:
-        return self.counts["kept"] + self.counts["rejected"] + self.counts["failed"]
+        return sum(self.counts[name] for name in ("kept", "rejected", "failed", "skipped"))
 
     @property
     def done(self) -> float:
@@ -159,6 +159,7 @@ class TerminalProgress:
                 f"{label} {stage.shown_rows()} rows ({100 * stage.done:.0f}%), "
                 f"{stage.shown_hours()}, {stage.shown_rate()}, {stage.shown_left(now)} left, "
                 f"{stage.counts['rejected']} rejected, {stage.counts['failed']} failed"
+                + (f", {skipped} skipped" if (skipped := stage.counts["skipped"]) else "")
                 for label, stage in self._stages.items()
                 if stage.began is not None
             ]
@@ -194,7 +195,10 @@ class TerminalProgress:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         table.add_column("stage", no_wrap=True)
         table.add_column("", ratio=1, max_width=_MOST_BAR_COLUMNS)
-        for name in ("rows", "video", "rate", "left", "rejected", "failed"):
+        # Only runs with gates, or with a choice, skip rows.
+        skips = any(stage.counts["skipped"] for stage in self._stages.values())
+        last = ["skipped"] if skips else []
+        for name in ("rows", "video", "rate", "left", "rejected", "failed", *last):
             table.add_column(name, justify="right", no_wrap=True)
         for label, stage in self._stages.items():
             failed = stage.counts["failed"]
@@ -207,6 +211,7 @@ class TerminalProgress:
                 stage.shown_left(now),
                 f"{stage.counts['rejected']:,}",
                 Text(f"{failed:,}", "red" if failed else ""),
+                *(f"{stage.counts[name]:,}" for name in last),
             )
         return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import clipmill
 from clipmill.jobs.lines_below import lines_below
@@ -46,15 +46,18 @@ def show_status(report: Status) -> None:
         )
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 0, 0, 1))
     table.add_column("stage", no_wrap=True)
-    for name in ("inputs", "kept", "rejected", "failed", "pending", "shards", "seconds", "rows/s"):
+    names = ["inputs", "kept", "rejected", "failed"]
+    if skips := any(stage["skipped"] for stage in report["stages"]):
+        names.append("skipped")  # without gates and choices, 80 columns are enough
+    for name in (*names, "pending", "shards", "seconds", "rows/s"):
         table.add_column(name, justify="right", no_wrap=True)
     ingest = report["ingest"]
-    table.add_row("ingest", *_counts(ingest), "", str(ingest["shards"]), "", "", style="dim")
+    table.add_row("ingest", *_counts(ingest, names), "", str(ingest["shards"]), "", "", style="dim")
     for stage in report["stages"]:
         rate = stage["rows_per_second"]
         table.add_row(
             stage["stage"],
-            *_counts(stage),
+            *_counts(stage, names),
             str(stage["pending"]),
             f"{stage['shards_done']}/{stage['shards_total']}",
             f"{stage['seconds']:.1f}",
@@ -82,12 +85,14 @@ def show_status(report: Status) -> None:
         for stage in wrong:
             console.print(
                 f"ACCOUNTING IS BROKEN at {stage['stage']}: {stage['inputs']} inputs, but "
-                f"{stage['kept']} kept + {stage['rejected']} rejected + {stage['failed']} failed; "
+                f"{stage['kept']} kept + {stage['rejected']} rejected + {stage['failed']} failed "
+                f"+ {stage['skipped']} skipped + {stage['pending']} pending; "
                 f"{counted(stage['lost'], 'key')} without an outcome.",
                 style="bold red",
             )
     elif report["stages"] and not any(stage["pending"] for stage in report["stages"]):
-        console.print("Every input is kept, rejected or failed, at every stage.")
+        words = "kept, rejected, failed or skipped" if skips else "kept, rejected or failed"
+        console.print(f"Every input is {words}, at every stage.")
     for line in lines_below(report):
         # A command stays on one line, so that it can be copied.
         console.print(
@@ -95,5 +100,5 @@ def show_status(report: Status) -> None:
         )
 
 
-def _counts(row: IngestStatus | StageStatus) -> list[str]:
-    return [str(row["inputs"]), str(row["kept"]), str(row["rejected"]), str(row["failed"])]
+def _counts(row: IngestStatus | StageStatus, names: list[str]) -> list[str]:
+    return [str(cast("dict[str, int]", row)[name]) for name in names]

@@ -54,8 +54,8 @@ class Progress(Protocol):
     """Receives the reports of a run's workers. All methods may be called from any thread."""
 
     def report(self, label: str, counts: Counter[Any]) -> None:
-        """Called with additions to a stage's counts: inputs, kept, rejected, failed, shards,
-        seconds."""
+        """Called with additions to a stage's counts: inputs, kept, rejected, failed, skipped,
+        shards, seconds."""
 
     def show(self, workers: Sequence[Seen]) -> None:
         """Called with what each worker is doing now."""

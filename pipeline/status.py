@@ -19,9 +19,9 @@ from clipmill.pipeline.engine.retry import list_shards
 from clipmill.pipeline.ingest.list_counts import kept_counts
 from clipmill.schemas.folders import SOURCES
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
-from clipmill.schemas.step_tables import StepTable, kept, outcomes
+from clipmill.schemas.step_tables import NOT_ASKED, StepTable, kept, outcomes
 
-_RANK = "CASE outcome WHEN 'kept' THEN 0 WHEN 'rejected' THEN 1 ELSE 2 END"
+_RANK = "CASE outcome WHEN 'kept' THEN 0 WHEN 'rejected' THEN 1 WHEN 'failed' THEN 2 ELSE 3 END"
 
 
 class Outcomes(TypedDict):
@@ -30,6 +30,7 @@ class Outcomes(TypedDict):
     kept: int
     rejected: int
     failed: int
+    skipped: int
 
 
 class IngestStatus(Outcomes):
@@ -40,10 +41,14 @@ class IngestStatus(Outcomes):
 
 
 class StageStatus(Outcomes):
-    """The outcomes of the keys that a stage was given."""
+    """The outcomes of the keys that a stage was given.
+
+    Of those `skipped`, the runs' choices left out `not_asked`, and gates the others.
+    """
 
     stage: str
     inputs: int
+    not_asked: int
     pending: int
     shards_done: int
     shards_total: int
@@ -93,9 +98,9 @@ class Status(Reasons):
 def status_report(dataset: Path) -> Status:
     """Per stage the keys by outcome, with totals; the JSON that `clipmill status` promises.
 
-    `inputs` are the keys of a stage's committed shards, so that inputs = kept + rejected + failed;
-    `lost` counts those without an outcome, which is always an error. `pending` keys wait for
-    shards that are not done yet, as far as the previous stage has made them.
+    inputs = kept + rejected + failed + skipped + pending for each stage. `pending` keys wait for
+    shards that are not done yet, as far as the previous stage has made them; `lost` counts keys
+    without an outcome in shards that are done, which is always an error.
     """
     # User queries can't reach the footers of earlier fingerprints.
     with open_catalog(dataset, allow_external=True) as catalog:
@@ -107,6 +112,9 @@ def status_report(dataset: Path) -> Status:
             _stage(catalog, label, list(steps), footers, doubled)
             for label, steps in itertools.groupby(planned, key=lambda step: step.stage_label)
         ]
+        found = reasons(catalog)
+        for stage in stages:
+            stage["not_asked"] = min(_not_asked(found, stage["stage"]), stage["skipped"])
         ingest = _outcome_counts(catalog, [layout.ingest], doubled)
         shards = len(committed_shards(layout.dataset / SOURCES))
         return {
@@ -117,8 +125,16 @@ def status_report(dataset: Path) -> Status:
             "lists": [asdict(counts) for counts in kept_counts(layout.dataset)],
             "stages": stages,
             "totals": _totals(catalog, footers),
-            **reasons(catalog),
+            **found,
         }
+
+
+def _not_asked(found: Reasons, stage: str) -> int:
+    return sum(
+        one["count"]
+        for one in found["skipped"]
+        if one["stage"] == stage and one["detail"].startswith(NOT_ASKED)
+    )
 
 
 def _run(layout: Layout) -> RunStatus | None:
@@ -163,7 +179,8 @@ def _footers(catalog: Catalog) -> dict[StepId, _Footers]:
         SELECT m->>'step', m->>'fingerprint', sum((m->>'seconds')::DOUBLE),
             sum((m->>'decoded_frames')::BIGINT)::BIGINT,
             count(*) FILTER ((m->>'inputs')::BIGINT <>
-                (m->>'kept')::BIGINT + (m->>'rejected')::BIGINT + (m->>'failed')::BIGINT)
+                (m->>'kept')::BIGINT + (m->>'rejected')::BIGINT + (m->>'failed')::BIGINT
+                + coalesce((m->>'skipped')::BIGINT, 0))
         FROM (SELECT decode(value)::JSON AS m, split_part(file_name, '/', -3) AS folder
               FROM parquet_kv_metadata({pattern}) WHERE decode(key) = 'clipmill')
         WHERE folder = m->>'step'  -- not the further tables of a step, which it is counted with
@@ -212,8 +229,9 @@ def _stage(
     finished = _sum(counts)
     return {
         "stage": label,
-        "inputs": finished + lost,
+        "inputs": finished + lost + pending,
         **counts,
+        "not_asked": 0,
         "pending": pending,
         "shards_done": done,
         "shards_total": total,
@@ -252,11 +270,16 @@ def _outcome_counts(catalog: Catalog, steps: list[StepTable], doubled: bool) -> 
 
 def _by_outcome(rows: list[tuple[int, int]]) -> Outcomes:
     found = dict(rows)
-    return {"kept": found.get(0, 0), "rejected": found.get(1, 0), "failed": found.get(2, 0)}
+    return {
+        "kept": found.get(0, 0),
+        "rejected": found.get(1, 0),
+        "failed": found.get(2, 0),
+        "skipped": found.get(3, 0),
+    }
 
 
 def _sum(counts: Outcomes) -> int:
-    return counts["kept"] + counts["rejected"] + counts["failed"]
+    return counts["kept"] + counts["rejected"] + counts["failed"] + counts["skipped"]
 
 
 def _missing(catalog: Catalog, steps: list[Step], doubled: bool) -> tuple[int, int]:

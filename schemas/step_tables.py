@@ -142,6 +142,10 @@ def _not_removed(table: StepTable) -> tuple[list[str], str]:
 
 NOT_AMONG_REMOVED = "NOT IN (SELECT video_id FROM main.removed)"
 REMOVED_RULE = "removed"
+SKIPPED_RULE = "skipped"
+"""The rule of rows that a step was not asked to do: a gate, or the run's choice, left them out."""
+NOT_ASKED = "not asked for"
+"""How the detail of a row begins that the run's choice left out; a gate's begins with `where`."""
 EXPANDED_RULE = "sources.expanded"
 MENDED_RULE = "sources.mended"
 """Rules with which a later ingest marks a failed row of sources as resolved."""
@@ -190,9 +194,9 @@ def many_rows_a_key(table: StepTable) -> bool:
 def outcomes(table: StepTable) -> str:
     """`key, outcome, _base, _retry`: the outcome of each key, and its shard.
 
-    Within a shard, a key with a failed row is failed, otherwise one with a kept row is kept. A key
-    that any shard kept stays kept: a failed retry (with a new input) removes nothing. For all
-    others the newest shard counts.
+    An outcome is `kept`, `rejected`, `failed` or `skipped`. Within a shard, a key with a failed row
+    is failed, otherwise one with a kept row is kept. A key that any shard kept stays kept: a failed
+    retry (with a new input) removes nothing. For all others the newest shard counts.
     """
     if not table.retried:
         rows = _states(table, newest(table, [table.key, *_OUTCOME], kept_only=False))
@@ -255,13 +259,13 @@ def _retried(table: StepTable) -> str:
 def _states(table: StepTable, rows: str) -> str:
     """A shard's outcome for each of its keys."""
     state = (
-        "CASE WHEN error IS NOT NULL THEN 'failed' WHEN rejection IS NOT NULL THEN 'rejected' "
-        "ELSE 'kept' END"
+        "CASE WHEN error IS NOT NULL THEN 'failed' WHEN rejection IS NULL THEN 'kept' "
+        f"WHEN rejection.rule = {literal(SKIPPED_RULE)} THEN 'skipped' ELSE 'rejected' END"
     )
     found = f"SELECT {quoted(table.key)} AS key, {state} AS outcome, _base, _retry FROM ({rows})"
     if not many_rows_a_key(table):
         return found
-    # One row per clip; the order 'failed' < 'kept' < 'rejected' is that of precedence.
+    # One row per clip; 'failed' < 'kept' < 'rejected' < 'skipped' is the order of precedence.
     return f"SELECT key, min(outcome) AS outcome, _base, _retry FROM ({found}) GROUP BY ALL"
 
 

@@ -24,7 +24,7 @@ app = Commands("Explore a dataset")
 
 @app.command()
 def status(dataset: Dataset, format_: StatusFormat = "table") -> None:
-    """Show inputs, kept, rejected, failed, pending, seconds, rows per second for each stage."""
+    """Show inputs, kept, rejected, failed, skipped, pending, seconds, rows/s for each stage."""
     from clipmill.jobs.status import print_status
 
     print_status(dataset, format_)

@@ -12,6 +12,7 @@ from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.status import Status
 from clipmill.pipeline.subsets.freeze import FrozenSubset
 from clipmill.schemas.command_line import shell_word
+from clipmill.schemas.step_tables import SKIPPED_RULE
 
 SHOWN_REASONS = 30
 SHOWN_MESSAGES = 20
@@ -34,6 +35,7 @@ class FunnelStep:
     kept: int
     rejected: int
     failed: int
+    skipped: int
     pending: int
     parts: list[tuple[str, float, float]] = field(default_factory=list)
     """(outcome, from, width) on a bar of 100."""
@@ -41,7 +43,7 @@ class FunnelStep:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why inputs were rejected: a rule, a count, and one example."""
+    """Why inputs were rejected or skipped: a rule, a count, and one example."""
 
     stage: str
     rule: str
@@ -101,10 +103,10 @@ def funnel(report: Status, catalog: Catalog) -> list[FunnelStep]:
     widest: dict[bool, int] = {}
     for step in steps:
         clips = step.noun == "clips"
-        widest[clips] = max(widest.get(clips, 0), step.inputs + step.pending)
+        widest[clips] = max(widest.get(clips, 0), step.inputs)
     for step in steps:
         at = 0.0
-        for outcome in ("kept", "rejected", "failed", "pending"):
+        for outcome in ("kept", "rejected", "failed", "skipped", "pending"):
             width = 100 * getattr(step, outcome) / (widest[step.noun == "clips"] or 1)
             if width:
                 step.parts.append((outcome, round(at, 3), round(width, 3)))
@@ -112,12 +114,13 @@ def funnel(report: Status, catalog: Catalog) -> list[FunnelStep]:
     return steps
 
 
-def _counts(found: Mapping[str, Any]) -> tuple[int, int, int, int, int]:
+def _counts(found: Mapping[str, Any]) -> tuple[int, int, int, int, int, int]:
     return (
         found["inputs"],
         found["kept"],
         found["rejected"],
         found["failed"],
+        found["skipped"],
         found.get("pending", 0),
     )
 
@@ -133,6 +136,14 @@ def reasons(catalog: Catalog) -> tuple[list[Reason], int]:
         for stage, rule, count, detail in rows[:SHOWN_REASONS]
     ]
     return shown, sum(row[2] for row in rows[SHOWN_REASONS:])
+
+
+def skips(report: Status) -> list[Reason]:
+    """The gates and choices that left out the most rows."""
+    return [
+        Reason(one["stage"], SKIPPED_RULE, one["count"], shortened(one["detail"], 160))
+        for one in report["skipped"][:SHOWN_REASONS]
+    ]
 
 
 def shots_without_clips(catalog: Catalog) -> list[tuple[str, int]]:

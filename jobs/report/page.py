@@ -191,6 +191,7 @@ def _context(
         "funnel": outcomes.funnel(status, catalog),
         "reasons": rejected,
         "reasons_more": rejected_more,
+        "skipped": outcomes.skips(status),
         "shots": outcomes.shots_without_clips(catalog),
         "rules": outcomes.subset_funnel(subset) if subset else [],
         "failures": outcomes.failures(catalog, dataset),

@@ -454,6 +454,7 @@ def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
         "clips": lambda: views.once(views.clip_rows(steps)),
         "internal.problems": lambda: problem_views.problems_view((layout.ingest, *steps)),
         "rejections": lambda: problem_views.REJECTIONS_SQL,
+        "skipped": lambda: problem_views.SKIPPED_SQL,
         "failures_all": lambda: problem_views.FAILURES_ALL_SQL,
         "failures": lambda: problem_views.FAILURES_SQL,
         "shots": lambda: views.plain_view(layout.shots, views.SHOTS_VIEW),
@@ -469,6 +470,7 @@ def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
 _USES = {
     "internal.problems": ("sources",),
     "rejections": ("internal.problems",),
+    "skipped": ("internal.problems",),
     "failures_all": ("internal.problems",),
     "failures": ("failures_all",),
 }

@@ -1,4 +1,4 @@
-"""SQL of the views of rows not kept: rejections, failures, and failed parts of kept rows.
+"""SQL of the views of rows not kept: rejections, failures, skipped rows, failed parts of kept rows.
 
 Their columns are in `pipeline/catalog/views.py` with those of all views.
 """
@@ -15,6 +15,7 @@ from clipmill.schemas.sql_text import literal, null, quoted
 from clipmill.schemas.step_tables import (
     CLIP_ID_PATTERN,
     SHARD,
+    SKIPPED_RULE,
     StepTable,
     again_at_ingest,
     empty,
@@ -65,7 +66,8 @@ def _problems(table: StepTable) -> str:
         resolved = f"({resolved}) OR (error IS NULL AND _other IS NOT NULL)"
         join += (
             f" LEFT JOIN (SELECT key AS _other, _base AS _b, _retry AS _r FROM ({outcomes(table)}) "
-            f"WHERE outcome <> 'rejected') ON _other = p.{key} AND _b = p._base AND _r = p._retry"
+            f"WHERE outcome NOT IN ('rejected', 'skipped')) ON _other = p.{key} "
+            "AND _b = p._base AND _r = p._retry"
         )
     source = f"p.{key}" if table.key == "source_key" else null(pa.string())
     return (
@@ -124,11 +126,17 @@ def problems_view(steps: Sequence[StepTable]) -> str:
     )
 
 
-REJECTIONS_SQL = (
-    "SELECT stage, key, rejection.rule AS rule, rejection.detail AS detail, url, video_id, shard "
-    "FROM internal.problems WHERE error IS NULL AND NOT resolved "
-    "QUALIFY row_number() OVER (PARTITION BY stage, key ORDER BY shard DESC) = 1"
-)
+def _by_rule(compared: str) -> str:
+    return (
+        "SELECT stage, key, rejection.rule AS rule, rejection.detail AS detail, url, video_id, "
+        "shard FROM internal.problems WHERE error IS NULL AND NOT resolved AND "
+        f"rejection.rule {compared} {literal(SKIPPED_RULE)} "
+        "QUALIFY row_number() OVER (PARTITION BY stage, key ORDER BY shard DESC) = 1"
+    )
+
+
+REJECTIONS_SQL = _by_rule("IS DISTINCT FROM")
+SKIPPED_SQL = _by_rule("IS NOT DISTINCT FROM")
 FAILURES_ALL_SQL = (
     "SELECT stage, key, error.kind AS kind, error.message AS message, "
     'error.attempts AS attempts, error."at" AS "at", url, video_id, shard, resolved '

@@ -1,4 +1,4 @@
-"""Counts why rows were rejected or failed, by rule and by kind."""
+"""Counts why rows were rejected, failed or skipped: by rule, by kind, by gate or choice."""
 
 from __future__ import annotations
 
@@ -32,15 +32,25 @@ class FailureReason(TypedDict):
     parts: int
 
 
+class SkipReason(TypedDict):
+    """Rows that one gate, or one run's choice, left out of one stage."""
+
+    stage: str
+    detail: str
+    count: int
+
+
 class Reasons(TypedDict):
-    """Why rows were rejected or failed."""
+    """Why rows were rejected, failed or skipped."""
 
     rejections: list[RejectionReason]
     failures: list[FailureReason]
+    skipped: list[SkipReason]
 
 
 def reasons(catalog: Catalog) -> Reasons:
-    """`rejections` by rule and `failures` by kind, the most common first.
+    """`rejections` by rule, `failures` by kind and `skipped` by stage and reason, the most common
+    first.
 
     For a rule that compares, `detail` is that of the row furthest from the limit, and `keep` the
     setting that would keep every row, in the form of `--set`. For failures, `message` is the most
@@ -83,7 +93,14 @@ def reasons(catalog: Catalog) -> Reasons:
         }
         for kind, count, message, messages, can_be_retried, parts in rows
     ]
-    return {"rejections": rejections, "failures": failures}
+    rows = catalog.execute(
+        "SELECT stage, coalesce(detail, '') AS detail, count(*) AS n FROM skipped "
+        "GROUP BY ALL ORDER BY n DESC, stage, detail"
+    ).fetchall()
+    skipped: list[SkipReason] = [
+        {"stage": stage, "detail": detail, "count": count} for stage, detail, count in rows
+    ]
+    return {"rejections": rejections, "failures": failures, "skipped": skipped}
 
 
 def _settings(catalog: Catalog) -> dict[str, str]:

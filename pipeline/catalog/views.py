@@ -108,6 +108,7 @@ REJECTIONS_VIEW: Columns = (
     ("detail", pa.string()),
     *_PLACE,
 )
+SKIPPED_VIEW: Columns = REJECTIONS_VIEW
 _FAILURE: Columns = (
     ("stage", pa.string()),
     ("key", pa.string()),
@@ -182,6 +183,7 @@ VIEWS: dict[str, Columns] = {
     "clips": (*CLIPS_VIEW, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS),
     "videos": VIDEOS_VIEW,
     "rejections": REJECTIONS_VIEW,
+    "skipped": SKIPPED_VIEW,
     "failures": FAILURES_VIEW,
     "failures_all": FAILURES_ALL_VIEW,
     "runs": RUNS_VIEW,

@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from clipmill.schemas.damage import check_is_file, reading
 from clipmill.schemas.folders import OWN_FOLDERS
+from clipmill.schemas.step_tables import SKIPPED_RULE
 
 SHARD_METADATA_KEY = b"clipmill"
 _SHARD = re.compile(r"(\d{6,})(?:\.retry(\d+))?\Z")
@@ -106,6 +108,7 @@ class ShardMetadata:
     seconds: float = 0.0
     decoded_frames: int = 0
     source_frames: int = 0
+    skipped: int = 0
 
     def encode(self) -> dict[bytes, bytes]:
         return {SHARD_METADATA_KEY: json.dumps(asdict(self)).encode()}
@@ -119,20 +122,43 @@ class ShardMetadata:
             return cls(**{name: value for name, value in values.items() if name in known})
 
 
-def note_outcomes(
-    keys: Sequence[str], rejected: Sequence[bool], failed: Sequence[bool], outcome: dict[str, str]
-) -> int:
+def is_skipped(table: pa.Table) -> pa.ChunkedArray:
+    """Which rows of a step's table were left out, by a gate or by the run's choice."""
+    rule = pc.struct_field(table["rejection"], "rule")
+    return pc.fill_null(pc.equal(rule, SKIPPED_RULE), False)
+
+
+def note_outcomes(key: str, table: pa.Table, outcome: dict[str, str]) -> int:
     """Records the outcome of each key of a step's rows; returns how many rows are kept.
 
     A key with a failed row is failed; otherwise, with any kept row, it is kept. Footers count
-    these outcomes, and inputs = kept + rejected + failed must hold for them.
+    these outcomes, and inputs = kept + rejected + failed + skipped must hold for them.
     """
+    return note_each(
+        table[key].to_pylist(),
+        table["rejection"].is_valid().to_pylist(),
+        table["error"].is_valid().to_pylist(),
+        is_skipped(table).to_pylist(),
+        outcome,
+    )
+
+
+def note_each(
+    keys: Sequence[str],
+    rejected: Sequence[bool],
+    failed: Sequence[bool],
+    skipped: Sequence[bool],
+    outcome: dict[str, str],
+) -> int:
+    """As `note_outcomes`, for rows of which only this is known; skipped rows are rejected, too."""
     kept = 0
-    for key, was_rejected, was_failed in zip(keys, rejected, failed, strict=True):
+    for key, was_rejected, was_failed, was_skipped in zip(
+        keys, rejected, failed, skipped, strict=True
+    ):
         if was_failed:
             outcome[key] = "failed"
         elif was_rejected:
-            outcome.setdefault(key, "rejected")
+            outcome.setdefault(key, "skipped" if was_skipped else "rejected")
         else:
             kept += 1
             if outcome.get(key) != "failed":

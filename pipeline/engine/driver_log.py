@@ -12,7 +12,7 @@ from clipmill.pipeline.dataset.run_logs import DRIVER, LogLimits, RunLog
 from clipmill.pipeline.dataset.run_records import RunRecord
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 
-_LOGGED_COUNTS = ("kept", "rejected", "failed", "outputs", "shards")
+_LOGGED_COUNTS = ("kept", "rejected", "failed", "skipped", "outputs", "shards")
 
 
 class DriverLog:

@@ -1,9 +1,10 @@
 """Runs steps over shards: the same code in every engine.
 
-A step's shard is committed only when every input key has been kept, rejected or failed. A batch
-that raises is processed again row by row, so one bad row affects only itself. Rows of a fragile
-stage are noted in a journal before they start: one that crashed its worker twice is recorded as a
-crash, and the shard continues. A row that breaks its worker's GPU counts as crashing it.
+A step's shard is committed only when every input key has been kept, rejected, failed or skipped. A
+batch that raises is processed again row by row, so one bad row affects only itself. Rows of a
+fragile stage are noted in a journal before they start: one that crashed its worker twice is
+recorded as a crash, and the shard continues. A row that breaks its worker's GPU counts as crashing
+it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ from clipmill.stages.models.places import noted_places
 from clipmill.stages.protocol import Transform, Workspace
 
 Report = Callable[[str, Counter[Any]], None]
-"""Called with a stage's label and how many keys were kept, rejected, failed, and `shards` done.
+"""Called with a stage's label and how many keys were kept, rejected, failed, skipped, and
+`shards` done.
 
 A ModelPlace counts how often workers loaded a model there.
 """
@@ -166,11 +168,11 @@ class Worker:
                 decoded = workspace.decoded_frames - before
                 if frames is not None:
                     decoded += frames.decoded_frames
-            done = counts["kept"] + counts["rejected"] + counts["failed"]
+            done = sum(counts[name] for name in ("kept", "rejected", "failed", "skipped"))
             if done != counts["inputs"]:
                 raise AssertionError(
                     f"{step.label}/{shard}: {counts['inputs']} inputs, but "
-                    f"{done} kept, rejected or failed"
+                    f"{done} kept, rejected, failed or skipped"
                 )
             self.activity.at(step.label, shard, "commits")
             writers.finish(
@@ -188,6 +190,7 @@ class Worker:
                     round(time.monotonic() - started, 3),
                     decoded,
                     counts["source_frames"],
+                    counts["skipped"],
                 )
             )
         journal = _journal(step, self.dataset, shard)
@@ -416,12 +419,7 @@ def _as_outcome(step: PlannedStep, error: Exception) -> RowFailed | RowRejected:
 
 def _tally(step: PlannedStep, table: pa.Table) -> Counter[str]:
     outcome: dict[str, str] = {}
-    outputs = note_outcomes(
-        table[step.stage.key].to_pylist(),
-        table["rejection"].is_valid().to_pylist(),
-        table["error"].is_valid().to_pylist(),
-        outcome,
-    )
+    outputs = note_outcomes(step.stage.key, table, outcome)
     tally = Counter(outcome.values())
     tally["outputs"] = outputs
     return tally
@@ -442,7 +440,7 @@ def _begun(plan: Plan, step: PlannedStep, inputs: int) -> Counter[str]:
 def _reported(step: PlannedStep, tally: Counter[str], table: pa.Table) -> Any:
     """Progress to show; of a stage's inner steps, only rows that don't reach the last one."""
     if step.label != step.stage_label:
-        return Counter(rejected=tally["rejected"], failed=tally["failed"])
+        return Counter({name: tally[name] for name in ("rejected", "failed", "skipped")})
     shown: Any = Counter(tally)  # seconds are fractional, which Counter's types don't allow
     shown["seconds"] = _seconds_of_video(table)
     return shown

@@ -24,6 +24,7 @@ from clipmill.schemas.errors import (
     RowRejected,
 )
 from clipmill.schemas.ids import is_file_name
+from clipmill.schemas.step_tables import SKIPPED_RULE
 from clipmill.schemas.tables import ERROR, REJECTION
 
 NOT_FINITE = "the score is not finite"
@@ -105,6 +106,15 @@ def failed_rows(step: PlannedStep, keys: list[str], problem: RowFailed | RowReje
     else:
         outcome = {"error": {"kind": problem.kind, "message": problem.message}}
     rows = [{step.stage.key: key, **outcome} for key in keys]
+    return pa.Table.from_pylist(rows, schema=step.stage.table_schema)
+
+
+def skipped_rows(step: PlannedStep, details: Mapping[str, str]) -> pa.Table:
+    """A row for each key that the step was not asked to do; `details` says by what."""
+    rows = [
+        {step.stage.key: key, "rejection": {"rule": SKIPPED_RULE, "detail": detail}}
+        for key, detail in details.items()
+    ]
     return pa.Table.from_pylist(rows, schema=step.stage.table_schema)
 
 

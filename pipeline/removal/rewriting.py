@@ -106,12 +106,7 @@ def rewrite_shard(path: Path, selection: RemovalTargets) -> None:
                 rest = _in_order(table, rest, stubs)
             writer.write(rest.replace_schema_metadata(metadata or None))
             if counted is not None:
-                outputs += note_outcomes(
-                    rest[key].to_pylist(),
-                    rest["rejection"].is_valid().to_pylist(),
-                    rest["error"].is_valid().to_pylist(),
-                    outcome,
-                )
+                outputs += note_outcomes(key, rest, outcome)
         if counted is None:
             writer.finish()
             return
@@ -123,6 +118,7 @@ def rewrite_shard(path: Path, selection: RemovalTargets) -> None:
                 kept=counts["kept"],
                 rejected=counts["rejected"],
                 failed=counts["failed"],
+                skipped=counts["skipped"],
                 outputs=outputs,
             )
         )

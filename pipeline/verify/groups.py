@@ -255,7 +255,7 @@ class GroupChecks:
             )
 
     def _check_keys(self, step: Step, found: dict[Step, dict[str, ShardRows]]) -> bool:
-        """Checks inputs = kept + rejected + failed: each given key has an outcome, and no other."""
+        """Checks that each given key has an outcome, and no other key has one."""
         own = found[step]
         given = _given(self.survey, step, found) if own else None
         if given is None:
@@ -273,8 +273,8 @@ class GroupChecks:
                 "accounting",
                 step.file(shard),
                 f"{counted(len(keys), 'key')} that it was "
-                f"given {'is' if len(keys) == 1 else 'are'} neither kept, rejected nor "
-                f"failed: {some(keys)}",
+                f"given {'is' if len(keys) == 1 else 'are'} neither kept, rejected, failed nor "
+                f"skipped: {some(keys)}",
                 step.label,
                 step.fingerprint,
                 shard,

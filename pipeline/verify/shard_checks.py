@@ -12,7 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipmill.pipeline.dataset.shards import SHARD_METADATA_KEY, ShardMetadata, note_outcomes
+from clipmill.pipeline.dataset.shards import (
+    SHARD_METADATA_KEY,
+    ShardMetadata,
+    is_skipped,
+    note_each,
+)
 from clipmill.pipeline.dataset.steps import Step
 from clipmill.pipeline.recipes.plan import KEY_LEVELS
 from clipmill.pipeline.verify.findings import Book, SetAside, some
@@ -24,6 +29,7 @@ from clipmill.schemas.words import counted
 from clipmill.stages.built_in import further_tables
 
 _OUTCOME = ("rejection", "error")
+_SKIPPED = "_skipped"
 _WANTED = (
     *KEY_LEVELS,
     "path",
@@ -271,7 +277,7 @@ class ShardChecks:
 def read_whole(path: Path, columns: list[str]) -> tuple[pa.Schema, dict[bytes, bytes], pa.Table]:
     """Reads a file to its end, row group by row group; keeps some columns of it.
 
-    Of a structure that holds an outcome, only its presence is kept.
+    Of a structure that holds an outcome, only its presence is kept, and whether it says `skipped`.
     """
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         schema = file.schema_arrow
@@ -279,6 +285,8 @@ def read_whole(path: Path, columns: list[str]) -> tuple[pa.Schema, dict[bytes, b
         parts = []
         for group in range(file.num_row_groups):
             rows = file.read_row_group(group).select(names)
+            if "rejection" in names:
+                rows = rows.append_column(_SKIPPED, is_skipped(rows))
             for name in _OUTCOME:
                 if name in names:
                     rows = rows.set_column(
@@ -288,6 +296,8 @@ def read_whole(path: Path, columns: list[str]) -> tuple[pa.Schema, dict[bytes, b
         fields = [
             pa.field(name, pa.bool_()) if name in _OUTCOME else schema.field(name) for name in names
         ]
+        if "rejection" in names:
+            fields.append(pa.field(_SKIPPED, pa.bool_()))
         kept = pa.schema(fields)
         table = (
             pa.concat_tables([part.cast(kept) for part in parts]) if parts else (kept.empty_table())
@@ -303,7 +313,7 @@ def read_whole(path: Path, columns: list[str]) -> tuple[pa.Schema, dict[bytes, b
 def _kept(table: pa.Table) -> pa.Table:
     """Some columns of the rows with neither a rejection nor an error."""
     gone = pc.or_(table["rejection"], table["error"])
-    names = [name for name in table.column_names if name not in _OUTCOME]
+    names = [name for name in table.column_names if name not in (*_OUTCOME, _SKIPPED)]
     return table.filter(pc.invert(gone)).select(names)
 
 
@@ -318,10 +328,11 @@ def _footer_problems(step: Step, shard: str, values: dict[str, Any], table: pa.T
         if values.get(name) != wanted
     ]
     outcome: dict[str, str] = {}
-    outputs = note_outcomes(
+    outputs = note_each(
         table[step.key].to_pylist(),
         table["rejection"].to_pylist(),
         table["error"].to_pylist(),
+        table[_SKIPPED].to_pylist(),
         outcome,
     )
     tally = Counter(outcome.values())
@@ -330,16 +341,18 @@ def _footer_problems(step: Step, shard: str, values: dict[str, Any], table: pa.T
         "kept": tally["kept"],
         "rejected": tally["rejected"],
         "failed": tally["failed"],
+        "skipped": tally["skipped"],
         "outputs": outputs,
     }
+    values = {"skipped": 0, **values}  # footers of earlier releases don't count them
     for name, number in counted.items():
         if values.get(name) != number:
             problems.append(f"it says {values.get(name)} {name}, the rows {number}")
-    said: list[Any] = [values.get(name) for name in ("kept", "rejected", "failed")]
+    said: list[Any] = [values.get(name) for name in ("kept", "rejected", "failed", "skipped")]
     if all(isinstance(number, int) for number in said) and values.get("inputs") != sum(said):
         problems.append(
             f"{values.get('inputs')} inputs are not {said[0]} kept + {said[1]} "
-            f"rejected + {said[2]} failed"
+            f"rejected + {said[2]} failed + {said[3]} skipped"
         )
     return problems
 

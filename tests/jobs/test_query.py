@@ -198,6 +198,8 @@ def test_status_as_json_has_the_promised_keys(truth: Truth, capsys):
             "kept",
             "rejected",
             "failed",
+            "skipped",
+            "not_asked",
             "pending",
             "shards_done",
             "shards_total",

@@ -33,7 +33,7 @@ def until_named(dataset: Path) -> None:
 
 
 class FetchWords(Stage):
-    """source_key → video_id; `fail=fetch` fails, `reject=fetch` is rejected."""
+    """source_key → video_id; `fail=fetch` fails, `reject=fetch` is rejected, by `rule=…`."""
 
     name = "fetch_words"
     key = "source_key"
@@ -49,7 +49,7 @@ class FetchWords(Stage):
                 *batch.select(["source_key", "url"]).to_pydict().values(), strict=True
             ):
                 if asked(url).get("reject") == "fetch":
-                    rows.reject(key, "fetch_words.rule", "as asked")
+                    rows.reject(key, asked(url).get("rule", "fetch_words.rule"), "as asked")
                 else:
                     rows.keep(key, video_id="v-" + urlsplit(url).netloc.partition(".")[0], url=url)
             return rows.table()

@@ -97,7 +97,7 @@ def numbers(root: Element, card: str, table: int = 0) -> dict[str, list[str]]:
 
 
 def stage_rows(root: Element) -> dict[str, list[int]]:
-    """The funnel: stage -> inputs, kept, rejected, failed, pending."""
+    """The funnel: stage -> inputs, kept, rejected, failed, skipped, pending."""
     found = {}
     for body in root.one("section", id="funnel").all("table", class_="funnel")[0].all("tbody"):
         row = body.all("tr")[0]

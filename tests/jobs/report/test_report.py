@@ -144,9 +144,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Element]:
 def test_funnel_equals_the_status(finished):
     dataset, root = finished
     status = status_report(dataset)
-    names = ("inputs", "kept", "rejected", "failed", "pending")
+    names = ("inputs", "kept", "rejected", "failed", "skipped", "pending")
     assert stage_rows(root) == {
-        "ingest": [*(status["ingest"][name] for name in names[:4]), 0],
+        "ingest": [*(status["ingest"][name] for name in names[:5]), 0],
         **{stage["stage"]: [stage[name] for name in names] for stage in status["stages"]},
     }
     drawn = {
@@ -369,7 +369,7 @@ def test_clips_without_captions_and_scores_have_a_page(tmp_path):
 def test_dataset_with_a_run_and_no_clip_has_a_page(tmp_path):
     root = report(build(tmp_path / "d", [], []), tmp_path / "page.html")
     assert root.one("section", id="samples").one("p", class_="nothing")
-    assert stage_rows(root)["split_clips"] == [0, 0, 0, 0, 0]
+    assert stage_rows(root)["split_clips"] == [0, 0, 0, 0, 0, 0]
 
 
 def test_custom_scores_are_drawn_and_infinite_ones_count_as_missing(tmp_path):
