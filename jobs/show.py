@@ -82,6 +82,7 @@ def show(
                 ),
                 format,
             )
+        skipped = _skipped(catalog, ids) if format == "table" else {}
         media = _media(catalog, {row["video_id"] for row in rows})
         way = way_of_terminal(sys.stdout) if format == "table" else None
         pictured = output is not None or (format == "table" and sys.stdout.isatty())
@@ -91,7 +92,7 @@ def show(
             strips, problems = _strips(catalog, rows, media, frames)
     if format == "table":
         for row in rows:
-            _print_row(row)
+            _print_row(row, skipped.get(row["clip_id"], []))
             if pictured:
                 _print_strip(row["clip_id"], strips, problems, way, output)
     failed = []
@@ -147,6 +148,19 @@ def _rows(catalog: Catalog, ids: Sequence[str]) -> list[dict[str, Any]]:
         also = f" (nor {len(missing) - 1:,} of the others)" if len(missing) > 1 else ""
         raise UsageError(f"the dataset has no clip {printable(missing[0])!r}{also}; {hint}")
     return [rows[clip_id] for clip_id in ids]
+
+
+def _skipped(catalog: Catalog, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Why stages have skipped each clip."""
+    found: dict[str, list[str]] = {}
+    rows = catalog.execute(
+        f"SELECT key, stage, detail FROM skipped WHERE key IN ({', '.join('?' for _ in ids)}) "
+        "ORDER BY key, stage",
+        list(ids),
+    ).fetchall()
+    for clip_id, stage, detail in rows:
+        found.setdefault(clip_id, []).append(_line(f"{stage}: {detail}"))
+    return found
 
 
 def _media(catalog: Catalog, videos: Iterable[str]) -> dict[str, _Media]:
@@ -274,8 +288,8 @@ def _print_strip(
     show_picture(picture, way, sys.stdout)
 
 
-def _print_row(row: Mapping[str, Any]) -> None:
-    """All columns of the clip, one line each."""
+def _print_row(row: Mapping[str, Any], skipped: Sequence[str]) -> None:
+    """All columns of the clip, one line each, and the stages that have skipped it."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
@@ -295,6 +309,8 @@ def _print_row(row: Mapping[str, Any]) -> None:
             table.add_row(Text(f"  {name}"), Text(text))
     if without := [name for name, text in said.items() if text is None]:
         table.add_row(Text("  no value"), Text(", ".join(without), style="dim"))
+    if skipped:
+        table.add_row(Text("  skipped by"), Text("\n".join(skipped)))
     with console.capture() as captured:
         console.print(table)
     console.file.write("\n".join(map(str.rstrip, captured.get().splitlines())) + "\n")

@@ -20,8 +20,8 @@ from clipmill.pipeline.dataset.leftovers import (
 )
 from clipmill.pipeline.dataset.locks import Hold, dataset_lock, remove_if_empty, wait_until_free
 from clipmill.pipeline.dataset.run_logs import python_messages
-from clipmill.pipeline.dataset.steps import fingerprints
 from clipmill.pipeline.engine.driver_log import DriverLog
+from clipmill.pipeline.engine.gated_run import GatedRun, is_another
 from clipmill.pipeline.engine.interrupts import interruption_behind
 from clipmill.pipeline.engine.local import run_locally
 from clipmill.pipeline.engine.new_record import new_record
@@ -33,8 +33,9 @@ from clipmill.pipeline.engine.retry import (
     unfinished_retries,
 )
 from clipmill.pipeline.engine.standstill import Lookout, Seen
+from clipmill.pipeline.engine.thresholds import Phase, describe_phases, phases
 from clipmill.pipeline.ingest.sources import fixed_shards_note, ingest, list_source_shards
-from clipmill.pipeline.recipes.plan import PlannedStep, ShardList, build_plan, pending
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, build_plan, pending
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
 from clipmill.pipeline.removal.purge import finish_removals, left_notes
@@ -265,14 +266,17 @@ class _Run:
 
     def bring_up_to_date(self, hold: Hold, before: str | None) -> bool:
         """Runs what is pending; `before` tells the log what was done just before."""
+        latest = records.latest_run(self.dataset)
+        gated = GatedRun(self.plan, self.steps, self.dataset, latest, self.shards, self.watcher.say)
+        record = self._new_record(gated)
+        gated.let_in_before(record)
         shards = self.shards()
         todo = self.pending(shards)
-        record = new_record(self.loaded, self.plan, self.steps, shards)
         if not any(todo.values()):
             self.clear_up_after()
-            latest = records.latest_run(self.dataset)
-            if latest is None or fingerprints(latest) != fingerprints(record):
-                # The recipe returned to tables made earlier: the views must show those again.
+            if latest is None or is_another(latest, record):
+                # The recipe returned to tables made earlier, which the views must show again, or
+                # it has other gates, which let nothing more in.
                 records.write_run(
                     self.dataset, {**record, "state": "done", "finished_at": record["started_at"]}
                 )
@@ -283,12 +287,12 @@ class _Run:
             return False
         self.check_models_of(todo)
         # A new record: now that the models are here, their revisions are known.
-        record = new_record(self.loaded, self.plan, self.steps, shards)
+        record = self._new_record(gated)
         hold.begin(record["run_id"])
         kept_record = records.RecordOfThisRun(self.dataset, record)
         log = DriverLog(self.loaded, self.dataset, record, todo, before)
         try:
-            self._run_engine(shards, kept_record, todo, log, hold)
+            self._run_engine(gated, shards, kept_record, todo, log, hold)
             left = sum(map(len, self.pending(shards).values()))
             if left:
                 raise ClipmillError(
@@ -306,11 +310,16 @@ class _Run:
         self.clear_up_after()
         kept_record.finish("done")
         log.end("done")
+        gated.tell_what_stopped_all()
         self.watcher.say(f"Done in {log.seconds:.0f} s.")
         return True
 
+    def _new_record(self, gated: GatedRun) -> records.RunRecord:
+        return new_record(self.loaded, self.plan, self.steps, self.shards(), gated.may_skip)
+
     def _run_engine(
         self,
+        gated: GatedRun,
         shards: ShardList,
         record: records.RecordOfThisRun,
         todo: dict[str, list[str]],
@@ -337,6 +346,10 @@ class _Run:
             progress.say(message)
             log.stands(message, about)
 
+        def note(text: str) -> None:
+            progress.say(text)
+            log.plan([text])
+
         def tell(lines: Sequence[str]) -> None:
             self.watcher.say("\n".join(lines))
             log.plan(lines)
@@ -344,18 +357,16 @@ class _Run:
         lookout = Lookout(recipe.stall_seconds, show, say)
         watched = self.watcher.progress(shown, recipe.progress_seconds)
         if recipe.engine == "local":
-            tell(["Plan: every stage in this process, shard by shard."])
-            with watched as progress:
+            lines = ["Plan: every stage in this process, shard by shard."]
+            tell([*lines, *describe_phases(self.steps), *gated.notes(todo)])
+
+            def run_here(plan: Plan, steps: Phase, shards: ShardList) -> None:
                 run_locally(
-                    self.plan,
-                    self.steps,
-                    shards,
-                    self.dataset,
-                    record.run_id,
-                    report,
-                    log.limits,
-                    lookout,
+                    plan, steps, shards, self.dataset, record.run_id, report, log.limits, lookout
                 )
+
+            with watched as progress:
+                gated.run(run_here, record, note)
             return
         address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
         with contextlib.ExitStack() as stack:
@@ -366,7 +377,11 @@ class _Run:
 
                 stack.enter_context(python_messages(log.log))
                 machine = stack.enter_context(cluster(recipe.ray))
-            legs = legs_of(self.plan, self.steps, shards, self.dataset, machine)
+            legs = [
+                leg
+                for phase in phases(self.steps)
+                for leg in legs_of(self.plan, phase, shards, self.dataset, machine)
+            ]
             gpus = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
             lines = [f"Plan for {machine.cpus:g} CPUs{gpus}:"]
             for number, leg in enumerate(legs, 1):
@@ -381,11 +396,12 @@ class _Run:
                     f"  No stage asks for any of the {machine.gpus:g} GPUs; give the "
                     "stages with models one, e.g. --set caption_frames.gpus=1"
                 )
-            tell(lines)
-            with watched as progress:
+            tell([*lines, *describe_phases(self.steps), *gated.notes(todo)])
+
+            def run_there(plan: Plan, steps: Phase, shards: ShardList) -> None:
                 run_on_ray(
-                    self.plan,
-                    self.steps,
+                    plan,
+                    steps,
                     shards,
                     self.dataset,
                     record.run_id,
@@ -394,6 +410,9 @@ class _Run:
                     log.limits,
                     lookout,
                 )
+
+            with watched as progress:
+                gated.run(run_there, record, note)
 
 
 def load(

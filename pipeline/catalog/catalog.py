@@ -518,6 +518,7 @@ def _run_stage(stage: StageRecord) -> dict[str, Any]:
         ],
         "prompts": list(stage["prompts"].items()),
         "settings": json.dumps(stage["settings"], ensure_ascii=False),
+        "gate": stage.get("gate"),
     }
 
 

@@ -38,6 +38,23 @@ HIDING = frozenset(
 )
 """Functions that run SQL, or a function, given as text: it could write without being checked."""
 
+CLOCKS = frozenset(
+    (
+        "current_date",
+        "current_time",
+        "current_timestamp",
+        "localtime",
+        "localtimestamp",
+        "current_user",
+        "session_user",
+        "user",
+        "current_catalog",
+        "current_schema",
+        "current_database",
+    )
+)
+"""Names that SQL treats as functions although they are written like columns."""
+
 KEYWORD_COLUMNS = frozenset(("at",))
 """Columns of the views that SQL accepts as names only when they are quoted."""
 
@@ -85,7 +102,7 @@ def reading_statement(connection: duckdb.DuckDBPyConnection, query: str) -> str:
     if kind != duckdb.StatementType.SELECT:
         raise UsageError(f"the catalog is read-only, but this is {kind.name}; {_ALLOWED}")
     tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0])
-    nodes = [] if tree["error"] else list(_dictionaries(tree))
+    nodes = [] if tree["error"] else list(dictionaries(tree))
     names = [str(node.get("function_name", "")).lower() for node in nodes]
     if hiding := next((name for name in names if name in HIDING), None):
         raise UsageError(
@@ -104,7 +121,8 @@ def _is_empty(text: str) -> bool:
         return False
 
 
-def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:
+def dictionaries(value: Any) -> Iterator[dict[str, Any]]:
+    """All nodes of a syntax tree."""
     pending = [value]
     while pending:
         item = pending.pop()

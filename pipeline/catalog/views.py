@@ -150,6 +150,7 @@ RUN_STAGE = pa.struct(
         ("models", pa.list_(_RUN_MODEL)),
         ("prompts", pa.map_(pa.string(), pa.string())),
         ("settings", pa.string()),
+        ("gate", pa.string()),
     ]
 )
 RUNS_VIEW: Columns = (
@@ -275,6 +276,17 @@ def clip_columns(steps: Sequence[StepTable]) -> dict[str, tuple[StepTable, str]]
         column.name: (column.table, column.column)
         for column in _provided(steps, "clip_id", CLIPS_VIEW)
     }
+
+
+def video_columns(steps: Sequence[StepTable]) -> dict[str, str]:
+    """The columns of `video_rows`, by name: the stage that made each; `steps` has a download."""
+    download = primary(steps, "download_videos")
+    scanned = primary(steps, "scan_videos")
+    found = {} if download is None else {name: download.stage for name, _ in VIDEOS_VIEW}
+    found.update((c.name, c.table.stage) for c in _provided(steps, "video_id", VIDEOS_VIEW))
+    if scanned is not None and _CORRUPT in scanned.schema.names:
+        found.setdefault(_CORRUPT, scanned.stage)
+    return found
 
 
 def tables_of_wide_views(steps: Sequence[StepTable]) -> set[str]:

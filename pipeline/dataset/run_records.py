@@ -50,7 +50,8 @@ class PlaceRecord(TypedDict):
 class StageRecord(TypedDict):
     """One stage of a run; `stage` is its label in the recipe, `name` its class's word.
 
-    `models`, `prompts` and `places` are by setting.
+    `models`, `prompts` and `places` are by setting. `gate` is what it skips rows by, and
+    `threshold` what its best share came to.
     """
 
     stage: str
@@ -63,11 +64,16 @@ class StageRecord(TypedDict):
     models: dict[str, ModelRecord]
     prompts: dict[str, str]
     places: NotRequired[dict[str, list[PlaceRecord]]]
+    gate: NotRequired[str | None]
+    threshold: NotRequired[float | None]
 
 
 class RunRecord(TypedDict):
     """Contents of a run's file in `runs/`; fields that may be missing were added in later
-    versions."""
+    versions.
+
+    `may_skip` has the labels of steps that skipped rows, in this run or an earlier one.
+    """
 
     run_id: str
     started_at: str
@@ -80,6 +86,7 @@ class RunRecord(TypedDict):
     engine: str
     until: NotRequired[str | None]
     last_shard: NotRequired[str | None]
+    may_skip: NotRequired[list[str]]
     stages: list[StageRecord]
 
 
@@ -103,6 +110,14 @@ class RecordOfThisRun:
             if self._is_finished or not self._has_new(label, places):
                 return
             # If it can't be written now, it is written at the end.
+            with contextlib.suppress(OSError, DamagedFile):
+                write_run(self._dataset, self._record)
+
+    def add_threshold(self, label: str, says: str, value: float | None) -> None:
+        """Adds what the best share of a stage's gate came to, and saves the record at once."""
+        with self._lock:
+            stage = next(stage for stage in self._record["stages"] if stage["stage"] == label)
+            stage["gate"], stage["threshold"] = says, value
             with contextlib.suppress(OSError, DamagedFile):
                 write_run(self._dataset, self._record)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from clipmill.pipeline.dataset.run_records import ModelRecord, RunRecord, StageRecord
@@ -16,7 +17,11 @@ from clipmill.stages.references import ModelReference
 
 
 def new_record(
-    loaded: LoadedRecipe, plan: Plan, steps: tuple[PlannedStep, ...], shards: ShardList
+    loaded: LoadedRecipe,
+    plan: Plan,
+    steps: tuple[PlannedStep, ...],
+    shards: ShardList,
+    may_skip: Sequence[str] = (),
 ) -> RunRecord:
     """The record of a run; its intended extent tells `verify` what must exist."""
     now = datetime.now(UTC)
@@ -36,6 +41,7 @@ def new_record(
         "engine": loaded.recipe.engine,
         "until": None if len(steps) == len(plan.steps) else steps[-1].stage_label,
         "last_shard": shards.first[-1] if shards.first else None,
+        "may_skip": list(may_skip),
         "stages": [_stage_record(plan, label, loaded) for label in loaded.stages],
     }
 
@@ -63,6 +69,7 @@ def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> StageRecord:
         "settings": stage.model_dump(mode="json"),
         "models": _models(stage),
         "prompts": stage.prompts(),
+        "gate": gate.says() if (gate := loaded.gates.get(label)) is not None else None,
     }
 
 

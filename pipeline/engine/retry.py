@@ -14,6 +14,7 @@ from clipmill.pipeline.dataset.shards import (
     committed_shards,
     is_shard,
     retry_number,
+    shard_name,
     shard_path,
     write_json,
 )
@@ -26,6 +27,41 @@ from clipmill.schemas.folders import RETRIES, json_files
 def list_shards(dataset: Path, first: Sequence[str]) -> ShardList:
     """The dataset's shards: those made by ingest, and the requested retries."""
     return ShardList(tuple(first), read_requests(dataset))
+
+
+LET_IN = "let in"
+"""Why a shard was requested whose keys did not fail: they were skipped, and pass now."""
+
+
+class Requests:
+    """Writes requests for small new shards, each with the next number of its base shard."""
+
+    def __init__(self, dataset: Path, shards: ShardList) -> None:
+        self._dataset = dataset
+        self._taken: dict[str, int] = {}
+        for name in shards.retries:
+            base = base_shard(name)
+            self._taken[base] = max(self._taken.get(base, 0), retry_number(name))
+
+    def write(
+        self,
+        step: PlannedStep,
+        base: str,
+        keys: Sequence[str],
+        asked_at: str,
+        why: str | None = None,
+    ) -> None:
+        """Requests that a step does these keys of a base shard; the steps below it follow."""
+        number = self._taken[base] = self._taken.get(base, 0) + 1
+        request: RetryRequest = {
+            "step": step.label,
+            "fingerprint": step.fingerprint,
+            "keys": list(keys),
+            "asked_at": asked_at,
+        }
+        if why is not None:
+            request["why"] = why
+        write_json(self._dataset / RETRIES / f"{shard_name(int(base), number)}.json", request)
 
 
 def read_requests(dataset: Path) -> dict[str, RetryRequest]:
@@ -95,6 +131,7 @@ def unfinished_retries(plan: Plan, dataset: Path, shards: ShardList) -> Unfinish
         request
         for name, request in shards.retries.items()
         if is_current(plan.steps, request)
+        and request.get("why") != LET_IN
         and not shard_path(plan.by_label[request["step"]].folder(dataset), name).exists()
     ]
     times = [
@@ -118,9 +155,7 @@ def request_retries(
     keys to retry by stage, or by part of one. The caller then runs what is pending.
     """
     asked: dict[str, int] = {}
-    taken: dict[str, int] = {}
-    for name in shards.retries:
-        taken[base_shard(name)] = max(taken.get(base_shard(name), 0), retry_number(name))
+    requests = Requests(dataset, shards)
     asked_at = datetime.now(UTC).isoformat()
     for step in plan.steps:
         for base, failed in current_failures(step, dataset).items():
@@ -137,16 +172,7 @@ def request_retries(
             }
             if not again:
                 continue
-            taken[base] = taken.get(base, 0) + 1
-            write_json(
-                dataset / RETRIES / f"{base}.retry{taken[base]}.json",
-                {
-                    "step": step.label,
-                    "fingerprint": step.fingerprint,
-                    "keys": list(again),
-                    "asked_at": asked_at,
-                },
-            )
+            requests.write(step, base, list(again), asked_at)
             for error in itertools.chain.from_iterable(again.values()):
                 part = error.get("part")
                 name = step.stage_label if part is None else f"{step.stage_label}.{part}"

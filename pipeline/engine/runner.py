@@ -31,17 +31,19 @@ from clipmill.pipeline.dataset.run_logs import (
     python_messages,
     worker_name,
 )
-from clipmill.pipeline.dataset.shards import (
-    ShardMetadata,
-    ShardWriter,
-    note_outcomes,
-    shard_path,
-    write_json,
-)
+from clipmill.pipeline.dataset.shards import ShardMetadata, note_outcomes, shard_path, write_json
 from clipmill.pipeline.dataset.tombstones import new_tombstone, removed_videos
 from clipmill.pipeline.engine.activity import Activity
-from clipmill.pipeline.engine.step_inputs import KeptFrameReader, input_table, kept_rows, read_group
-from clipmill.pipeline.engine.step_outputs import complete, failed_rows, made_before
+from clipmill.pipeline.engine.left_out import LeftOut
+from clipmill.pipeline.engine.step_files import StepFiles
+from clipmill.pipeline.engine.step_inputs import (
+    KeptFrameReader,
+    input_table,
+    kept_rows,
+    read_group,
+    without,
+)
+from clipmill.pipeline.engine.step_outputs import complete, failed_rows, made_before, skipped_rows
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList
 from clipmill.schemas.damage import DamagedFile
 from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
@@ -83,6 +85,8 @@ class Worker:
     def __post_init__(self) -> None:
         labels = [step.label for step in self.steps]
         self._fence = Fence(self.dataset, self.run_id)
+        self._left_out = LeftOut(self.plan, self.dataset)
+        self._stack.callback(self._left_out.close)
         self._log = RunLog(self.dataset, self.run_id, worker_name(labels), self.log_limits)
         self._log.write("worker_start", "steps: " + ", ".join(labels))
         self._stack.enter_context(python_messages(self._log))
@@ -139,9 +143,21 @@ class Worker:
         counts: Counter[str] = Counter(inputs=rows.num_rows)
         log.start(rows.num_rows)
         self.report(step.stage_label, _begun(self.plan, step, rows.num_rows))
+        skipped: dict[str, str] = {}
+        if only is None:  # rows that a request names have passed
+            skipped = self._left_out.of(step, group, rows[step.stage.key].to_pylist())
+        share = 1 / (rows.num_rows or 1)
         with contextlib.ExitStack() as stack:
-            writers = _Writers(stack, step, self.dataset, shard, self._fence)
+            writers = StepFiles(stack, step, self.dataset, shard, self._fence)
             decoded = 0
+            if skipped:
+                left_out = {step.label: skipped_rows(step, skipped)}
+                counts["skipped"] = len(skipped)
+                writers.write(left_out)
+                told: Any = Counter(skipped=len(skipped))
+                told["share"] = len(skipped) * share
+                self.report(step.stage_label, told)
+                rows = without(rows, step.stage.key, skipped)
             if rows.num_rows:
                 transform, workspace = self._transform(step, shard)
                 workspace.scratch.mkdir(parents=True, exist_ok=True)
@@ -163,7 +179,7 @@ class Worker:
                         failed = tables[step.label].select([step.stage.key, "error"])
                         log.failures(step.stage.key, failed.to_pylist())
                     progress = _reported(step, tally, tables[step.label])
-                    progress["share"] = batch.num_rows / rows.num_rows
+                    progress["share"] = batch.num_rows * share
                     self.report(step.stage_label, progress)
                 decoded = workspace.decoded_frames - before
                 if frames is not None:
@@ -292,53 +308,6 @@ class Worker:
         users = [step for step in self.plan.steps if step.stage.frames_picked()]
         if all(shard_path(step.folder(self.dataset), shard).exists() for step in users):
             shard_path(maker.folder(self.dataset, FRAMES), shard).unlink(missing_ok=True)
-
-
-class _Writers:
-    """The files of one step's shard, which appear together: the step's own table is the marker.
-
-    The first writer to commit a shard wins. The files of a second one (the worker of a killed run
-    may survive for a while) are all dropped: tables of two writers might not match.
-    """
-
-    def __init__(
-        self,
-        stack: contextlib.ExitStack,
-        step: PlannedStep,
-        dataset: Path,
-        shard: str,
-        fence: Fence,
-    ) -> None:
-        self._label = step.label
-        self._fence = fence
-        schemas = {**step.stage.more_tables, step.label: step.stage.table_schema}
-        fence.check()
-        self._writers: dict[str, ShardWriter] = {}
-        for table, schema in schemas.items():
-            folder = step.folder(dataset, table)
-            folder.mkdir(parents=True, exist_ok=True)
-            # Temporary files there may belong to another active writer; those of killed ones are
-            # removed at the run's end.
-            writer = ShardWriter(shard_path(folder, shard), schema, clean=False)
-            stack.callback(writer.discard)
-            self._writers[table] = writer
-
-    def write(self, tables: dict[str, pa.Table]) -> None:
-        for name, table in tables.items():
-            self._writers[name].write(table)
-
-    def finish(self, metadata: ShardMetadata) -> None:
-        marker = self._writers[self._label]
-        further = [writer for name, writer in self._writers.items() if name != self._label]
-        for writer in further:
-            writer.seal()
-        marker.seal(metadata)
-        with self._fence.held():
-            if marker.path.exists():
-                return
-            for writer in further:
-                writer.show()
-            marker.show()
 
 
 def _batch(

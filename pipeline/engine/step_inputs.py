@@ -6,7 +6,7 @@ holds only the rows that are new or updated in it, at whichever step it began.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,11 @@ def step_folder(plan: Plan, dataset: Path, label: str) -> Path:
 def kept_rows(table: pa.Table) -> pa.Table:
     """The rows with neither a rejection nor an error."""
     return table.filter(pc.and_(pc.is_null(table["rejection"]), pc.is_null(table["error"])))
+
+
+def without(table: pa.Table, key: str, keys: Collection[str]) -> pa.Table:
+    """The rows of all other keys."""
+    return table.filter(pc.invert(pc.is_in(table[key], pa.array(keys, pa.string()))))
 
 
 def read_shard(folder: Path, shard: str, schema: pa.Schema, columns: list[str]) -> pa.Table:

@@ -6,12 +6,13 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from clipmill.pipeline.dataset.shards import base_shard, committed_shards, shard_order
 from clipmill.pipeline.dataset.steps import Read, Step, downstream, reads_of
+from clipmill.pipeline.recipes.gates import Gate, check_gates
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.pipeline.recipes.stage_classes import class_reference, stage_class
 from clipmill.schemas.errors import UsageError
@@ -24,9 +25,13 @@ KEY_LEVELS = ("source_key", "video_id", "clip_id")
 
 @dataclass(frozen=True)
 class PlannedStep(Step):
-    """A step that can be run; plain data except for `stage`, which can be recreated from `spec`."""
+    """A step that can be run; plain data except for `stage`, which can be recreated from `spec`.
+
+    Rows that don't pass its `gate` are skipped.
+    """
 
     stage: Stage
+    gate: Gate | None = None
 
     @classmethod
     def of(
@@ -36,6 +41,7 @@ class PlannedStep(Step):
         stage: Stage,
         fingerprint: str,
         upstream: Mapping[str, str],
+        gate: Gate | None = None,
     ) -> PlannedStep:
         return cls(
             label,
@@ -49,6 +55,7 @@ class PlannedStep(Step):
             tuple(stage.table_schema.names),
             stage.score,
             stage,
+            gate,
         )
 
     def spec(self) -> dict[str, Any]:
@@ -60,13 +67,19 @@ class PlannedStep(Step):
             "settings": self.stage.model_dump(),
             "fingerprint": self.fingerprint,
             "upstream": dict(self.upstream),
+            "gate": None if self.gate is None else asdict(self.gate),
         }
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> PlannedStep:
         stage = stage_class(spec["class"], Path("/")).model_validate(spec["settings"])
         return cls.of(
-            spec["label"], spec["stage_label"], stage, spec["fingerprint"], spec["upstream"]
+            spec["label"],
+            spec["stage_label"],
+            stage,
+            spec["fingerprint"],
+            spec["upstream"],
+            None if spec["gate"] is None else Gate(**spec["gate"]),
         )
 
 
@@ -111,11 +124,14 @@ def build_plan(loaded: LoadedRecipe) -> Plan:
     """Orders, checks and fingerprints the steps of a recipe."""
     steps: list[PlannedStep] = []
     for stage_label, stage in loaded.stages.items():
+        gate = loaded.gates.get(stage_label)
         for part in stage.steps():
             label = stage_label if part is stage or part.name == stage.name else part.name
             _check_label(label, stage_label, steps)
-            steps.append(_step(label, stage_label, part, steps))
+            steps.append(replace(_step(label, stage_label, part, steps), gate=gate))
+            gate = None  # it chooses what the stage's first step gets
     _check_levels(steps)
+    check_gates(steps)
     return Plan(tuple(steps), loaded.recipe.drop_frames)
 
 
@@ -242,12 +258,16 @@ def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:
 
 
 class RetryRequest(TypedDict):
-    """A retry request: keys that failed at a step; older requests have no time."""
+    """A request for a small shard: keys that failed at a step, or `why` else they are wanted.
+
+    Older requests have no time.
+    """
 
     step: str
     fingerprint: str
     keys: list[str]
     asked_at: NotRequired[str | None]
+    why: NotRequired[str]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from clipmill.pipeline.ingest.list_text import check_encoding
 from clipmill.pipeline.ingest.source_files import ALL_SUFFIXES
 from clipmill.pipeline.ingest.sources import SourceSpec, source_from_argument
+from clipmill.pipeline.recipes.gates import SETTING, Gate
 from clipmill.pipeline.recipes.stage_classes import class_reference, stage_class
 from clipmill.pipeline.recipes.strict_yaml import parse_yaml
 from clipmill.schemas.errors import UsageError
@@ -129,12 +130,16 @@ class Recipe(BaseModel):
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A checked recipe: its name, the folder its paths are relative to, and its stages built."""
+    """A checked recipe: its name, the folder its paths are relative to, and its stages built.
+
+    `gates` are those of the stages that have one, by label.
+    """
 
     name: str
     folder: Path
     recipe: Recipe
     stages: dict[str, Stage]
+    gates: dict[str, Gate] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Everything needed to run this again: plain data with absolute paths."""
@@ -142,6 +147,8 @@ class LoadedRecipe:
             label: {"stage": class_reference(stage), **stage.model_dump(mode="json")}
             for label, stage in self.stages.items()
         }
+        for label, gate in self.gates.items():
+            stages[label][SETTING] = gate.plain()
         top = self.recipe.model_dump(mode="json", exclude={"stages"})
         return {"name": self.name, "folder": str(self.folder), **top, "stages": stages}
 
@@ -153,8 +160,7 @@ class LoadedRecipe:
         config = {key: value for key, value in record.items() if key not in ("name", "folder")}
         where = f"the recipe of the run of {record['name']}"
         folder = Path(record["folder"])
-        recipe, stages = _checked(config, overrides, folder, where, **top_level)
-        return cls(record["name"], folder, recipe, stages)
+        return cls(record["name"], folder, *_checked(config, overrides, folder, where, **top_level))
 
 
 def read_yaml(path: Path, expected: str = "stages") -> dict[str, Any]:
@@ -185,10 +191,8 @@ def load_recipe(
     Values of `top_level` that are not None override the file's.
     """
     folder = path.resolve().parent
-    recipe, stages = _checked(
-        read_yaml(path), overrides, folder, str(path), sources=sources, **top_level
-    )
-    return LoadedRecipe(path.stem, folder, recipe, stages)
+    parts = _checked(read_yaml(path), overrides, folder, str(path), sources=sources, **top_level)
+    return LoadedRecipe(path.stem, folder, *parts)
 
 
 def _checked(
@@ -199,8 +203,8 @@ def _checked(
     *,
     sources: Sequence[Any] = (),
     **top_level: Any,
-) -> tuple[Recipe, dict[str, Stage]]:
-    """The recipe of plain data, with its stages built; `where` names it in errors."""
+) -> tuple[Recipe, dict[str, Stage], dict[str, Gate]]:
+    """The recipe of plain data, with its stages built and its gates; `where` names it in errors."""
     config.update({key: value for key, value in top_level.items() if value is not None})
     overridden = _apply(config, overrides, where)
     _check_numbers(config, "", where)
@@ -217,10 +221,12 @@ def _checked(
         recipe = recipe.model_copy(update={"exclude_ids": recipe.exclude_ids.relative_to(base)})
     if not recipe.stages:
         raise UsageError(f"{where}: `stages` is empty; see `clipmill recipe show small-cpu`")
-    return recipe, {
-        label: _build(label, settings, folder, where, overridden)
-        for label, settings in recipe.stages.items()
-    }
+    stages, gates = {}, {}
+    for label, settings in recipe.stages.items():
+        stages[label], gate = _build(label, settings, folder, where, overridden)
+        if gate is not None:
+            gates[label] = gate
+    return recipe, stages, gates
 
 
 def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[tuple[str, ...]]:
@@ -285,12 +291,15 @@ def _new_labels(overrides: Sequence[str]) -> list[str]:
 
 def _build(
     label: str, settings: dict[str, Any], folder: Path, where: str, overridden: set[tuple[str, ...]]
-) -> Stage:
+) -> tuple[Stage, Gate | None]:
     settings = dict(settings)
     word = settings.pop("stage", label)
     if not isinstance(word, str) or not label.isidentifier():
         raise UsageError(f"{where}: stages.{label}: a label is a word of letters, digits and _")
     cls = stage_class(word, Path.cwd() if (label, "stage") in overridden else folder)
+    gate = None
+    if SETTING not in cls.model_fields:  # a custom stage may have a setting of that name
+        gate = Gate.parse(settings.pop(SETTING, None), f"{where}: stages.{label}.{SETTING}")
     try:
         stage = cls.model_validate(settings)
     except ValidationError as error:
@@ -302,7 +311,7 @@ def _build(
         if isinstance(value, ModelReference | DataFile) and name in settings:
             base = Path.cwd() if (label, name) in overridden else folder
             changed[name] = value.relative_to(base)
-    return stage.model_copy(update=changed) if changed else stage
+    return (stage.model_copy(update=changed) if changed else stage), gate
 
 
 def _near(word: str, known: Sequence[str]) -> str:

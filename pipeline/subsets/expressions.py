@@ -14,24 +14,10 @@ from typing import Any
 import duckdb
 
 from clipmill.pipeline.catalog.catalog import Catalog
-from clipmill.pipeline.catalog.user_sql import HIDING, readable_errors
+from clipmill.pipeline.catalog.user_sql import CLOCKS, HIDING, readable_errors
 from clipmill.schemas.errors import ClipmillError, UsageError
 
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
-# Names that SQL treats as functions although they are written like columns.
-_CLOCKS = {
-    "current_date",
-    "current_time",
-    "current_timestamp",
-    "localtime",
-    "localtimestamp",
-    "current_user",
-    "session_user",
-    "user",
-    "current_catalog",
-    "current_schema",
-    "current_database",
-}
 # These run SQL from a text, which can't be checked here.
 _HIDING = HIDING
 _MULTIPLYING = {"unnest", "unlist", "generate_subscripts"}
@@ -212,9 +198,9 @@ class Expressions:
             if name in _HIDING:
                 raise UsageError(f"{place}: {name}() is not allowed in a recipe")
             column = node.get("column_names") or [""]
-            if len(column) == 1 and column[0].lower() in _CLOCKS:
+            if len(column) == 1 and column[0].lower() in CLOCKS:
                 name = column[0].lower()
-            if name in self._changing or name in _CLOCKS:
+            if name in self._changing or name in CLOCKS:
                 raise UsageError(
                     f"{place}: {name} may give a different result each time, but the same recipe "
                     "must give the same clips; use a parameter with --set, or a `sample` rule for "

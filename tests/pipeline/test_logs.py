@@ -104,7 +104,7 @@ def test_stopped_run_logs_the_reason(words, monkeypatch):
     def full(*given, **named):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clipmill.pipeline.engine.runner._Writers.finish", full)
+    monkeypatch.setattr("clipmill.pipeline.engine.step_files.StepFiles.finish", full)
     with pytest.raises(StorageError, match="No space"):
         data.run()
     lines = lines_of(data.dataset)

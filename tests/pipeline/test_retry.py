@@ -64,10 +64,10 @@ class Killed(BaseException):
 
 def killed_half_way(monkeypatch: pytest.MonkeyPatch, after: int, act) -> None:
     """Runs `act` with a worker that dies after committing this many shards."""
-    from clipmill.pipeline.engine import runner
+    from clipmill.pipeline.engine import step_files
 
     done = [0]
-    finish = runner._Writers.finish
+    finish = step_files.StepFiles.finish
 
     def die_later(self, metadata):
         if done[0] == after:
@@ -76,7 +76,7 @@ def killed_half_way(monkeypatch: pytest.MonkeyPatch, after: int, act) -> None:
         finish(self, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner._Writers, "finish", die_later)
+        patch.setattr(step_files.StepFiles, "finish", die_later)
         with pytest.raises(Killed):
             act()
 

@@ -1,0 +1,139 @@
+"""Lets rows in that were skipped before and pass now: a gate was changed, or a value came later.
+
+Committed shards stay as they are. As for a retry, a small new shard is requested for the keys, at
+the step that skipped them; what they have made there goes on to later steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+
+from clipmill.pipeline.dataset.shards import base_shard
+from clipmill.pipeline.engine.left_out import broken, gate_connection
+from clipmill.pipeline.engine.retry import LET_IN, Requests
+from clipmill.pipeline.recipes.gates import check_gates, gate_rows, step_table, steps_before
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, pending
+from clipmill.schemas.sql_text import literal
+from clipmill.schemas.step_tables import outcomes
+
+Skipped = dict[str, list[str]]
+"""Keys by base shard."""
+
+
+@dataclass
+class LettingIn:
+    """Requests what passes now; remembers what it has requested, so that nothing comes twice."""
+
+    dataset: Path
+    may_skip: Collection[str] = ()
+    """Labels of steps that have skipped rows in an earlier run."""
+    _asked: dict[str, set[str]] = field(default_factory=dict)
+
+    def request(
+        self, plan: Plan, steps: Sequence[PlannedStep], shards: ShardList
+    ) -> dict[str, int]:
+        """Writes a request for every group with keys to let in; their number by stage.
+
+        Groups in which an earlier step, or this one, still has something to do are left to the
+        next call: the caller runs what is pending, then calls again.
+        """
+        columns = {one.step.label: set(one.columns) for one in check_gates(plan.steps)}
+        requests = Requests(self.dataset, shards)
+        found: dict[str, int] = {}
+        waiting = pending(plan, plan.steps, shards, self.dataset)
+        asked_at = datetime.now(UTC).isoformat()
+        for step in steps:
+            if step.gate is None and step.label not in self.may_skip:
+                continue
+            if step.gate is not None and step.gate.of_all and step.gate.threshold is None:
+                continue  # its threshold is not known yet
+            before = [*steps_before(plan.steps, step), step]
+            busy = {base_shard(shard) for one in before for shard in waiting[one.label]}
+            known = self._asked.setdefault(step.label, set())
+            for base, keys in passing_now(plan, step, self.dataset, columns, busy).items():
+                new = [key for key in keys if key not in known]
+                if new:
+                    known.update(new)
+                    requests.write(step, base, new, asked_at, LET_IN)
+                    found[step.stage_label] = found.get(step.stage_label, 0) + len(new)
+        return found
+
+
+def passing_now(
+    plan: Plan,
+    step: PlannedStep,
+    dataset: Path,
+    columns: Mapping[str, set[str]],
+    without: Collection[str] = (),
+) -> Skipped:
+    """The skipped keys of a step that pass its gate now, but not in some base shards."""
+    own = step_table(step, dataset)
+    if own.folder is None:
+        return {}
+    keys = f"SELECT key, _base FROM ({outcomes(own)}) WHERE outcome = 'skipped'"
+    if without:
+        bases = ", ".join(str(int(base)) for base in sorted(without))
+        keys += f" AND _base NOT IN ({bases})"
+    query = keys
+    if step.gate is not None:
+        rows = gate_rows(plan.steps, step, dataset, None, columns[step.label])
+        query = (
+            f"SELECT key, _base FROM ({keys}) SEMI JOIN ({rows.where(step.gate.condition())}) "
+            "USING (key, _base)"
+        )
+    with closing(gate_connection(dataset)) as connection:
+        try:
+            found = connection.execute(
+                "SELECT printf('%06d', _base), list(key ORDER BY key) "
+                f"FROM ({query}) GROUP BY _base ORDER BY _base"
+            ).fetchall()
+        except duckdb.Error as error:
+            if step.gate is None:
+                raise
+            raise broken(step, error) from error
+    return dict(found)
+
+
+def let_through(plan: Plan, step: PlannedStep, dataset: Path) -> tuple[int, int] | None:
+    """Of the rows before a gate, how many pass it and how many there are; None if none yet."""
+    gate = step.gate
+    if gate is None:
+        return None
+    columns = {one.step.label: set(one.columns) for one in check_gates(plan.steps)}
+    rows = gate_rows(plan.steps, step, dataset, None, columns[step.label])
+    with closing(gate_connection(dataset)) as connection:
+        try:
+            ((whole, passed),) = connection.execute(
+                f"SELECT (SELECT count(*) FROM ({rows.where('true')})), "
+                f"(SELECT count(*) FROM ({rows.where(gate.condition())}))"
+            ).fetchall()
+        except duckdb.Error as error:
+            raise broken(step, error) from error
+    return (passed, whole) if whole else None
+
+
+def is_true(step: PlannedStep) -> bool:
+    """Whether a gate that names no column is true."""
+    assert step.gate is not None  # the caller asks for steps with gates
+    with closing(duckdb.connect(":memory:")) as connection:
+        ((found,),) = connection.execute(f"SELECT {step.gate.condition()}").fetchall()
+    return bool(found)
+
+
+def skipped_and_done(step: PlannedStep, dataset: Path) -> tuple[int, int]:
+    """How many keys a step has skipped, and how many it has done."""
+    own = step_table(step, dataset)
+    if own.folder is None:
+        return 0, 0
+    with closing(gate_connection(dataset)) as connection:
+        ((skipped, done),) = connection.execute(
+            f"SELECT count(*) FILTER (outcome = {literal('skipped')}), "
+            f"count(*) FILTER (outcome <> {literal('skipped')}) FROM ({outcomes(own)})"
+        ).fetchall()
+    return skipped, done
