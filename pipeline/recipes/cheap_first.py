@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from clipmill.pipeline.recipes.plan import PlannedStep
 
 
+_WRITES_TEXT = "max_new_tokens"  # the setting of stages whose models write, word by word
+
+
 def cost_rank(step: PlannedStep) -> int:
     """0 for plain computing, 1 for a model or a GPU, 2 for a model that writes text."""
-    if step.stage.prompts():
+    if step.stage.prompts() or _WRITES_TEXT in type(step.stage).model_fields:
         return 2
     models = [one for one in step.stage.references().values() if isinstance(one, ModelReference)]
     return 1 if models or step.stage.gpus else 0

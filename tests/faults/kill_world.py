@@ -33,6 +33,14 @@ _PIECE_BYTES = 16_384
 _PIECE_PAUSE_SECONDS = 0.02
 # When, how often and by which run a row was tried: not part of the result.
 _OF_RUNS = ("downloaded_at",)
+GATES = (
+    ("describe_clips.where=shot % 3 = 0", "count_letters.where=duration_seconds < 5"),
+    (
+        "describe_clips.where=shot % 3 <> 1",
+        "count_letters.where={best: 60%, of: duration_seconds, among: word IS NOT NULL}",
+    ),
+)
+"""The gates of a run, and those of the next one: wider, and one over all shards."""
 Tables = dict[tuple[str, str, str], list[dict[str, Any]]]
 
 
@@ -47,7 +55,7 @@ class World:
 
     folder: Path
     site: Site
-    undisturbed: dict[bool, Tables] = field(default_factory=dict)
+    undisturbed: dict[tuple[bool, bool], Tables] = field(default_factory=dict)
 
     def make_films(self) -> None:
         from clipmill.jobs.demo.render import render_film
@@ -115,16 +123,16 @@ class World:
         )
         return path
 
-    def right(self, captions: bool) -> Tables:
-        """The tables of an undisturbed run in one process."""
-        if captions not in self.undisturbed:
-            dataset = self.folder / f"undisturbed-{captions}"
-            run(
-                load(str(self.recipe(captions=captions, pace_seconds=0.0)), None, engine="local"),
-                dataset,
-            )
-            self.undisturbed[captions] = tables_of(dataset)
-        return self.undisturbed[captions]
+    def right(self, captions: bool, gated: bool = False) -> Tables:
+        """The tables of undisturbed runs in one process, one for each set of gates."""
+        place = (captions, gated)
+        if place not in self.undisturbed:
+            dataset = self.folder / f"undisturbed-{captions}-{gated}"
+            recipe = str(self.recipe(captions=captions, pace_seconds=0.0))
+            for settings in GATES if gated else ((),):
+                run(load(recipe, None, overrides=settings, engine="local"), dataset)
+            self.undisturbed[place] = tables_of(dataset)
+        return self.undisturbed[place]
 
 
 def clipmill(*words: object, **details: Any) -> subprocess.CompletedProcess[str]:

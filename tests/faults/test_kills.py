@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kill_harness import Case, Harm, Plan, note, plan_of
+from tests.faults.kill_harness import Case, Harm, Plan, gated_plan_of, note, plan_of
 from tests.faults.kill_world import World
 from tests.http_server import serve
 
@@ -22,6 +22,9 @@ CHEAP = {
     "driver": Plan("local", False, (Harm("driver", 2, 0.1),), pace_seconds=0.1),
     "worker": Plan("ray", False, (Harm("worker", 2, 0.1),), pace_seconds=0.1),
     "full": Plan("local", False, (Harm("full", 3, 0.0),), pace_seconds=0.1),
+    "gates": Plan(
+        "local", False, (Harm("driver", 8, 0.1), Harm("driver", 1, 0.0)), 0.1, gated=True
+    ),
 }
 
 
@@ -34,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def carry_out(name: str, plan: Plan, world: World, folder: Path, seed: int = 0) -> None:
-    world.right(plan.captions)
+    world.right(plan.captions, plan.gated)
     began, ended = time.monotonic(), "not equal"
     case = Case(plan, world, folder, seed)
     try:
@@ -55,3 +58,10 @@ def test_one_fault_leaves_no_trace(name, world, tmp_path):
 @pytest.mark.parametrize("seed", [pytest.param(n, id=f"seed{n}-") for n in SEEDS])
 def test_faults_at_random_moments_leave_no_trace(seed, world, tmp_path):
     carry_out(f"seed{seed}", plan_of(seed), world, tmp_path, seed)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", [pytest.param(n, id=f"gates{n}-") for n in range(10)])
+def test_faults_while_gates_change_leave_no_trace(seed, world, tmp_path):
+    carry_out(f"gates{seed}", gated_plan_of(seed), world, tmp_path, seed)

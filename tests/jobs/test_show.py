@@ -17,6 +17,8 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -24,6 +26,7 @@ from clipmill.jobs.cli import app
 from clipmill.jobs.terminal_pictures import show_picture, way_of_terminal
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.schemas.errors import ClipmillError, UsageError
+from tests.synthetic import build_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,6 +68,18 @@ def test_row_is_shown_and_printed_as_json(made, clips):
     rows = json.loads(clipmill("show", made.dataset, *reversed(ids), "--format", "json").stdout)
     assert [row["clip_id"] for row in rows] == ids[::-1]
     assert rows[0].keys() == clips[0].keys()
+
+
+def test_reason_for_a_missing_value_is_shown(tmp_path: Path):
+    dataset = build_dataset(tmp_path / "dataset", shards=1).path
+    path = dataset / "tag_clips" / "t1" / "000000.parquet"
+    table = pq.read_table(path)
+    clip_id = table["clip_id"][0].as_py()
+    rejection = {"rule": "skipped", "detail": "where motion > 2"}
+    rows = [{"clip_id": clip_id, "rejection": rejection}, *table.to_pylist()[1:]]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    said = clipmill("show", dataset, clip_id)
+    assert re.search(r"^  skipped by +tag_clips: where motion > 2$", said.stdout, re.M)
 
 
 def test_unknown_clip_is_one_error_with_similar_ids(made, clips):

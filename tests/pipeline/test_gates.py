@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from contextlib import closing
 
 import pytest
 
 import clipmill
+from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.dataset.shards import base_shard, committed_shards
 from clipmill.pipeline.engine import retry, step_files
+from clipmill.pipeline.engine.left_out import gate_connection
+from clipmill.pipeline.recipes.cheap_first import cheap_first_notes
+from clipmill.pipeline.recipes.gates import Gate, check_gates, gate_rows
 from clipmill.pipeline.recipes.plan import build_plan
+from clipmill.pipeline.recipes.ready_made import recipe_path
+from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.status import status_report
 from clipmill.pipeline.verify import verify
 from clipmill.schemas.errors import UsageError
+from tests.synthetic import STEPS, build_dataset
 
 NAMES = ("inputs", "kept", "rejected", "failed", "skipped", "pending")
 
@@ -121,6 +130,7 @@ def test_kills_while_gates_change_leave_the_same_rows(words, monkeypatch, tmp_pa
     assert not data.run(*wider)
 
 
+@pytest.mark.slow
 def test_gates_of_every_level_pass_on_what_they_let_through(words):
     """A stage of several steps, stages over sources and videos, and a gate behind a gate."""
     data = words("a?clips=3", "b?clips=3", "c?fail=name", "d")
@@ -179,6 +189,69 @@ def test_best_share_acts_when_all_shards_are_known(words, capfd):
     assert verify(data.dataset).faults == []
 
 
+@pytest.mark.slow  # starts Ray, which evaluates gates in the same way
+def test_gates_on_ray_leave_the_same_rows(words, tmp_path):
+    first = ("cut_words.where=video_id <> 'v-b'", "name_words.where=start_seconds < 1")
+    then = (first[0], "name_words.where={best: 40%, of: start_seconds}")
+    here = words(*(f"{name}?clips=4" for name in "abcd"), shard_videos=1)
+    there = dataclasses.replace(here, folder=tmp_path / "there")
+    there.folder.mkdir()
+    for settings in (first, then):
+        here.run(*settings)
+        there.run(*settings, engine="ray")
+    assert newest(there) == newest(here)
+    assert counts(there, "name_words") == [12, 9, 0, 0, 3, 0]
+    assert verify(there.dataset).faults == []
+
+
+CONDITIONS = (
+    "motion > 1 AND aesthetic_v1 > 4.5",
+    "title LIKE '%1%' OR language IS NULL",
+    "len(tags) > 0 AND caption_coarse IS NOT NULL",
+    "caption IS NULL",
+    "similarity > 0.1 AND width >= 320 AND clips.duration_seconds > 1",
+    "extra IS NULL AND aesthetic > 4 AND query IS NOT NULL",
+)
+
+
+def test_gate_means_what_it_means_in_sql(tmp_path):
+    """Over the whole dataset, and group by group as workers see it, retries included."""
+    truth = build_dataset(tmp_path / "dataset")
+    head = "package:clipmill.jobs/demo/models/aesthetic.safetensors"
+    second = ["aesthetic_v1.stage=score_aesthetic", f"aesthetic_v1.head={head}"]
+    plan = build_plan(load_recipe(recipe_path("demo"), overrides=second))
+    steps = [
+        dataclasses.replace(step, fingerprint=STEPS[step.label][1])
+        for step in plan.steps
+        if step.label in STEPS
+    ]
+    last = dataclasses.replace(steps[-1], label="last", stage_label="last")
+    folder = truth.path / "sources"
+    bases = {base_shard(shard) for shard in committed_shards(folder)}
+    groups = [[base, f"{base}.retry1", f"{base}.retry2"] for base in bases]
+    with (
+        open_catalog(truth.path, use_index=False, allow_external=True) as catalog,
+        closing(gate_connection(truth.path)) as connection,
+    ):
+        for condition in CONDITIONS:
+            query = f"SELECT clip_id FROM clips WHERE {condition}"
+            right = sorted(clip for (clip,) in catalog.execute(query).fetchall())
+            assert 0 < len(right) < truth.clips, condition
+            gated = dataclasses.replace(last, gate=Gate(condition))
+            (checked,) = check_gates([*steps, gated])
+            for shards in ([None], groups):
+                found = [
+                    key
+                    for group in shards
+                    for key, _ in connection.execute(
+                        gate_rows(
+                            [*steps, gated], gated, truth.path, group, set(checked.columns)
+                        ).where(condition)
+                    ).fetchall()
+                ]
+                assert sorted(found) == right, condition
+
+
 @pytest.mark.parametrize(
     ("where", "said"),
     [
@@ -216,3 +289,24 @@ def test_gate_that_lets_nothing_through_is_told_before_and_after(words, capfd):
     assert "let nothing through: all 2 rows are skipped" in said
     data.run("name_words.prefix=x", "name_words.where=start_seconds > 9")
     assert "0 of 2 rows so far pass: it lets nothing through" in capfd.readouterr().err
+
+
+def test_plan_warns_of_dear_stages_before_a_cheap_gate():
+    def notes(*settings: str) -> list[str]:
+        steps = build_plan(load_recipe(recipe_path("demo"), overrides=settings)).steps
+        return cheap_first_notes(steps, check_gates(steps))
+
+    (note,) = [
+        line
+        for line in notes("summarize_captions.where=motion > 2")
+        if line.startswith("caption_frames ")
+    ]
+    assert "the gate of summarize_captions needs only motion" in note
+    assert "give caption_frames the same `where`" in note
+    before = ("tag_clips.where=motion > 2", "caption_frames.where=motion > 2")
+    assert notes(*before, "summarize_captions.where=motion > 3") == []
+    assert notes("summarize_captions.where=len(caption_coarse) > 3", *before) == []
+    (note,) = [
+        line for line in notes("hash_frames.where=aesthetic > 4") if line.startswith("caption_")
+    ]
+    assert "and move score_aesthetic before it" in note
