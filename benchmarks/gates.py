@@ -30,7 +30,7 @@ from clipmill.pipeline.dataset.shards import ShardMetadata, shard_name, shard_pa
 from clipmill.pipeline.engine.letting_in import LettingIn, let_through
 from clipmill.pipeline.engine.retry import list_shards
 from clipmill.pipeline.ingest.sources import list_source_shards
-from clipmill.pipeline.recipes.gates import Gate
+from clipmill.pipeline.recipes.gates import Gate, check_gates
 from clipmill.pipeline.recipes.plan import Plan, build_plan, pending
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import load_recipe
@@ -112,12 +112,13 @@ def main() -> None:
         started, busy = time.monotonic(), time.process_time()
         plan = plan_with(WIDE)
         first = list_source_shards(dataset)
-        asked = LettingIn(dataset).request(plan, plan.steps, list_shards(dataset, first))
+        asked = LettingIn(dataset).request(plan, plan.steps, first)
         shards = list_shards(dataset, first)
         todo = pending(plan, plan.steps, shards, dataset)
         seconds, busy = time.monotonic() - started, time.process_time() - busy
         started = time.monotonic()
-        passed, whole = let_through(plan, plan.steps[-1], dataset)
+        (checked,) = check_gates(plan.steps)
+        passed, whole = let_through(plan, checked, dataset)
         counted_seconds = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{made['clips']:,} clips in {made['shards']:,} shards; {passed:,} of {whole:,} pass")

@@ -7,11 +7,17 @@ from pathlib import Path
 
 from clipmill.pipeline.dataset.run_records import RecordOfThisRun, RunRecord
 from clipmill.pipeline.dataset.steps import fingerprints
-from clipmill.pipeline.engine.letting_in import LettingIn, is_true, let_through, skipped_and_done
+from clipmill.pipeline.engine.letting_in import (
+    LettingIn,
+    groups_that_wait,
+    is_true,
+    let_through,
+    skipped_and_done,
+)
 from clipmill.pipeline.engine.thresholds import Phase, phases, with_threshold
 from clipmill.pipeline.recipes.cheap_first import cheap_first_notes
-from clipmill.pipeline.recipes.gates import SETTING, check_gates, steps_before
-from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, pending
+from clipmill.pipeline.recipes.gates import SETTING, check_gates
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList
 from clipmill.schemas.words import counted
 
 RunPhase = Callable[[Plan, Phase, ShardList], None]
@@ -37,6 +43,7 @@ class GatedRun:
         before = latest.get("may_skip", []) if latest is not None else []
         self.may_skip: list[str] = sorted({*gated, *before})
         """Labels of steps that this run, or an earlier one, may have made skip rows."""
+        self._checked = {one.step.label: one for one in check_gates(plan.steps)}
         self._letting = LettingIn(dataset, frozenset(self.may_skip))
 
     def let_in_before(self, record: RunRecord) -> None:
@@ -46,13 +53,14 @@ class GatedRun:
         """
         if not self.may_skip or self._is_settled(record):
             return
-        plan, shards = self._plan, self._list_shards()
-        waiting = pending(plan, plan.steps, shards, self._dataset)
+        plan = self._plan
         for step in self._steps:
-            is_ready = not self._is_waiting(step, waiting)
-            if step.gate is not None and step.gate.of_all and is_ready:
+            gate = step.gate
+            if gate is not None and gate.of_all:
+                if self._groups_that_wait(step):
+                    continue
                 plan, _ = with_threshold(plan, step.label, self._dataset)
-        self._request(plan, [plan.by_label[step.label] for step in self._steps])
+            self._request(plan, [plan.by_label[step.label]])
 
     def _is_settled(self, record: RunRecord) -> bool:
         latest = self._latest
@@ -63,9 +71,9 @@ class GatedRun:
             and not is_another(latest, record)
         )
 
-    def notes(self, waiting: Mapping[str, Sequence[str]]) -> list[str]:
+    def notes(self, todo: Mapping[str, Sequence[str]]) -> list[str]:
         """What the gates will do, as far as it is known, and what could be cheaper."""
-        gates = [one for one in check_gates(self._plan.steps) if one.step in self._steps]
+        gates = [one for one in self._checked.values() if one.step in self._steps]
         lines = []
         for checked in gates:
             step, gate = checked.step, checked.gate
@@ -73,8 +81,8 @@ class GatedRun:
             if not checked.columns and not gate.of_all:
                 if not is_true(step):
                     line += "; this is never true: it lets nothing through"
-            elif not gate.of_all and waiting[step.label] and not self._is_waiting(step, waiting):
-                found = let_through(self._plan, step, self._dataset)
+            elif not gate.of_all and todo[step.label] and not any(map(todo.get, checked.depends)):
+                found = let_through(self._plan, checked, self._dataset)
                 if found is not None:
                     passed, whole = found
                     line += f"; {passed:,} of {counted(whole, 'row')} so far pass"
@@ -85,20 +93,26 @@ class GatedRun:
     def run(
         self, run_phase: RunPhase, record: RecordOfThisRun, tell: Callable[[str], None]
     ) -> None:
-        """Runs phase after phase, and again what passes only then, until nothing more does."""
-        while True:
-            plan = self._plan
-            for phase in phases(self._steps):
-                first = plan.by_label[phase[0].label]
-                if first.gate is not None and first.gate.of_all:
-                    plan, threshold = with_threshold(plan, first.label, self._dataset)
-                    record.add_threshold(first.stage_label, threshold.gate.says(), threshold.value)
-                    tell(threshold.says())
-                    self._request(plan, [plan.by_label[first.label]])
-                now = tuple(plan.by_label[step.label] for step in phase)
-                run_phase(plan, now, self._list_shards())
-            if not self._request(plan, [plan.by_label[step.label] for step in self._steps]):
-                return
+        """Runs phase after phase; before the next one, all that passes only now is done, too.
+
+        So a threshold is found when nothing more can change it, whatever was interrupted.
+        """
+        plan, so_far = self._plan, []
+        for phase in phases(self._steps):
+            first = plan.by_label[phase[0].label]
+            if first.gate is not None and first.gate.of_all:
+                plan, threshold = with_threshold(plan, first.label, self._dataset)
+                record.add_threshold(first.stage_label, threshold.gate.says(), threshold.value)
+                tell(threshold.says())
+                self._request(plan, [plan.by_label[first.label]])
+            so_far.append([step.label for step in phase])
+            todo = so_far[-1:]
+            while todo:
+                for labels in todo:
+                    steps = tuple(plan.by_label[label] for label in labels)
+                    run_phase(plan, steps, self._list_shards())
+                done = [plan.by_label[label] for labels in so_far for label in labels]
+                todo = so_far if self._request(plan, done) else []
 
     def tell_what_stopped_all(self) -> None:
         """Says which gates have let nothing through."""
@@ -111,14 +125,14 @@ class GatedRun:
                         f"through: all {counted(skipped, 'row')} are skipped."
                     )
 
-    def _is_waiting(self, step: PlannedStep, waiting: Mapping[str, Sequence[str]]) -> bool:
-        """Whether a step before it still has something to do."""
-        return any(waiting[one.label] for one in steps_before(self._plan.steps, step))
+    def _groups_that_wait(self, step: PlannedStep) -> set[str]:
+        checked = self._checked.get(step.label)
+        return groups_that_wait(self._plan, step, checked, self._list_shards(), self._dataset)
 
     def _request(self, plan: Plan, steps: Sequence[PlannedStep]) -> bool:
         if not self.may_skip:
             return False
-        asked = self._letting.request(plan, steps, self._list_shards())
+        asked = self._letting.request(plan, steps, self._list_shards().first)
         for stage, number in asked.items():
             self._say(f"{counted(number, 'row')} that {stage} skipped before will be done now.")
         return bool(asked)

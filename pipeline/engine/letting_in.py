@@ -6,7 +6,7 @@ the step that skipped them; what they have made there goes on to later steps.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,8 +16,8 @@ import duckdb
 
 from clipmill.pipeline.dataset.shards import base_shard
 from clipmill.pipeline.engine.left_out import broken, gate_connection
-from clipmill.pipeline.engine.retry import LET_IN, Requests
-from clipmill.pipeline.recipes.gates import check_gates, gate_rows, step_table, steps_before
+from clipmill.pipeline.engine.retry import LET_IN, Requests, list_shards
+from clipmill.pipeline.recipes.gates import CheckedGate, check_gates, gate_rows, step_table
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, pending
 from clipmill.schemas.sql_text import literal
 from clipmill.schemas.step_tables import outcomes
@@ -36,27 +36,30 @@ class LettingIn:
     _asked: dict[str, set[str]] = field(default_factory=dict)
 
     def request(
-        self, plan: Plan, steps: Sequence[PlannedStep], shards: ShardList
+        self, plan: Plan, steps: Sequence[PlannedStep], first: Sequence[str]
     ) -> dict[str, int]:
         """Writes a request for every group with keys to let in; their number by stage.
 
-        Groups in which an earlier step, or this one, still has something to do are left to the
-        next call: the caller runs what is pending, then calls again.
+        `first` are the shards of sources. A gate is asked only about groups for which everything
+        that it depends on is done, one over all rows only if that is so for all groups: the caller
+        runs what is pending, then calls again.
         """
-        columns = {one.step.label: set(one.columns) for one in check_gates(plan.steps)}
-        requests = Requests(self.dataset, shards)
+        gates = {one.step.label: one for one in check_gates(plan.steps)}
         found: dict[str, int] = {}
-        waiting = pending(plan, plan.steps, shards, self.dataset)
         asked_at = datetime.now(UTC).isoformat()
         for step in steps:
             if step.gate is None and step.label not in self.may_skip:
                 continue
             if step.gate is not None and step.gate.of_all and step.gate.threshold is None:
                 continue  # its threshold is not known yet
-            before = [*steps_before(plan.steps, step), step]
-            busy = {base_shard(shard) for one in before for shard in waiting[one.label]}
+            shards = list_shards(self.dataset, first)
+            checked = gates.get(step.label)
+            waiting = groups_that_wait(plan, step, checked, shards, self.dataset)
+            if step.gate is not None and step.gate.of_all and waiting:
+                continue
+            requests = Requests(self.dataset, shards)
             known = self._asked.setdefault(step.label, set())
-            for base, keys in passing_now(plan, step, self.dataset, columns, busy).items():
+            for base, keys in passing_now(plan, step, checked, self.dataset, waiting).items():
                 new = [key for key in keys if key not in known]
                 if new:
                     known.update(new)
@@ -65,11 +68,20 @@ class LettingIn:
         return found
 
 
+def groups_that_wait(
+    plan: Plan, step: PlannedStep, checked: CheckedGate | None, shards: ShardList, dataset: Path
+) -> set[str]:
+    """The base shards with something to do at the step, or at one that its gate depends on."""
+    labels = {step.label} if checked is None else {step.label, *checked.depends}
+    todo = pending(plan, [plan.by_label[label] for label in labels], shards, dataset)
+    return {base_shard(shard) for missing in todo.values() for shard in missing}
+
+
 def passing_now(
     plan: Plan,
     step: PlannedStep,
+    checked: CheckedGate | None,
     dataset: Path,
-    columns: Mapping[str, set[str]],
     without: Collection[str] = (),
 ) -> Skipped:
     """The skipped keys of a step that pass its gate now, but not in some base shards."""
@@ -81,8 +93,8 @@ def passing_now(
         bases = ", ".join(str(int(base)) for base in sorted(without))
         keys += f" AND _base NOT IN ({bases})"
     query = keys
-    if step.gate is not None:
-        rows = gate_rows(plan.steps, step, dataset, None, columns[step.label])
+    if step.gate is not None and checked is not None:
+        rows = gate_rows(plan.steps, step, dataset, None, set(checked.columns))
         query = (
             f"SELECT key, _base FROM ({keys}) SEMI JOIN ({rows.where(step.gate.condition())}) "
             "USING (key, _base)"
@@ -100,13 +112,10 @@ def passing_now(
     return dict(found)
 
 
-def let_through(plan: Plan, step: PlannedStep, dataset: Path) -> tuple[int, int] | None:
+def let_through(plan: Plan, checked: CheckedGate, dataset: Path) -> tuple[int, int] | None:
     """Of the rows before a gate, how many pass it and how many there are; None if none yet."""
-    gate = step.gate
-    if gate is None:
-        return None
-    columns = {one.step.label: set(one.columns) for one in check_gates(plan.steps)}
-    rows = gate_rows(plan.steps, step, dataset, None, columns[step.label])
+    step, gate = checked.step, checked.gate
+    rows = gate_rows(plan.steps, step, dataset, None, set(checked.columns))
     with closing(gate_connection(dataset)) as connection:
         try:
             ((whole, passed),) = connection.execute(

@@ -85,7 +85,9 @@ class Gate:
         said = f"{SETTING} best {100 * self.best:g}% of {self.of}"
         if self.predicate:
             said += f" among {self.predicate}"
-        return said if self.threshold is None else f"{said} (>= {self.threshold:.6g})"
+        if self.threshold is None or math.isinf(self.threshold):
+            return said
+        return f"{said} (>= {self.threshold:.6g})"
 
     def condition(self) -> str:
         """The SQL that is true for rows that pass."""
@@ -172,11 +174,15 @@ def gate_rows(
 
 @dataclass(frozen=True)
 class CheckedGate:
-    """A step with a gate, and the columns that the gate names, with the stages that make them."""
+    """A step with a gate, and the columns that the gate names, with the stages that make them.
+
+    It depends on the steps that make its rows and those columns, and on all that these need.
+    """
 
     step: PlannedStep
     gate: Gate
     columns: dict[str, str]
+    depends: frozenset[str]
 
 
 def check_gates(steps: Sequence[PlannedStep]) -> list[CheckedGate]:
@@ -197,10 +203,22 @@ def check_gates(steps: Sequence[PlannedStep]) -> list[CheckedGate]:
                 names |= sql.condition(gate.predicate, place, rows, later, step.stage_label)
             if gate.of is not None:
                 names |= sql.score(gate.of, place, rows, later, step.stage_label)
-            found.append(
-                CheckedGate(step, gate, {name: rows.columns[name] for name in sorted(names)})
-            )
+            columns = {name: rows.columns[name] for name in sorted(names)}
+            found.append(CheckedGate(step, gate, columns, _depends(steps, step, columns)))
     return found
+
+
+def _depends(
+    steps: Sequence[PlannedStep], step: PlannedStep, columns: Mapping[str, str]
+) -> frozenset[str]:
+    before = steps_before(steps, step)
+    stages = set(columns.values())
+    found = {one.label for one in before if one.stage_label in stages}
+    found |= {one.label for one in before if one.key != step.key and step.key in one.columns}
+    for one in reversed(before):
+        if one.label in found:
+            found |= one.upstream.keys()
+    return frozenset(found)
 
 
 def _made_later(steps: Sequence[PlannedStep], step: PlannedStep, rows: GateRows) -> dict[str, str]:
