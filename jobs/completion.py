@@ -68,6 +68,7 @@ def stages(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 @_offered
 def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """`stage.`, then `stage.setting=`; the last remaining one also with its default."""
+    from clipmill.pipeline.recipes.gates import SETTING
     from clipmill.pipeline.recipes.recipe import Recipe
     from clipmill.pipeline.recipes.stage_classes import stage_class
 
@@ -86,9 +87,10 @@ def settings(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     if label not in known:
         return []
     fields = stage_class(known[label], Path()).model_fields
+    defaults = {SETTING: None, **{name: info.default for name, info in fields.items()}}
     left = {
-        f"{label}.{name}=": info.default
-        for name, info in fields.items()
+        f"{label}.{name}=": default
+        for name, default in defaults.items()
         if f"{label}.{name}=".startswith(incomplete)
     }
     # Bash adds a space after a single suggestion: a second one prevents that.

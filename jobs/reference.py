@@ -149,7 +149,9 @@ def stages_page() -> str:
         "# Stages and their settings\n",
         "[stages.md](../stages.md) explains how a stage works. In a recipe, a setting is written "
         "under its stage; on the command line, as `--set stage.setting=value`. A setting marked "
-        "◦ affects speed or placement but not the result, so changing it recomputes nothing.\n",
+        "◦ affects speed or placement but not the result, so changing it recomputes nothing. Next "
+        "to its settings, any stage can have `where`, a condition on the rows that it gets; see "
+        "[gates.md](../gates.md).\n",
         "## The recipe itself\n",
         _settings({n: i for n, i in Recipe.model_fields.items() if n != "ray"}),
         "### `sources`\n",

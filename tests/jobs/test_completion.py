@@ -27,6 +27,7 @@ EXPECTED = {
     "clipmill run s": {"small-cpu"},
     "clipmill run timestamps-only --until ": {"download_videos", "split_clips"},
     "clipmill run timestamps-only --set split_clips.min_clip_s": {"split_clips.min_clip_seconds="},
+    "clipmill run timestamps-only --set split_clips.whe": {"split_clips.where="},
     "clipmill retry data --kind b": {"blocked", "bad_media"},
     "clipmill export data --subset ": {"calm", "talks"},
     "clipmill export data --caption caption_c": {"caption_coarse"},
