@@ -84,8 +84,8 @@ class Watchdog:
             self._heard[worker] = now
 
     def ended(self, pool: int) -> None:
-        """Records that a worker was killed because it hung: its replacement is no sign of dying
-        workers."""
+        """Records that a worker was killed because it hung; its replacement doesn't count as a
+        restart."""
         self._starts[pool] -= 1
 
     def is_unanswered(self, now: float) -> bool:

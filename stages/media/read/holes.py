@@ -28,7 +28,7 @@ def find_holes(
 ) -> list[tuple[float, float]]:
     """Pairs of times, each from the end of the last frame to the start of the next one.
 
-    `seconds` are the times of all frames. Without any sound, gaps are no evidence, unless the
+    `seconds` are the times of all frames. Without any sound, gaps prove nothing, unless the
     video was sent `in_pieces`, which normally follow each other without gaps.
     """
     gaps = _gaps(seconds)

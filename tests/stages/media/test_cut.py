@@ -350,7 +350,7 @@ def test_remains_of_a_killed_cut_are_removed_by_the_next_one(sources, tmp_path):
 
 @pytest.mark.parametrize("media", ["copy", "exact"])
 def test_unwritable_folder_is_an_error_of_the_command(media, sources, tmp_path):
-    """It is no row's failure: no clip could be written."""
+    """No clip could be written, so it isn't the failure of one row."""
     source, times = sources["b-frames.mp4"]
     requests = requests_of(times, [(0, 9)], tmp_path / "missing")
     with pytest.raises(ClipmillError, match="clips can't be written here"):
