@@ -247,7 +247,7 @@ def _send_parts(channel: _Channel, parts: Generator[Any, None, Any]) -> Any:
 def _is_memory(error: BaseException | None) -> bool:
     """Whether memory ran out, according to an exception or one of its causes.
 
-    FFmpeg's own error is no proof; see `memory.raise_if_out`.
+    FFmpeg's own error doesn't prove it; see `out_of_memory.raise_if_out`.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
