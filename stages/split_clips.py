@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -20,6 +20,15 @@ from pydantic import Field, field_validator, model_validator
 from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
 from clipmill.schemas.ids import clip_id
 from clipmill.schemas.tables import OUTCOME
+from clipmill.stages.clip_parts import (
+    SMALLEST_SECONDS,
+    Part,
+    end_frame,
+    equal_parts,
+    given_shot,
+    times_inside,
+    without_repeats,
+)
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
 from clipmill.stages.reading_stage import ReadingStage
 from clipmill.stages.scan_videos import ScanVideos
@@ -74,22 +83,6 @@ _LENGTH_OF_TIME = re.compile(
 )
 # The largest possible score of each detector, so the largest useful threshold.
 _MOST = {"content": 255.0, "adaptive": 255.0, "threshold": 255.0, "histogram": 1.0, "hash": 1.0}
-# Possible rounding error in sums of decimal seconds.
-_SMALLEST_SECONDS = 1e-9
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of one video: times `[start, end)` and indexes `[first, last)` of its frames."""
-
-    start_seconds: float
-    end_seconds: float
-    first: int
-    last: int
-    caption: str | None = None
-    extra: Any = None
-    captions: list[str] | None = None
-    rule: str | None = None
 
 
 class SplitClips(ReadingStage):
@@ -293,7 +286,7 @@ class SplitClips(ReadingStage):
             except (RowFailed, RowRejected) as problem:
                 rows.record(row["video_id"], problem)
                 continue
-            clips = _without_repeats(row["video_id"], clips)
+            clips = without_repeats(row["video_id"], clips)
             shot_rows += [
                 _shot_row(row, number, shot, parts)
                 for number, (shot, parts) in enumerate(zip(shots, clips, strict=True))
@@ -325,7 +318,7 @@ class SplitClips(ReadingStage):
                 "split_clips.boundaries", "set to `given`, but the source has no spans"
             )
         if spans and self.boundaries in ("auto", "given"):
-            return [_given_shot(row, span) for span in spans]
+            return [given_shot(row, span) for span in spans]
         seconds = row["seconds"]
         cuts = [] if self.boundaries == "whole" else self._cuts(row)
         ends = self._early_ends(row)
@@ -348,7 +341,7 @@ class SplitClips(ReadingStage):
         ends."""
         seconds = row["seconds"]
         ends = {
-            bisect.bisect_left(seconds, hole["end_seconds"] - _SMALLEST_SECONDS): hole[
+            bisect.bisect_left(seconds, hole["end_seconds"] - SMALLEST_SECONDS): hole[
                 "start_seconds"
             ]
             for hole in row.get("holes") or ()
@@ -395,12 +388,12 @@ class SplitClips(ReadingStage):
             rule = trimmed if shot.first < shot.last else "boundaries"
             return [replace(part, rule=f"split_clips.{rule}")]
         pieces = [part]
-        if self.max_clip_seconds and duration > self.max_clip_seconds + _SMALLEST_SECONDS:
-            count = math.ceil(duration / self.max_clip_seconds - _SMALLEST_SECONDS)
-            pieces = _equal_parts(part, count, seconds)
+        if self.max_clip_seconds and duration > self.max_clip_seconds + SMALLEST_SECONDS:
+            count = math.ceil(duration / self.max_clip_seconds - SMALLEST_SECONDS)
+            pieces = equal_parts(part, count, seconds)
         return [
             replace(piece, rule="split_clips.min_clip_seconds")
-            if piece.end_seconds - piece.start_seconds < self.min_clip_seconds - _SMALLEST_SECONDS
+            if piece.end_seconds - piece.start_seconds < self.min_clip_seconds - SMALLEST_SECONDS
             else piece
             for piece in pieces
         ]
@@ -413,7 +406,7 @@ class SplitClips(ReadingStage):
         given = set(row["seconds"])
         counted = []
         for part in parts:
-            inside = _inside(times, part)
+            inside = times_inside(times, part)
             lost = sum(seconds not in given for seconds in inside)
             pictures = part.last - part.first + lost
             share = len(inside) / pictures if pictures else 0.0
@@ -427,78 +420,14 @@ class SplitClips(ReadingStage):
         first, last = shot.first, shot.last
         start, end = shot.start_seconds, shot.end_seconds
         if self.trim_start_seconds:
-            begin = start + self.trim_start_seconds - _SMALLEST_SECONDS
+            begin = start + self.trim_start_seconds - SMALLEST_SECONDS
             first = bisect.bisect_left(seconds, begin, first, last)
             start = seconds[first] if first < last else end
         if self.trim_end_seconds:
-            finish = end - self.trim_end_seconds - _SMALLEST_SECONDS
+            finish = end - self.trim_end_seconds - SMALLEST_SECONDS
             last = bisect.bisect_left(seconds, finish, first, last)
             end = seconds[last] if last < shot.last else end
         return replace(shot, start_seconds=start, end_seconds=end, first=first, last=last)
-
-
-def _equal_parts(part: Part, count: int, seconds: Sequence[float]) -> list[Part]:
-    """`count` parts as equal as the frames allow; each begins with a frame."""
-    length = (part.end_seconds - part.start_seconds) / count
-    starts = [part.start_seconds + length * i - _SMALLEST_SECONDS for i in range(1, count)]
-    edges = [bisect.bisect_left(seconds, start, part.first, part.last) for start in starts]
-    # Fewer parts than requested if frames are too far apart.
-    edges = [part.first, *sorted({e for e in edges if part.first < e < part.last}), part.last]
-    times = [part.start_seconds, *(seconds[e] for e in edges[1:-1]), part.end_seconds]
-    return [
-        replace(
-            part,
-            start_seconds=times[i],
-            end_seconds=times[i + 1],
-            first=edges[i],
-            last=edges[i + 1],
-        )
-        for i in range(len(edges) - 1)
-    ]
-
-
-def _given_shot(row: dict[str, Any], span: dict[str, Any]) -> Part:
-    """A given span, limited to the video; one without a frame is dropped by rule."""
-    seconds = row["seconds"]
-    start = span["start_seconds"]
-    end = span["end_seconds"]
-    end = row["end_seconds"] if end is None else min(end, row["end_seconds"])
-    first = 0 if start is None else bisect.bisect_left(seconds, start)
-    last = bisect.bisect_left(seconds, end)
-    if first < last and (start is None or row["frame_numbers"][first] == 0):
-        # Nothing is shown before the first frame, so a clip cannot begin earlier.
-        start = seconds[first]
-    empty = first >= last
-    return Part(
-        end if start is None else start,
-        end,
-        first,
-        last,
-        caption=span["caption"] or row["caption_given"],
-        extra=span["extra"],
-        captions=span.get("captions") if span["caption"] else row.get("captions_given"),
-        rule="split_clips.boundaries" if empty else None,
-    )
-
-
-def _without_repeats(video_id: str, clips: list[list[Part]]) -> list[list[Part]]:
-    """Without repeated spans, because a clip's id is its time."""
-    seen: set[str] = set()
-    result = []
-    for parts in clips:
-        kept = []
-        for part in parts:
-            name = clip_id(video_id, part.start_seconds, part.end_seconds)
-            repeated = part.rule is None and name in seen
-            kept.append(replace(part, rule="split_clips.boundaries") if repeated else part)
-            if part.rule is None:
-                seen.add(name)
-        result.append(kept)
-    return result
-
-
-def _end_frame(row: dict[str, Any], part: Part) -> int | None:
-    return row["frame_numbers"][part.last - 1] + 1 if part.first < part.last else None
 
 
 def _shot_row(row: dict[str, Any], number: int, shot: Part, parts: list[Part]) -> dict[str, Any]:
@@ -509,7 +438,7 @@ def _shot_row(row: dict[str, Any], number: int, shot: Part, parts: list[Part]) -
         "start_seconds": shot.start_seconds,
         "end_seconds": shot.end_seconds,
         "start_frame": row["frame_numbers"][shot.first] if shot.first < shot.last else None,
-        "end_frame": _end_frame(row, shot),
+        "end_frame": end_frame(row, shot),
         "n_clips": count,
         "rule": None if count else parts[0].rule,
     }
@@ -525,7 +454,7 @@ def _clip_row(row: dict[str, Any], number: int, part: Part) -> dict[str, Any]:
         "end_seconds": part.end_seconds,
         "duration_seconds": part.end_seconds - part.start_seconds,
         "start_frame": row["frame_numbers"][part.first],
-        "end_frame": _end_frame(row, part),
+        "end_frame": end_frame(row, part),
         "fps": row["fps"],
         "width": row["width"],
         "height": row["height"],
@@ -539,17 +468,8 @@ def _clip_row(row: dict[str, Any], number: int, part: Part) -> dict[str, Any]:
         "tone_mapped": row.get("tone_mapped"),
         "corrupt_frames": None
         if (times := row.get("corrupt_seconds")) is None
-        else len(_inside(times, part)),
+        else len(times_inside(times, part)),
     }
-
-
-def _inside(times: Sequence[float], part: Part) -> Sequence[float]:
-    """The ascending times that are in the part."""
-    return times[
-        bisect.bisect_left(times, part.start_seconds - _SMALLEST_SECONDS) : bisect.bisect_left(
-            times, part.end_seconds - _SMALLEST_SECONDS
-        )
-    ]
 
 
 def _mean(values: Sequence[float]) -> float | None:
