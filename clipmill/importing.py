@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clipmill.pipeline.catalog.index_writer import index_problem
 from clipmill.pipeline.dataset.locks import dataset_lock, remove_if_empty
 from clipmill.pipeline.dataset.run_records import check_place
 from clipmill.pipeline.ingest.sources import fixed_shards_note
@@ -49,6 +50,7 @@ def import_internvid(
                 report_bytes=on_bytes,
             )
             report.note = note
+            report.index_problem = index_problem(place)
             return report
     except BaseException:
         if is_new:

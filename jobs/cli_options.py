@@ -12,7 +12,9 @@ from clipmill.schemas.errors import ERROR_KINDS, UsageError
 
 Engine = Literal["ray", "local"]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
-ExportFormat = Literal["webdataset", "parquet", "huggingface", "internvid", "csv", "interleaved"]
+ExportFormat = Literal[
+    "webdataset", "parquet", "huggingface", "internvid", "csv", "jsonl", "interleaved"
+]
 ExportMedia = Literal["none", "copy", "exact"]
 CutStart = Literal["before", "nearest"]
 Documents = Literal["a", "b", "c"]

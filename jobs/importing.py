@@ -24,8 +24,9 @@ def import_internvid(
     """Imports InternVid's published rows, and prints what became of each."""
     with _progress(files, passes=1 if limit is None else 2) as report:
         found = clipmill.import_internvid(dataset, files, limit=limit, on_bytes=report, **asked)
-    if found.note is not None:
-        Console(stderr=True, highlight=False).print(found.note, soft_wrap=True)
+    for note in (found.note, found.index_problem):
+        if note is not None:
+            Console(stderr=True, highlight=False).print(note, soft_wrap=True)
     for line in describe(found, limit):
         print(line)
     if found.kept:

@@ -20,6 +20,10 @@ def index_dataset(dataset: Path, *, wait: bool = False) -> None:
             f"{shell_word(opened.path)}`."
         )
         return
+    if report.n_published:
+        print(f"{counted(report.n_published, 'published clip')} without media so far.")
+        if not report.n_parts:
+            return
     print(
         f"{counted(report.n_clips, 'clip')} in {counted(report.n_parts, 'part')}, "
         f"{report.n_new:,} built now."

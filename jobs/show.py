@@ -83,7 +83,7 @@ def show(
                 format,
             )
         skipped = _skipped(catalog, ids) if format == "table" else {}
-        media = _media(catalog, {row["video_id"] for row in rows})
+        media = _media(catalog, rows)
         way = way_of_terminal(sys.stdout) if format == "table" else None
         pictured = output is not None or (format == "table" and sys.stdout.isatty())
         strips: dict[str, list[np.ndarray]] = {}
@@ -163,14 +163,20 @@ def _skipped(catalog: Catalog, ids: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _media(catalog: Catalog, videos: Iterable[str]) -> dict[str, _Media]:
-    names = sorted(videos)
+def _media(catalog: Catalog, clips: Sequence[Mapping[str, Any]]) -> dict[str, _Media]:
+    names = sorted({clip["video_id"] for clip in clips})
     rows = catalog.execute(
         f"SELECT video_id, path, {FILE_ZERO_SQL} FROM videos "
         f"WHERE video_id IN ({', '.join('?' for _ in names)})",
         names,
     ).fetchall()
     found = {video: _Media(Path(), 0.0, f"the dataset has no file for {video}") for video in names}
+    for clip in clips:
+        if clip["media"] != "present":
+            problem = "the clip is only published: its video is not downloaded yet"
+            if clip["media"] == "failed":
+                problem = "its video failed or was rejected; see `clipmill failures`"
+            found[clip["video_id"]] = _Media(Path(), 0.0, problem)
     for video, path, file_zero in rows:
         if path is not None:
             place = catalog.layout.dataset / path
@@ -195,7 +201,11 @@ def _strips(
             continue
         file = media[span.video_id]
         if file.problem is not None:
-            problems[span.clip_id] = f"its frames were not kept, and {file.problem}"
+            problems[span.clip_id] = (
+                file.problem
+                if file.path == Path()
+                else f"its frames were not kept, and {file.problem}"
+            )
             continue
         try:
             strips[span.clip_id] = _decoded(_read(file, span, count))

@@ -74,6 +74,8 @@ def show_status(report: Status) -> None:
         f"{counted(totals['videos'], 'video')}, {counted(totals['clips'], 'clip')}, "
         f"{plain_hours(totals['hours'])}"
     )
+    if totals["published"]:
+        console.print(f"{counted(totals['published'], 'published clip')} without media so far")
     if totals["source_frames"]:
         ratio = totals["decoded_frames"] / totals["source_frames"]
         console.print(

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from clipmill.pipeline.catalog import views
-from clipmill.pipeline.catalog.catalog import Catalog, Layout, open_catalog
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.index import ShardFiles
+from clipmill.pipeline.catalog.layout import Layout
 from clipmill.pipeline.catalog.reasons import Reasons, reasons
 from clipmill.pipeline.dataset.commit_fence import last_moved
 from clipmill.pipeline.dataset.shards import committed_shards, shard_name
@@ -70,10 +71,14 @@ class RunStatus(TypedDict):
 
 
 class Totals(TypedDict):
-    """What the dataset holds, and how many frames were decoded for it."""
+    """What the dataset holds, and how many frames were decoded for it.
+
+    `published` counts clips that came with the sources and aren't made yet; `clips` the others.
+    """
 
     videos: int
     clips: int
+    published: int
     hours: float
     source_frames: int
     decoded_frames: int
@@ -199,6 +204,9 @@ def _totals(catalog: Catalog, footers: dict[StepId, _Footers]) -> Totals:
         "SELECT count(*), coalesce(sum(duration_seconds), 0) / 3600 "
         f"FROM ({views.once(views.clip_rows(makers))})"
     ).fetchall()
+    published = 0
+    if catalog.layout.published is not None:
+        ((published,),) = catalog.execute("SELECT count(*) FROM internal.published").fetchall()
     ((videos,),) = catalog.execute("SELECT count(*) FROM videos").fetchall()
     scan = views.primary(catalog.layout.steps, "scan_videos")
     source_frames = 0
@@ -211,6 +219,7 @@ def _totals(catalog: Catalog, footers: dict[StepId, _Footers]) -> Totals:
     return {
         "videos": videos,
         "clips": clips,
+        "published": published,
         "hours": round(hours, 6),
         "source_frames": source_frames,
         "decoded_frames": sum(sums.decoded_frames or 0 for sums in footers.values()),

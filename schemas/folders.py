@@ -14,6 +14,8 @@ LISTS = f"{SOURCES}/.lists"
 """What playlists and searches were found to hold."""
 LIST_COUNTS = f"{SOURCES}/.counts"
 """What became of the lines and rows of each list."""
+PUBLISHED = f"{SOURCES}/.published.json"
+"""Whether sources came with spans, and which of the spans' columns are known scores."""
 EXCLUDED = f"{SOURCES}/.excluded.npy"
 """Hashes of the ids that the recipe leaves out."""
 
@@ -39,6 +41,8 @@ QUARANTINE_REASON = "why.json"
 
 INDEX = "index"
 INDEX_MANIFEST = "manifest.json"
+INDEX_OF_PUBLISHED = f"{INDEX}/published"
+"""The published clips that have no media yet, as files that queries read fast."""
 
 SUBSETS = "subsets"
 SUBSET_RECORD = "subset.json"

@@ -80,7 +80,7 @@ def export(
         bool | None,
         typer.Option(
             "--keep-uncaptioned/--drop-uncaptioned",
-            help="whether to keep clips without that text; by default only parquet and csv do",
+            help="whether to keep clips without that text; by default parquet, csv, jsonl do",
         ),
     ] = None,
     documents: Annotated[

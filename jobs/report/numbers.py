@@ -64,6 +64,8 @@ def tick(value: float, step: float) -> str:
     """A label on an axis whose ticks are `step` apart."""
     if step >= 1 and value == round(value):
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.0f}"
+    if step <= 0:
+        step = 1e-6  # the values differ by rounding errors at most
     places = max(0, -math.floor(math.log10(step) + 1e-9))
     while places < 6 and round(step, places) != round(step, 9):
         places += 1

@@ -71,6 +71,8 @@ class ReportTables:
     subset: FrozenSubset | None
     gone: int
     """Clips of the subset that are no longer in the catalog."""
+    caption: str
+    """SQL of a clip's caption."""
 
     @property
     def chosen(self) -> str:
@@ -79,7 +81,7 @@ class ReportTables:
 
     def captions(self) -> str:
         """A relation of the captions in the report."""
-        return self._of("caption")
+        return self._of(f"{self.caption} AS caption")
 
     def tags(self) -> str:
         return self._of("tags")
@@ -117,7 +119,8 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
         chosen = "s.clip_id IS NOT NULL"
         join = f" LEFT JOIN ({_ids(subset)}) AS s USING (clip_id)"
         catalog.execute("SELECT 1 FROM subset_clips LIMIT 0")
-    words = f"len(regexp_extract_all(caption, {literal(WORD)}))"
+    caption = views.usual_caption(catalog.layout.steps)
+    words = f"len(regexp_extract_all({caption}, {literal(WORD)}))"
     picked = ", ".join(
         [
             "clip_id",
@@ -142,7 +145,7 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
         Column(column.name, _name(n), column.stage, column.is_whole, column.is_switch)
         for n, column in enumerate(columns)
     ]
-    return ReportTables(shown, left_out, thresholds, subset, gone)
+    return ReportTables(shown, left_out, thresholds, subset, gone, caption)
 
 
 def _name(number: int) -> str:
@@ -156,7 +159,7 @@ def _ids(subset: FrozenSubset) -> str:
 def _columns(catalog: Catalog, roles: Mapping[str, str]) -> tuple[list[Column], list[str]]:
     """The numbers and switches of `clips`, scores first; `sql` reads them."""
     described = catalog.execute("SELECT * FROM clips LIMIT 0").description
-    made = views.clip_columns(catalog.layout.steps)
+    made = catalog.layout.clip_columns
     promised = {name for name, _ in (*views.CLIPS_VIEW, *views.CLIPS_SPLIT_COLUMNS)}
     found = []
     for name, described_as, *_ in described:

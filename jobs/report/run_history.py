@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from clipmill.jobs.report.sample_clips import shortened
-from clipmill.pipeline.catalog.catalog import Layout
+from clipmill.pipeline.catalog.layout import Layout
 from clipmill.pipeline.dataset.run_records import run_records
 
 SHOWN_RUNS = 10

@@ -7,54 +7,33 @@ dataset, and no shard is opened before a query needs it.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import itertools
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clipmill.pipeline.catalog import problem_views, views
+from clipmill.pipeline.catalog import problem_views, published, views
 from clipmill.pipeline.catalog.damaged_files import damage_behind
 from clipmill.pipeline.catalog.index import Coverage, find_coverage
+from clipmill.pipeline.catalog.layout import Layout, read_layout
 from clipmill.pipeline.catalog.user_sql import readable_errors, reading_statement
-from clipmill.pipeline.dataset.run_records import (
-    RunRecord,
-    StageRecord,
-    latest_run,
-    require_dataset,
-    run_records,
-)
-from clipmill.pipeline.dataset.shards import is_shard, list_shards_in, retry_number
-from clipmill.pipeline.dataset.steps import Step, recorded_steps
-from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones
-from clipmill.schemas import tables
+from clipmill.pipeline.dataset.run_records import StageRecord, require_dataset, run_records
+from clipmill.pipeline.dataset.tombstones import Tombstone
 from clipmill.schemas.bounded_memory import bounded_memory
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import UsageError
-from clipmill.schemas.folders import (
-    FRAMES,
-    INDEX,
-    INGEST,
-    SHOTS,
-    SOURCES,
-    SUBSET_CLIPS,
-    subset_records,
-)
+from clipmill.schemas.folders import SUBSET_CLIPS, subset_records
 from clipmill.schemas.scratch import ScratchFolder
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.step_tables import Columns, StepTable, raw_view
-from clipmill.stages import scan_videos, split_clips
-from clipmill.stages.built_in import built_in_stage_names
 
 _UNITS = {
     "bytes": 1,
@@ -63,101 +42,6 @@ _UNITS = {
 # Memory that Python and Arrow need for rows being returned.
 _BESIDE_DUCKDB = 2**30
 DEFAULT_MEMORY_LIMIT = "50%"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The tables of the newest run, with their shards on disk."""
-
-    dataset: Path
-    record: RunRecord | None
-    ingest: StepTable
-    steps: tuple[StepTable, ...]
-    shots: StepTable | None
-    frames: StepTable | None
-    removals: tuple[Tombstone, ...] = ()
-
-    @property
-    def folders(self) -> list[str]:
-        """Every folder that a view reads."""
-        found = [self.ingest, *self.steps, self.shots, self.frames]
-        return [
-            str(self.dataset / INDEX),
-            *(table.folder for table in found if table is not None and table.folder),
-        ]
-
-
-def read_layout(dataset: Path) -> Layout:
-    """Finds the current tables; a dataset without a run has at most sources."""
-    dataset = dataset.absolute()
-    record = latest_run(dataset)
-    removals = tuple(tombstones(dataset))
-    ingest = _table(dataset / SOURCES, INGEST, INGEST, INGEST, tables.SOURCES, bool(removals))
-    steps: list[StepTable] = []
-    extra: dict[str, StepTable] = {}
-    for step in recorded_steps(dataset, record):
-        stage, folder = step.stage_label, step.folder(dataset)
-        schema = step.built_in_schema or _found_schema(folder, step)
-        steps.append(
-            _table(folder, step.label, stage, step.name, schema, bool(removals), step.score)
-        )
-        # Only these: the schemas of all further tables would import every stage.
-        for name, schema in ((FRAMES, scan_videos.FRAMES), (SHOTS, split_clips.SHOTS)):
-            if name in step.tables:
-                folder = step.folder(dataset, name)
-                extra[name] = _table(folder, name, stage, name, schema, bool(removals))
-    return Layout(
-        dataset, record, ingest, tuple(steps), extra.get(SHOTS), extra.get(FRAMES), removals
-    )
-
-
-def _table(
-    folder: Path,
-    step: str,
-    stage: str,
-    name: str,
-    schema: pa.Schema,
-    removed: bool,
-    score: str | None = None,
-) -> StepTable:
-    shards, odd = list_shards_in(folder)
-    retries = tuple(sorted(shard for shard in shards if retry_number(shard)))
-    return StepTable(
-        step,
-        stage,
-        name,
-        schema.names[0],
-        schema,
-        str(folder) if shards else None,
-        retries,
-        score,
-        removed=removed,
-        odd=odd,
-        is_built_in=name in built_in_stage_names(),
-    )
-
-
-def _found_schema(folder: Path, step: Step) -> pa.Schema:
-    """The schema of a custom stage, read from its files; text columns if there are none."""
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            # The newest file has the most columns, because schemas only grow.
-            newest = sorted(
-                (
-                    (entry.stat().st_mtime_ns, entry.path)
-                    for entry in entries
-                    if entry.name.endswith(".parquet")
-                    and entry.is_file()
-                    and is_shard(entry.name.removesuffix(".parquet"))
-                ),
-                reverse=True,
-            )
-        for _, path in newest:
-            # A damaged file is reported when it is queried.
-            with contextlib.suppress(DamagedFile), reading(Path(path)):
-                return pq.read_schema(path).remove_metadata()
-    names = [name for name in step.columns if name not in {"rejection", "error"}]
-    return pa.schema([*((name, pa.string()) for name in names), *tables.OUTCOME])
 
 
 class Catalog:
@@ -306,9 +190,9 @@ class Catalog:
         for used in _USES.get(name, ()):
             self._create(used)
         place = ".".join(map(quoted, name.split(".", 1)))
-        if name in _WIDE and self._coverage is not None:
+        if name in _INDEXED and self._uses_index:
             try:
-                query = self._put_together(self._coverage, name)
+                query = self._query_with_index(name) or make_query()
                 self.connection.execute(f"CREATE VIEW {place} AS {query}")
                 return
             except duckdb.InterruptException:
@@ -316,6 +200,15 @@ class Catalog:
             except duckdb.Error:
                 pass  # the index is damaged: the tables have everything
         self.connection.execute(f"CREATE VIEW {place} AS {make_query()}")
+
+    def _query_with_index(self, name: str) -> str | None:
+        if name == "internal.published":
+            source = self.layout.published_source
+            return None if source is None else source.query(use_index=True)
+        if self._coverage is None:
+            return None
+        query = self._put_together(self._coverage, name)
+        return query if name == "videos" else _with_published(self.layout, query)
 
     @cached_property
     def _coverage(self) -> Coverage | None:
@@ -439,6 +332,7 @@ def _limit_memory(connection: duckdb.DuckDBPyConnection, limit: str | None) -> N
         ) from error
 
 
+_INDEXED = ("clips", "videos", "internal.published")
 _WIDE: dict[str, Callable[[Sequence[StepTable]], str]] = {
     "clips": views.clip_rows,
     "videos": views.video_rows,
@@ -451,7 +345,9 @@ def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
     return {
         "sources": lambda: views.plain_view(layout.ingest, views.SOURCES_VIEW),
         "videos": lambda: views.once(views.video_rows(steps)),
-        "clips": lambda: views.once(views.clip_rows(steps)),
+        "internal.published": lambda: _published_query(layout),
+        "clips": lambda: _with_published(layout, views.once(views.clip_rows(steps))),
+        "internal.known_videos": lambda: published.KNOWN_VIDEOS_SQL,
         "internal.problems": lambda: problem_views.problems_view((layout.ingest, *steps)),
         "rejections": lambda: problem_views.REJECTIONS_SQL,
         "skipped": lambda: problem_views.SKIPPED_SQL,
@@ -467,7 +363,33 @@ def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
     }
 
 
+def _published_query(layout: Layout) -> str:
+    source = layout.published_source
+    return published.no_rows(()) if source is None else source.query(use_index=False)
+
+
+def _with_published(layout: Layout, own: str) -> str:
+    """`clips`, given the rows of the dataset's own clips."""
+    steps, scores = layout.steps, layout.published or ()
+    settings = next(
+        (
+            stage["settings"]
+            for stage in (layout.record["stages"] if layout.record else ())
+            if stage["name"] == "split_clips"
+        ),
+        None,
+    )
+    return published.all_clips(
+        own,
+        "SELECT * FROM internal.published" if layout.published is not None else None,
+        published.own_scores(scores, steps, settings),
+        published.clip_names(steps, scores),
+    )
+
+
 _USES = {
+    "clips": ("internal.published",),
+    "internal.known_videos": ("videos", "sources", "internal.published"),
     "internal.problems": ("sources",),
     "rejections": ("internal.problems",),
     "skipped": ("internal.problems",),

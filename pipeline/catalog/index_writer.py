@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -29,6 +29,8 @@ from clipmill.pipeline.catalog.index import (
     right_parts,
     tables_read,
 )
+from clipmill.pipeline.catalog.published_writer import update_published_index
+from clipmill.pipeline.dataset.published_scores import note_former
 from clipmill.pipeline.dataset.shards import (
     commit,
     shard_name,
@@ -38,7 +40,7 @@ from clipmill.pipeline.dataset.shards import (
 )
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.damage import DamagedFile, reading
-from clipmill.schemas.folders import INDEX, INDEX_MANIFEST
+from clipmill.schemas.folders import INDEX, INDEX_MANIFEST, INDEX_OF_PUBLISHED
 from clipmill.schemas.sql_text import escaped_for_glob, literal
 
 PART_CLIPS = 250_000
@@ -52,11 +54,15 @@ _MAKERS = {"clips": views.clip_rows, "videos": views.video_rows}
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What was done: how many parts there are now, how many are new, and the clips in all."""
+    """What was done: how many parts there are now, how many are new, and the clips in all.
+
+    `n_published` counts clips that are only published, which have files of their own.
+    """
 
     n_parts: int
     n_new: int
     n_clips: int
+    n_published: int = 0
 
 
 def update_index(
@@ -68,23 +74,35 @@ def update_index(
     `keep_former`, files that were in use until now are deleted at once: they may hold removed
     rows.
     """
+    note_former(dataset)
     with open_catalog(
         dataset, allow_external=True, memory_limit=MEMORY_LIMIT, use_index=False
     ) as catalog:
-        steps = catalog.layout.steps
-        if not can_be_indexed(steps):
-            if not keep_former:
-                drop_index(dataset)
-            return None
-        report = _IndexUpdate(catalog, part_clips, keep_former).write()
+        published = _update_published(catalog, keep_former)
+        report = None
+        if can_be_indexed(catalog.layout.steps):
+            report = _IndexUpdate(catalog, part_clips, keep_former).write()
     if report is None and not keep_former:
-        drop_index(dataset)
+        _drop_views(dataset)
+    if published:
+        return replace(report or IndexReport(0, 0, 0), n_published=published)
     return report
 
 
-def drop_index(dataset: Path) -> None:
-    """Deletes the whole index, which can always be rebuilt."""
-    shutil.rmtree(dataset / INDEX, ignore_errors=True)
+def _update_published(catalog: Catalog, keep_former: bool) -> int:
+    source = catalog.layout.published_source
+    if source is None:
+        shutil.rmtree(catalog.layout.dataset / INDEX_OF_PUBLISHED, ignore_errors=True)
+        return 0
+    manifest = update_published_index(source, catalog.connection, keep_former=keep_former)
+    return sum(part.n_clips for part in manifest.parts)
+
+
+def _drop_views(dataset: Path) -> None:
+    """Deletes the index of the views."""
+    for path in (dataset / INDEX).glob("*"):
+        if path != dataset / INDEX_OF_PUBLISHED:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def index_problem(dataset: Path) -> str | None:
@@ -250,8 +268,9 @@ class _IndexUpdate:
                     path.unlink()
         if before is not None or not self._keep_former:
             # An index with other columns, older than this one.
+            others = (self._folder, self._dataset / INDEX_OF_PUBLISHED)
             for path in self._folder.parent.iterdir():
-                if path != self._folder:
+                if path not in others:
                     shutil.rmtree(path, ignore_errors=True)
 
 

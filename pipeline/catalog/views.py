@@ -60,6 +60,8 @@ CLIPS_SPLIT_COLUMNS: Columns = tuple(
         "corrupt_frames",
     )
 )
+CLIPS_MEDIA = ("media", pa.string())
+"""`present`; of a clip that is only published, `absent`, or `failed` if its video can't be had."""
 VIDEOS_VIEW: Columns = tuple(
     (name, VIDEOS.field(name).type)
     for name in (
@@ -181,7 +183,7 @@ SUBSET_CLIPS_VIEW: Columns = (
 )
 REMOVED_VIEW: Columns = (("video_id", pa.string()), ("reason", pa.string()), ("at", TIME))
 VIEWS: dict[str, Columns] = {
-    "clips": (*CLIPS_VIEW, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS),
+    "clips": (*CLIPS_VIEW, *CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS, CLIPS_MEDIA),
     "videos": VIDEOS_VIEW,
     "rejections": REJECTIONS_VIEW,
     "skipped": SKIPPED_VIEW,
@@ -287,6 +289,12 @@ def video_columns(steps: Sequence[StepTable]) -> dict[str, str]:
     if scanned is not None and _CORRUPT in scanned.schema.names:
         found.setdefault(_CORRUPT, scanned.stage)
     return found
+
+
+def usual_caption(steps: Sequence[StepTable]) -> str:
+    """SQL of a clip's caption: `caption`, or what came with it if no stage makes captions."""
+    made = any(column.name == "caption" for column in _provided(steps, "clip_id", CLIPS_VIEW))
+    return "caption" if made else "coalesce(caption, caption_given)"
 
 
 def tables_of_wide_views(steps: Sequence[StepTable]) -> set[str]:

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.catalog.views import usual_caption
 from clipmill.pipeline.exports.request import ExportRequest
 from clipmill.schemas.clocks import FILE_ZERO_SQL
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import literal, quoted
 
-TEXT, PATH, FILE_ZERO, SOUND_BYTES, SUBTITLES, SUBTITLE_WORDS, DROPPED = (
+TEXT, PATH, FILE_ZERO, SOUND_BYTES, SUBTITLES, SUBTITLE_WORDS, DROPPED, MEDIA = (
     "_text",
     "_path",
     "_file_zero_seconds",
@@ -25,6 +26,7 @@ TEXT, PATH, FILE_ZERO, SOUND_BYTES, SUBTITLES, SUBTITLE_WORDS, DROPPED = (
     "_subtitles",
     "_subtitle_words",
     "_dropped",
+    "_media",
 )
 SPAN = ("clip_id", "video_id", "start_seconds", "end_seconds", "duration_seconds")
 # Columns about the video, by their names in an export; the first five are in `clips`.
@@ -51,7 +53,7 @@ _PERSONAL = re.compile(r"(?:.*_)?(?:title|description|uploader)s?\Z", re.I)
 
 @dataclass(frozen=True)
 class Columns:
-    """SQL expressions by name: over `clips`, and over `videos` joined by `video_id`."""
+    """SQL expressions by name: over `clips`, and over `internal.known_videos` joined by it."""
 
     clips: Mapping[str, str]
     facts: Mapping[str, str]
@@ -68,6 +70,10 @@ def choose_columns(catalog: Catalog, request: ExportRequest, scores: Mapping[str
     _check_caption(request.caption, there)
     clips = {name: quoted(name) for name in SPAN}
     clips[TEXT] = quoted(request.caption)
+    if request.caption == "caption":
+        clips[TEXT] = usual_caption(catalog.layout.steps)
+    if request.cut is not None:
+        clips[MEDIA] = "media"
     facts = dict(_FACTS)
     if request.format == "internvid":
         facts = {name: _FACTS[name] for name in (*_COUNTED, "source_id")}

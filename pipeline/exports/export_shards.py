@@ -30,6 +30,7 @@ SHARDS: dict[Format, str] = {
     "huggingface": "data/train",
     "parquet": "clips",
     "csv": "clips",
+    "jsonl": "clips",
     "internvid": "internvid",
     "interleaved": "documents",
 }

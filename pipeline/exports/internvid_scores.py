@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.pipeline.catalog.catalog import Catalog
-from clipmill.pipeline.catalog.views import clip_columns
 from clipmill.pipeline.exports.lines import AESTHETIC, UMT
 from clipmill.schemas.sql_text import quoted
 
@@ -55,11 +54,10 @@ def internvid_scores(catalog: Catalog) -> InternVidScores:
 
 def _scores(catalog: Catalog) -> list[tuple[str, Mapping[str, Any]]]:
     """Columns that are scores, with the run's record of the stage that made each."""
-    record = catalog.layout.record
-    stages = {stage["stage"]: stage for stage in record["stages"]} if record else {}
+    stages = {stage["stage"]: stage for stage in catalog.layout.stages}
     return [
         (name, stages[table.stage])
-        for name, (table, column) in clip_columns(catalog.layout.steps).items()
+        for name, (table, column) in catalog.layout.clip_columns.items()
         if table.score == column and table.stage in stages
     ]
 

@@ -11,6 +11,7 @@ from clipmill.pipeline.exports.columns import SUBTITLE_WORDS, SUBTITLES, TEXT
 from clipmill.pipeline.exports.export_shards import Position, ShardFile
 from clipmill.pipeline.exports.request import ExportRequest
 from clipmill.pipeline.exports.selection import Unit
+from clipmill.pipeline.exports.table_files import parts_of
 from clipmill.pipeline.exports.units import KIND, read_unit
 from clipmill.pipeline.exports.values import json_text, records
 from clipmill.stages.media.read.speech import (
@@ -67,6 +68,13 @@ def internvid_lines(request: ExportRequest, unit: Unit) -> Iterator[bytes]:
             UMT: row[UMT],
         }
         yield json_text(line).encode() + b"\n"
+
+
+def row_lines(request: ExportRequest, unit: Unit, columns: Sequence[str]) -> Iterator[bytes]:
+    """One line per clip, with all its columns."""
+    for table in parts_of(request, unit, columns):
+        for row in records(table):
+            yield json_text(row).encode() + b"\n"
 
 
 @dataclass(frozen=True)

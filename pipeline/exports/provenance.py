@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.pipeline.catalog.catalog import Catalog
-from clipmill.pipeline.catalog.views import clip_columns
 from clipmill.pipeline.dataset.run_records import StageRecord
 from clipmill.pipeline.dataset.steps import fingerprints
 from clipmill.pipeline.exports.request import PERSONAL, ExportRequest
@@ -77,19 +76,17 @@ def provenance(
 ) -> dict[str, Any]:
     """How the columns were made and the subset was chosen, without paths of this machine."""
     record = catalog.layout.record
-    found: dict[str, Any] = {"recipe": None, "run_id": None, "code_version": None, "stages": []}
-    if record is not None:
-        columns: dict[str, list[str]] = {}
-        for name, (table, _) in clip_columns(catalog.layout.steps).items():
-            columns.setdefault(table.stage, []).append(name)
-        found = {
-            "recipe": record["recipe_name"],
-            "run_id": record["run_id"],
-            "code_version": record["code_version"],
-            "stages": [
-                _stage(stage, columns.get(stage["stage"], [])) for stage in record["stages"]
-            ],
-        }
+    columns: dict[str, list[str]] = {}
+    for name, (table, _) in catalog.layout.clip_columns.items():
+        columns.setdefault(table.stage, []).append(name)
+    found: dict[str, Any] = {
+        "recipe": record["recipe_name"] if record else None,
+        "run_id": record["run_id"] if record else None,
+        "code_version": record["code_version"] if record else None,
+        "stages": [
+            _stage(stage, columns.get(stage["stage"], [])) for stage in catalog.layout.stages
+        ],
+    }
     if subset is not None:
         info = subset.info
         found["subset"] = {name: info.get(name) for name in _SUBSET_KEYS}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from clipmill.schemas.errors import UsageError
 from clipmill.stages.media.cutting.requests import CutOptions
 
-Format = Literal["webdataset", "parquet", "huggingface", "internvid", "csv", "interleaved"]
+Format = Literal["webdataset", "parquet", "huggingface", "internvid", "csv", "jsonl", "interleaved"]
 Engine = Literal["ray", "local"]
 Documents = Literal["a", "b", "c"]
 
@@ -21,6 +21,7 @@ FORMATS: tuple[Format, ...] = (
     "huggingface",
     "internvid",
     "csv",
+    "jsonl",
     "interleaved",
 )
 _UNITS = {

@@ -31,7 +31,13 @@ from clipmill.pipeline.exports.output_places import check_output
 from clipmill.pipeline.exports.provenance import clips_of, hash_of, provenance, summarise
 from clipmill.pipeline.exports.removed_clips import Removals
 from clipmill.pipeline.exports.request import ExportRequest
-from clipmill.pipeline.exports.selection import Selection, Unit, load_selection, select_clips
+from clipmill.pipeline.exports.selection import (
+    NO_MEDIA,
+    Selection,
+    Unit,
+    load_selection,
+    select_clips,
+)
 from clipmill.pipeline.exports.table_files import (
     CsvFile,
     ParquetFile,
@@ -236,6 +242,8 @@ def _ways_out(request: ExportRequest) -> dict[str, str]:
         "another text",
         "where": f"`clipmill subset explain {dataset} --where {shell_word(request.where or '')}` "
         "shows the clips nearest to it",
+        NO_MEDIA: "these are only published, and nothing of them is downloaded: --media none "
+        f"exports what is known of them, and `clipmill run … --dataset {dataset}` gets the media",
         "not in the catalog": "the catalog shows what the newest run made: run the recipe that "
         "made the subset's clips again, or freeze the subset again",
         "not from YouTube": "--format internvid only holds videos from YouTube: use webdataset, "
@@ -282,6 +290,7 @@ def _write(
     kinds: dict[str, tuple[type[ShardFile], Callable[[Unit], Iterator[Any]]]] = {
         "internvid": (lines.LinesFile, lambda unit: lines.internvid_lines(request, unit)),
         "csv": (CsvFile, lambda unit: csv_parts(request, unit, shown)),
+        "jsonl": (lines.LinesFile, lambda unit: lines.row_lines(request, unit, shown)),
         "parquet": (ParquetFile, lambda unit: parts_of(request, unit, shown)),
         "huggingface": (ParquetFile, lambda unit: parts_of(request, unit, shown)),
     }

@@ -23,10 +23,18 @@ import pyarrow.parquet as pq
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.dataset.shards import shard_name, write_json
-from clipmill.pipeline.exports.columns import DROPPED, SUBTITLE_WORDS, SUBTITLES, TEXT, Columns
+from clipmill.pipeline.exports.columns import (
+    DROPPED,
+    MEDIA,
+    SUBTITLE_WORDS,
+    SUBTITLES,
+    TEXT,
+    Columns,
+)
 from clipmill.pipeline.exports.request import ExportRequest
 from clipmill.schemas.sql_text import literal, quoted
 
+NO_MEDIA = "without media"
 _GONE = "gone.json"
 BATCH_ROWS = 50_000
 UNITS_A_FILE = 256
@@ -228,7 +236,7 @@ def _clips_query(request: ExportRequest, columns: Columns) -> str:
 
 def _facts_query(columns: Columns) -> str:
     picked = "".join(f", {sql} AS {quoted(name)}" for name, sql in columns.facts.items())
-    return f"SELECT video_id{picked} FROM videos ORDER BY video_id"
+    return f"SELECT video_id{picked} FROM internal.known_videos ORDER BY video_id"
 
 
 def _reader(catalog: Catalog, query: str) -> pa.RecordBatchReader:
@@ -248,6 +256,10 @@ def _filtered(
         if batch is None:
             return
         batch = pa.Table.from_batches([batch])
+        if MEDIA in batch.column_names:
+            has_media = pc.equal(batch[MEDIA], "present")
+            left_out[NO_MEDIA] += batch.num_rows - (pc.sum(has_media).as_py() or 0)
+            batch = batch.filter(has_media).drop_columns([MEDIA])
         if not request.keeps_uncaptioned:
             there = pc.fill_null(
                 pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(batch[TEXT])), 0), False

@@ -83,6 +83,7 @@ def _whole_blocks(size: int) -> int:
 
 def _sample(row: dict[str, Any], caption: str | None, scores: list[str]) -> dict[str, Any]:
     span: dict[str, Any] = {"asked": {name: row.pop(name) for name in _SPAN if name in row}}
+    row.pop("media", None)  # a sample's `media` is about its file
     start, end = row.pop("media_start_seconds", None), row.pop("media_end_seconds", None)
     if row.pop("media_path", None) is not None:
         span["true"] = {"start_seconds": start, "end_seconds": end}

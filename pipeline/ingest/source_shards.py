@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipmill.pipeline.dataset.published_scores import note_published, published_in
 from clipmill.pipeline.dataset.shards import (
     ShardMetadata,
     committed_shards,
@@ -48,6 +49,7 @@ class NewShards:
         name = shard_name(self._number)
         positions = pa.array(range(self._position, self._position + table.num_rows), pa.int64())
         place = table.schema.get_field_index("position")
+        note_published(self._folder.parent, published_in(table["spans"]))
         write_sources(self._folder, name, table.set_column(place, "position", positions))
         for outcome, count in _outcomes(table).items():
             self.totals[outcome] += count

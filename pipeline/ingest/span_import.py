@@ -77,6 +77,8 @@ class ImportReport:
     shards: list[str] = field(default_factory=list)
     note: str | None = None
     """Set if the dataset has shards of another size, which don't change."""
+    index_problem: str | None = None
+    """Set if the index of the imported clips could not be built; queries then take longer."""
 
 
 def import_spans(

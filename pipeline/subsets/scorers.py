@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from clipmill.pipeline.catalog.catalog import Catalog
-from clipmill.pipeline.catalog.views import CLIPS_VIDEO_COLUMNS, clip_columns
+from clipmill.pipeline.catalog.views import CLIPS_VIDEO_COLUMNS
 from clipmill.pipeline.dataset.run_records import ModelRecord, StageRecord
 from clipmill.pipeline.recipes.strict_yaml import parse_yaml
 from clipmill.schemas.command_line import shell_word, start_a_run
@@ -174,13 +174,14 @@ class _Stages:
 
     def __init__(self, catalog: Catalog) -> None:
         layout = catalog.layout
-        if layout.record is None:
+        if layout.record is None and not layout.published:
             raise UsageError(
                 f"{layout.dataset} has no run yet, and so no scores; {start_a_run(layout.dataset)}"
             )
         self.dataset = layout.dataset
-        self.records: list[StageRecord] = layout.record["stages"]
-        self._made: dict[str, tuple[StepTable, str]] = clip_columns(layout.steps)
+        self.has_run = layout.record is not None
+        self.records: list[StageRecord] = layout.stages
+        self._made: dict[str, tuple[StepTable, str]] = layout.clip_columns
         self._others = {*CLIPS.names, *(name for name, _ in CLIPS_VIDEO_COLUMNS)}
 
     def columns(self, role: str) -> list[str]:
@@ -293,6 +294,8 @@ def _refusal(recipe: str, missing: Mapping[str, ScorerSpec], stages: _Stages) ->
 
 def _ways_out(missing: Mapping[str, ScorerSpec], stages: _Stages) -> list[str]:
     """The commands that add what is missing, and what the user must know about it."""
+    if not stages.has_run:
+        return [f"The others need a run: {start_a_run(stages.dataset)}"]
     command, own, notes = _Command(stages), [], []
     for role, spec in missing.items():
         if any(

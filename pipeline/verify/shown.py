@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from clipmill.pipeline.catalog import views
-from clipmill.pipeline.catalog.catalog import Layout, read_layout
+from clipmill.pipeline.catalog.layout import Layout, read_layout
 from clipmill.pipeline.dataset.shards import shard_name
 from clipmill.pipeline.verify.findings import Book
 from clipmill.pipeline.verify.layout import SOURCES_STEP, Survey, narrowed

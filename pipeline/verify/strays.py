@@ -25,7 +25,8 @@ _TEMPORARY = re.compile(r"\..*\.tmp\Z|\..*~[0-9a-f]{8}\Z")
 _SOURCE_FILE = re.compile(r"([0-9a-f]{20})\.")
 _SHOWN = 1000
 _NOTES_OF_SOURCES = tuple(
-    Path(place).name for place in (folders.LISTS, folders.LIST_COUNTS, folders.EXCLUDED)
+    Path(place).name
+    for place in (folders.LISTS, folders.LIST_COUNTS, folders.EXCLUDED, folders.PUBLISHED)
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -14,7 +15,6 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipmill.pipeline.catalog.catalog import Layout
 from clipmill.pipeline.catalog.index import (
     IndexPart,
     Manifest,
@@ -24,6 +24,8 @@ from clipmill.pipeline.catalog.index import (
     right_parts,
     tables_read,
 )
+from clipmill.pipeline.catalog.layout import Layout
+from clipmill.pipeline.catalog.published_index import PublishedManifest, made_of
 from clipmill.pipeline.dataset.steps import fingerprints
 from clipmill.pipeline.subsets.freeze import id_lines
 from clipmill.pipeline.verify.findings import Book, some
@@ -33,6 +35,7 @@ from clipmill.schemas.damage import DamagedFile, read_json, what_is_there
 from clipmill.schemas.folders import (
     INDEX,
     INDEX_MANIFEST,
+    INDEX_OF_PUBLISHED,
     SUBSET_CLIPS,
     SUBSET_RECORD,
     subset_records,
@@ -216,6 +219,9 @@ def check_index(survey: Survey, layout: Layout, book: Book) -> None:
     wanted = index_folder(survey.dataset, layout.steps)
     for folder in sorted(root.iterdir()):
         where = folder.relative_to(survey.dataset).as_posix()
+        if folder == survey.dataset / INDEX_OF_PUBLISHED:
+            _check_published(folder, where, layout, book, again)
+            continue
         if folder != wanted:
             book.note(
                 "index", where, "covers other tables than the newest run's", again, at_rest=True
@@ -244,6 +250,35 @@ def check_index(survey: Survey, layout: Layout, book: Book) -> None:
             )
         _check_parts(folder, where, [file.name for part in whole for file in part.files], book)
         _check_coverage(survey, layout, book, where, whole)
+
+
+def _check_published(folder: Path, where: str, layout: Layout, book: Book, again: str) -> None:
+    """The index of published clips: a note if it is outdated, a fault if it breaks queries."""
+    source = layout.published_source
+    manifest = PublishedManifest.read(folder)
+    if source is None or manifest is None or manifest.made_of != made_of(source.scores):
+        book.note("index", where, "is not in use; queries ignore it", again, at_rest=True)
+        return
+    damaged = [part for part in manifest.parts if not part.file.is_whole(folder)]
+    if damaged:
+        book.note(
+            "index",
+            where,
+            f"{counted(len(damaged), 'part')} of {len(manifest.parts)} damaged; queries ignore "
+            "them",
+            again,
+            at_rest=True,
+        )
+    whole = [part for part in manifest.parts if part not in damaged]
+    _check_parts(folder, where, [part.file.name for part in whole], book)
+    for part in whole:
+        path = folder / part.file.name
+        with contextlib.suppress(OSError, pa.ArrowException):
+            rows = pq.read_metadata(path).num_rows
+            if rows != part.n_clips:
+                book.stray(
+                    "index", f"{where}/{path.name}", f"has {rows} rows instead of {part.n_clips}"
+                )
 
 
 def _check_coverage(

@@ -93,11 +93,23 @@ def test_imported_clips_get_their_media_and_keep_their_captions_and_scores(
         engine="local",
         overrides=["split_clips.keep_frames=false"],
     )
-    assert run(loaded, dataset)
     with open_catalog(dataset) as catalog:
+        before = catalog.execute("SELECT clip_id, media, umt_sim FROM clips").fetchall()
+    assert len(before) == 4
+    assert {media for _, media, _ in before} == {"absent"}
+    assert run(loaded, dataset)
+    with open_catalog(dataset, use_index=False) as catalog:
+        query = "SELECT clip_id, umt_sim FROM clips ORDER BY ALL"
+        after = catalog.execute(query).fetchall()
+    assert after == sorted((clip, score) for clip, _, score in before)
+    with open_catalog(dataset) as catalog:
+        assert catalog.execute(query).fetchall() == after
         rows = catalog.execute(
             "SELECT clip_id, start_seconds, end_seconds, caption_given, umt_sim, aesthetic_given, "
-            "extra['Start_timestamp'], title FROM clips ORDER BY clip_id"
+            "extra['Start_timestamp'], title FROM clips WHERE media = 'present' ORDER BY clip_id"
+        ).fetchall()
+        others = catalog.execute(
+            "SELECT clip_id, media, umt_sim FROM clips WHERE media <> 'present'"
         ).fetchall()
         failures = catalog.execute("SELECT stage, kind FROM failures").fetchall()
     assert rows == [
@@ -132,6 +144,7 @@ def test_imported_clips_get_their_media_and_keep_their_captions_and_scores(
             f"Title {SWIM}",
         ),
     ]
+    assert others == [(f"youtube-{GONE}-500-1500", "failed", 0.25)]
     assert failures == [("download_videos", "permanent")]
     assert {request.path for request in site.log} == {f"/files/{WALK}.mp4", f"/files/{SWIM}.mp4"}
     assert not run(loaded, dataset)

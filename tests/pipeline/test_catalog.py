@@ -79,6 +79,7 @@ def test_clips_end_with_scorers_own_columns_and_the_video(truth: Truth):
         "tone_mapped",
         "captions_given",
         "corrupt_frames",
+        "media",
     ]
 
 
