@@ -21,6 +21,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from clipmill.pipeline.ingest.plain_lines import PlainLines, plain_lines
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 
@@ -49,13 +50,19 @@ _TIME = (
 )
 # The same times as from `seconds_of`: whole seconds and the fraction are added as doubles.
 _MACROS = (
-    r"CREATE TEMP MACRO stripped(t) AS nullif(trim(t, E' \t\r\n'), '')",
+    # Most texts have no space at an end, and `trim` is slow.
+    r"CREATE TEMP MACRO stripped(t) AS CASE WHEN regexp_matches(t, '^[ \t\r\n]|[ \t\r\n]\z|^\z') "
+    r"THEN nullif(trim(t, E' \t\r\n'), '') ELSE t END",
     # TRY_CAST even for matched parts: DuckDB may cast values that CASE does not select.
     "CREATE TEMP MACRO clock_seconds(r, t) AS CASE WHEN r.seconds <> '' THEN "
     "coalesce(TRY_CAST(r.hours AS DOUBLE), 0) * 3600 + TRY_CAST(r.minutes AS DOUBLE) * 60 "
     "+ TRY_CAST(r.seconds AS DOUBLE) + concat('0.', r.fraction, '0')::DOUBLE "
     "ELSE TRY_CAST(t AS DOUBLE) END",
-    f"CREATE TEMP MACRO seconds_of(t) AS clock_seconds(regexp_extract(t, {_TIME}), t)",
+    # The usual form first, which is read without a regular expression's groups.
+    r"CREATE TEMP MACRO seconds_of(t) AS CASE WHEN regexp_full_match(t, '\d\d:\d\d:\d\d\.\d{3}') "
+    "THEN TRY_CAST(left(t, 2) AS DOUBLE) * 3600 + TRY_CAST(substr(t, 4, 2) AS DOUBLE) * 60 "
+    "+ TRY_CAST(substr(t, 7, 2) AS DOUBLE) + TRY_CAST(concat('0.', substr(t, 10), '0') AS DOUBLE) "
+    f"ELSE clock_seconds(regexp_extract(t, {_TIME}), t) END",
     "CREATE TEMP MACRO said(entries) AS map_from_entries(list_filter(entries, lambda e: "
     "e.value IS NOT NULL AND e.value <> '' AND lower(e.value) <> 'nan'))",
 )
@@ -70,6 +77,7 @@ class PublishedFile:
     columns: dict[str, str]
     score: str | None
     others: tuple[str, ...] = ()
+    plain: PlainLines | None = None
 
     def place(self, row: int) -> str:
         """A row's place, for messages."""
@@ -128,7 +136,10 @@ def _json_lines(path: Path) -> PublishedFile:
             "object, and it is not a Parquet file"
         )
     columns, score = _choose(path, list(names))
-    return PublishedFile(path, False, columns, score)
+    plain = plain_lines(sample[0]) if sample else None
+    if plain is not None and set(plain.values) != names.keys():
+        plain = None
+    return PublishedFile(path, False, columns, score, plain=plain)
 
 
 def _choose(path: Path, names: Sequence[str]) -> tuple[dict[str, str], str | None]:
@@ -205,11 +216,34 @@ class PublishedRows:
                 f"list_transform({kept}, lambda e: {{'key': CASE WHEN e.key = "
                 f"{literal(file.score)} THEN '{SCORE}' ELSE e.key END, 'value': e.value}})"
             )
-        read = (
-            f'SELECT "row", TRY(regexp_replace(line, {_NUMBER})::JSON::MAP(VARCHAR, VARCHAR)) '
-            f"AS m FROM lines_{number} WHERE stripped(line) IS NOT NULL"
-        )
-        return _columns(number, '"row"', "m IS NOT NULL", picked, f"TRY(said({kept}))", f"({read})")
+        lines = f"FROM lines_{number} WHERE regexp_matches(line, '[^ \\t\\r\\n]')"
+        extra, readable = f"TRY(said({kept}))", "m IS NOT NULL"
+        if file.plain is None:
+            read = f'SELECT "row", {_parsed("line")} {lines}'
+        else:
+            # Only the other lines are parsed: an expression of null costs nothing.
+            read = (
+                f'SELECT "row", p, is_plain, {_parsed("if(is_plain, NULL, line)")} FROM '
+                f"(SELECT *, {file.plain.is_plain} AS is_plain FROM (SELECT "
+                f'"row", line, string_split(line, \'"\') AS p {lines}))'
+            )
+            picked = {
+                name: f"CASE WHEN is_plain THEN {file.plain.values[column]} ELSE {picked[name]} END"
+                for name, column in names.items()
+            }
+            said = {
+                SCORE if column == file.score else column: value
+                for column, value in file.plain.values.items()
+                if column not in (names[YOUTUBE_ID], names.get(CAPTION))
+            }
+            keys, values = ", ".join(map(literal, said)), ", ".join(said.values())
+            extra = f"CASE WHEN is_plain THEN MAP([{keys}], [{values}]) ELSE {extra} END"
+            readable = "is_plain OR m IS NOT NULL"
+        return _columns(number, '"row"', readable, picked, extra, f"({read})")
+
+
+def _parsed(line: str) -> str:
+    return f"TRY(regexp_replace({line}, {_NUMBER})::JSON::MAP(VARCHAR, VARCHAR)) AS m"
 
 
 def _parquet_relation(number: int, file: PublishedFile) -> str:

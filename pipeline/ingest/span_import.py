@@ -25,7 +25,6 @@ from clipmill.pipeline.dataset.shards import committed_shards, shard_path, table
 from clipmill.pipeline.dataset.tombstones import removed_videos
 from clipmill.pipeline.ingest.internvid import PublishedRows, ReportBytes, open_published
 from clipmill.pipeline.ingest.locators import WATCH_URL
-from clipmill.pipeline.ingest.platforms import identify
 from clipmill.pipeline.ingest.source_lists import clean
 from clipmill.pipeline.ingest.source_rows import Source
 from clipmill.pipeline.ingest.source_shards import (
@@ -483,10 +482,13 @@ class _Videos:
 
 
 def _source(youtube_id: str, excluded: set[str]) -> Source:
-    url = f"{WATCH_URL}{youtube_id}"
-    identity = identify(url)
+    # As `identify` would say of its URL.
     source = Source(
-        "", identity.locator, url, extractor=identity.extractor, platform_id=identity.platform_id
+        "",
+        f"youtube {youtube_id}",
+        f"{WATCH_URL}{youtube_id}",
+        extractor="youtube",
+        platform_id=youtube_id,
     )
     source.rejection = exclusion(source, excluded) if excluded else None
     return source
