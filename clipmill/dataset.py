@@ -347,18 +347,24 @@ class Dataset:
         seed: int | None = None,
         settings: Settings = (),
         near: int = 3,
+        scores: bool = False,
+        recipes: bool = False,
         on_step: Callable[[str], None] = lambda step: None,
         **parameters: Any,
     ) -> dict[str, Any]:
         """What `create_subset` would keep, rule by rule; nothing is frozen.
 
         near: how many clips to show on each side of a threshold.
+        scores: adds `correlations` between the catalog's scores.
+        recipes: adds `recipes`, what each ready-made recipe keeps and where they agree.
         """
         from clipmill.pipeline.subsets.explain import explain_recipe
 
         loaded = _subset_recipe(recipe, where, seed, settings, parameters)
         with self._asking() as catalog, catalog.bounded():
-            return explain_recipe(catalog, loaded, near=near, on_step=on_step).plain()
+            return explain_recipe(
+                catalog, loaded, near=near, scores=scores, recipes=recipes, on_step=on_step
+            ).plain()
 
     def export(
         self,

@@ -12,7 +12,7 @@ from rich.text import Text
 _PIPE_WIDTH = 200
 
 
-def _console() -> Console:
+def terminal() -> Console:
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
@@ -24,7 +24,7 @@ def print_funnel(
 
     A rule's text is on a separate line, so that the numbers below stay in columns.
     """
-    console = _console()
+    console = terminal()
     _print_head(console, recipe)
     alone = any("alone" in rule for rule in rules)
     names = ["clips", "of all", "videos", "hours", "removed", "missing value"]
@@ -51,18 +51,18 @@ def print_funnel(
     for rule, line in zip(rules, lines[1:], strict=True):
         title = Text(f"{rule['number']} {rule['verb']}  ", style="bold cyan")
         if rule["name"]:
-            title.append(f"{_shown(rule['name'])}: ", style="cyan")
-        title.append(_shown(rule["says"]), style="default not bold")
+            title.append(f"{one_line(rule['name'])}: ", style="cyan")
+        title.append(one_line(rule["says"]), style="default not bold")
         console.print(title)
         found = [
-            f"{_shown(one['column'])} {one['operator']} {one['value']:.6g}"
+            f"{one_line(one['column'])} {one['operator']} {one['value']:.6g}"
             for one in rule["thresholds"]
         ]
         if rule["verb"] == "percentile" and found:
             console.print(Text("  that is " + " and ".join(found), style="dim"))
         row(line)
         for note in rule["notes"]:
-            console.print(Text(f"  Note: {_shown(note)}", style="yellow"))
+            console.print(Text(f"  Note: {one_line(note)}", style="yellow"))
         if not rule["remaining"]["clips"] and rule["took"]["clips"]:
             console.print(
                 Text(
@@ -76,10 +76,10 @@ def print_funnel(
 def _print_head(console: Console, recipe: Mapping[str, Any]) -> None:
     title = Text(recipe["recipe"], style="bold")
     if recipe["description"]:
-        title.append(f": {_shown(recipe['description'])}", style="not bold")
+        title.append(f": {one_line(recipe['description'])}", style="not bold")
     console.print(title)
     if recipe["source"]:
-        console.print(Text(f"source: {_shown(recipe['source'])}", style="dim"))
+        console.print(Text(f"source: {one_line(recipe['source'])}", style="dim"))
     if not recipe["verified"]:
         console.print(
             Text("unverified: the publication itself doesn't state all of it", style="yellow")
@@ -91,7 +91,7 @@ def _print_head(console: Console, recipe: Mapping[str, Any]) -> None:
         checked = (
             "accepted without a check"
             if scorer["waived"]
-            else f"checked to be {_shown(scorer['name'])}"
+            else f"checked to be {one_line(scorer['name'])}"
         )
         console.print(
             Text(
@@ -109,12 +109,12 @@ def _size(row: Mapping[str, Any], catalog: Mapping[str, Any]) -> list[str]:
 
 def print_near(rules: Sequence[Mapping[str, Any]]) -> None:
     """The clips on both sides of each threshold, the highest value first."""
-    console = _console()
+    console = terminal()
     for rule in rules:
         for near in rule.get("near", ()):
             limit = f"{near['operator']} {near['value']:.6g}"
             title = Text(f"rule {rule['number']}: ", style="bold cyan")
-            title.append(f"{_shown(near['column'])} {limit}", style="not bold default")
+            title.append(f"{one_line(near['column'])} {limit}", style="not bold default")
             console.print(title)
             table = _near_table(near)
             table.expand = console.is_terminal
@@ -141,7 +141,7 @@ def _near_table(near: Mapping[str, Any]) -> Table:
 def _add_clips(table: Table, clips: Sequence[Mapping[str, Any]], without: str) -> None:
     for clip in clips:
         word = Text("stays", style="green") if clip["stays"] else Text("goes", style="red")
-        caption = "∅" if clip["caption"] is None else _shown(clip["caption"])
+        caption = "∅" if clip["caption"] is None else one_line(clip["caption"])
         table.add_row(
             Text(f"{clip['value']:.6g}"), word, Text(clip["clip_id"]), Text(caption, style="dim")
         )
@@ -149,7 +149,7 @@ def _add_clips(table: Table, clips: Sequence[Mapping[str, Any]], without: str) -
         table.add_row("", "", Text(without, style="dim"), "")
 
 
-def _shown(value: Any) -> str:
+def one_line(value: Any) -> str:
     """One line, without characters that could control the terminal."""
     line = "".join(c if c.isprintable() else " " for c in str(value))
     return " ".join(line.split())

@@ -7,6 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import clipmill
+from clipmill.jobs.explained import (
+    print_agreement,
+    print_correlations,
+    print_published,
+    print_worth,
+)
 from clipmill.jobs.formats import plain
 from clipmill.jobs.funnel import print_funnel, print_near
 from clipmill.jobs.progress_bars import saying
@@ -51,6 +57,8 @@ def explain(
     seed: int | None = None,
     overrides: Sequence[str] = (),
     near: int = 3,
+    scores: bool = False,
+    recipes: bool = False,
     format: str = "table",
     memory_limit: str | None = None,
 ) -> None:
@@ -59,14 +67,27 @@ def explain(
     with clipmill.open(dataset, memory_limit=memory_limit) as opened, saying() as say:
         found = plain(
             opened.explain(
-                recipe, where=where, seed=seed, settings=overrides, near=near, on_step=say
+                recipe,
+                where=where,
+                seed=seed,
+                settings=overrides,
+                near=near,
+                scores=scores,
+                recipes=recipes,
+                on_step=say,
             )
         )
     if format == "json":
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     print_funnel(found, found["catalog"], found["funnel"])
+    print_worth(found)
+    print_published(found["published"])
     print_near(found["funnel"])
+    if scores:
+        print_correlations(found["correlations"])
+    if recipes:
+        print_agreement(found["recipes"], found["catalog"]["clips"], dataset)
 
 
 def list_subsets(dataset: Path, *, format: str = "table", output: Path | None = None) -> None:

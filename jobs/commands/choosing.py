@@ -225,6 +225,15 @@ def subset_explain(
         int,
         typer.Option(metavar="K", min=0, max=100, help="clips to show on each side of a threshold"),
     ] = 3,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="also show how the catalog's scores correlate")
+    ] = False,
+    recipes: Annotated[
+        bool,
+        typer.Option(
+            "--recipes", help="also show what the ready-made recipes keep, and where they agree"
+        ),
+    ] = False,
     format_: StatusFormat = "table",
     memory_limit: MemoryLimit = None,
 ) -> None:
@@ -238,6 +247,8 @@ def subset_explain(
         seed=seed,
         overrides=set_ or [],
         near=near,
+        scores=scores,
+        recipes=recipes,
         format=format_,
         memory_limit=memory_limit,
     )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, names
+from clipmill.pipeline.subsets.agreement import Agreement, compare_recipes
 from clipmill.pipeline.subsets.candidates import ALL, CANDIDATES, read_candidates
+from clipmill.pipeline.subsets.correlations import Correlations, score_correlations
+from clipmill.pipeline.subsets.published import beside_own
 from clipmill.pipeline.subsets.rule_engine import Outcome, RuleEngine, Size, Threshold
 from clipmill.pipeline.subsets.rules import Percentile, Rule, Where
 from clipmill.pipeline.subsets.scorers import ResolvedScorer, resolve
 from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
+from clipmill.pipeline.subsets.worth import Worth, is_costly, rule_worth
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.words import counted
@@ -53,6 +58,10 @@ class Explanation:
     outcomes: list[Outcome]
     alone: dict[int, Outcome]
     near: list[Neighbourhood]
+    worth: Worth | None = None
+    """What the rules are worth, whatever their order; None if there are too many rules."""
+    scores: Correlations | None = None
+    agreement: Agreement | None = None
 
     @property
     def result(self) -> Size:
@@ -71,6 +80,7 @@ class Explanation:
                         "takes": {"clips": alone.took, "because_null": alone.nulls},
                         "leaves": alone.after.plain(),
                     },
+                    "worth": self.worth and self.worth.rules[number].plain(self.worth.loss),
                     "near": [
                         {key: value for key, value in asdict(one).items() if key != "rule"}
                         for one in self.near
@@ -78,12 +88,26 @@ class Explanation:
                     ],
                 }
             )
-        return {
+        found = {
             **describe_recipe(self.recipe, self.scorers),
             "catalog": self.catalog.plain(),
             "funnel": rules,
             "result": self.result.plain(),
+            "worth": self.worth and self.worth.plain(),
+            "published": published_beside(self.recipe, rules, self.catalog.clips),
         }
+        if self.scores is not None:
+            found["correlations"] = self.scores.plain()
+        if self.agreement is not None:
+            found["recipes"] = self.agreement.plain()
+        return found
+
+
+def published_beside(
+    recipe: SubsetRecipe, rules: Sequence[Mapping[str, Any]], clips: int
+) -> dict[str, Any] | None:
+    """The recipe's published funnel with the shares of this one, if there is one."""
+    return beside_own(recipe.published, rules, clips) if recipe.published else None
 
 
 def describe_recipe(recipe: SubsetRecipe, scorers: Mapping[str, ResolvedScorer]) -> dict[str, Any]:
@@ -112,11 +136,15 @@ def explain_recipe(
     recipe: SubsetRecipe,
     *,
     near: int = 3,
+    scores: bool = False,
+    recipes: bool = False,
     on_step: Callable[[str], None] = lambda said: None,
 ) -> Explanation:
     """Applies a recipe without freezing anything.
 
-    `near` clips are shown on each side of a threshold. `on_step` is called with the current step.
+    `near` clips are shown on each side of a threshold. `scores` adds correlations between the
+    catalog's scores, `recipes` what the ready-made recipes keep. `on_step` is called with the
+    current step.
     """
     scorers = resolve_scorers(catalog, recipe)
     on_step("reading the clips")
@@ -125,6 +153,7 @@ def explain_recipe(
         outcomes: list[Outcome] = []
         alone: dict[int, Outcome] = {}
         found: list[Neighbourhood] = []
+        kept_alone: dict[int, str] = {}
 
         def said(rule: Rule) -> None:
             on_step(f"rule {rule.number} of {len(recipe.rules)}: {rule.verb}")
@@ -135,14 +164,31 @@ def explain_recipe(
             outcomes.append(outcome)
             if near > 0:
                 found += _neighbourhoods(engine, outcome, source, target, near)
+            table = target
             if source == ALL:
                 alone[rule.number] = outcome
             else:
                 on_step(f"rule {rule.number} of {len(recipe.rules)} alone: {rule.verb}")
-                alone[rule.number] = engine.apply(rule, ALL, "work.alone", whole)
-                engine.drop("work.alone")
+                table = "work.alone"
+                alone[rule.number] = engine.apply(rule, ALL, table, whole)
+            if is_costly(rule):
+                kept_alone[rule.number] = f"work.alone_{rule.number}"
+                engine.execute(
+                    f"CREATE OR REPLACE TABLE {kept_alone[rule.number]} AS SELECT id FROM {table}"
+                )
+            engine.drop("work.alone")
+        worth = rule_worth(engine, recipe.rules, kept_alone, on_step)
+        for name in kept_alone.values():
+            engine.drop(name)
         _add_captions(catalog, found)
-        return Explanation(recipe, scorers, whole, outcomes, alone, found)
+    made = Explanation(recipe, scorers, whole, outcomes, alone, found, worth)
+    if scores:
+        on_step("correlations between scores")
+        made.scores = score_correlations(catalog)
+    if recipes:
+        files = [SUBSET_FOLDER / f"{name}.yaml" for name in names(SUBSET_FOLDER)]
+        made.agreement = compare_recipes(catalog, recipe, files, on_step)
+    return made
 
 
 def _neighbourhoods(

@@ -115,6 +115,10 @@ class RuleEngine:
     def drop(self, table: str) -> None:
         self._connection.execute(f"DROP TABLE IF EXISTS {table}")
 
+    def execute(self, query: str) -> Any:
+        """A query over the tables of clips."""
+        return self._connection.execute(query)
+
     def apply(
         self,
         rule: Rule,
@@ -122,14 +126,15 @@ class RuleEngine:
         target: str,
         before: Size | None = None,
         later: Sequence[Rule] = (),
+        carry: Sequence[str] = (),
     ) -> Outcome:
         """Makes `target` of the clips of `source` that the rule keeps.
 
-        It has only the columns that the rules of `later` need.
+        It has only the columns that the rules of `later` need, and those of `carry`.
         """
         before = before or self.size(source)
         used = (name for one in later for name in self.candidates.columns[one.number].names())
-        self._carried = ", ".join(dict.fromkeys(["id", "video", "ms", *used]))
+        self._carried = ", ".join(dict.fromkeys(["id", "video", "ms", *carry, *used]))
         outcome = Outcome(rule, before, before)
         columns = self.candidates.columns[rule.number]
         try:

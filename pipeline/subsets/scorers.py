@@ -134,6 +134,41 @@ class ResolvedScorer:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Missing:
+    """A column that a recipe reads and the catalog lacks, or has from another scorer."""
+
+    column: str
+    scorer: str
+    """The scorer's usual name."""
+    stage: str | None
+    """The stage that makes it; None if that has to be a stage of one's own."""
+    instead: str
+    """What the catalog has in its place, in words."""
+
+
+def find_scorers(
+    scorers: Mapping[str, ScorerSpec | Literal["any"]], catalog: Catalog, *, recipe: str
+) -> tuple[dict[str, ResolvedScorer], list[Missing]]:
+    """Like `resolve`, but also returns what is missing."""
+    if not scorers:
+        return {}, []
+    stages = _Stages(catalog)
+    found, missing = _search(scorers, stages, recipe)
+    return found, [
+        Missing(role, spec.name, _maker(spec), _instead(role, spec, stages))
+        for role, spec in missing.items()
+    ]
+
+
+def _maker(spec: ScorerSpec) -> str | None:
+    """The name of the built-in stage that makes a scorer's column."""
+    if not spec.add:
+        return None
+    label = list(spec.add)[-1]
+    return str(spec.add[label].get("stage", label))
+
+
 def resolve(
     scorers: Mapping[str, ScorerSpec | Literal["any"]], catalog: Catalog, *, recipe: str
 ) -> dict[str, ResolvedScorer]:
@@ -144,6 +179,16 @@ def resolve(
     that adds it.
     """
     stages = _Stages(catalog)
+    found, missing = _search(scorers, stages, recipe)
+    if missing:
+        raise UsageError(_refusal(recipe, missing, stages))
+    return found
+
+
+def _search(
+    scorers: Mapping[str, ScorerSpec | Literal["any"]], stages: _Stages, recipe: str
+) -> tuple[dict[str, ResolvedScorer], dict[str, ScorerSpec]]:
+    """The scorers that the catalog has, and the requirements for those that it lacks."""
     found: dict[str, ResolvedScorer] = {}
     missing: dict[str, ScorerSpec] = {}
     for role, spec in scorers.items():
@@ -164,9 +209,7 @@ def resolve(
             missing[role] = spec
         else:
             found[role] = stages.resolved(role, fitting, spec.name, waived=False)
-    if missing:
-        raise UsageError(_refusal(recipe, missing, stages))
-    return {role: found[role] for role in scorers}
+    return {role: found[role] for role in scorers if role in found}, missing
 
 
 class _Stages:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipmill.pipeline.recipes.recipe import explain, read_yaml
 from clipmill.pipeline.recipes.strict_yaml import parse_yaml
+from clipmill.pipeline.subsets.published import PublishedFunnel, unknown_rule
 from clipmill.pipeline.subsets.rules import VERBS, Rule, Where
 from clipmill.pipeline.subsets.scorers import ScorerSpec
 from clipmill.schemas.errors import UsageError
@@ -43,6 +44,9 @@ class SubsetFile(BaseModel):
     source: str | None = Field(None, description="where the recipe was published, in words")
     verified: bool | None = Field(
         None, description="false if the publication itself doesn't state all of it"
+    )
+    published: PublishedFunnel | None = Field(
+        None, description="which share of its clips the publication kept, to compare with"
     )
     extends: str | None = Field(
         None,
@@ -87,6 +91,9 @@ class SubsetRecipe:
     """(file name, YAML as written) of the recipe and of what it extends."""
     where: str | None = None
     """The predicate given instead of a file."""
+    published: PublishedFunnel | None = None
+    """The publication's own funnel. A recipe does not inherit it: with other rules it says
+    nothing."""
 
     @property
     def extends(self) -> list[str]:
@@ -141,6 +148,12 @@ def load_subset_recipe(
     if unused := [name for name in parameters if name not in resolver.used]:
         raise UsageError(f"{path}: parameters.{unused[0]}: no rule uses ${unused[0]}")
     _check_seed(seed)
+    published = chain[0][1].published
+    if published and (unknown := unknown_rule(published, [rule.name for rule in checked])):
+        raise UsageError(
+            f"{path}: published: no rule is called {unknown!r}; "
+            f"{near(unknown, [rule.name for rule in checked if rule.name])}"
+        )
     return SubsetRecipe(
         name=path.stem,
         path=path,
@@ -153,6 +166,7 @@ def load_subset_recipe(
         rules=checked,
         overrides=tuple(overrides),
         texts=tuple((file.name, file.read_text("utf-8")) for file, _ in chain),
+        published=published,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -158,15 +159,18 @@ def test_80_columns_are_enough(explored: Path, recipe: str, capsys, monkeypatch,
     """No line of numbers is wrapped, and control characters are removed."""
     monkeypatch.setattr(
         funnel,
-        "_console",
-        lambda: Console(width=columns, force_terminal=True, color_system=None, highlight=False),
+        "Console",
+        functools.partial(Console, width=columns, force_terminal=True, color_system=None),
     )
-    subset.explain(explored, recipe)
+    subset.explain(explored, recipe, scores=True, recipes=True)
     shown = capsys.readouterr().out
     lines = [line.rstrip() for line in shown.splitlines()]
     assert max(map(len, lines)) <= columns
     assert any("removes alone" in line for line in lines)
     assert "unverified" in shown
+    assert any("removes only this" in line and "share of the loss" in line for line in lines)
+    assert any("similarity · aesthetic" in line for line in lines)
+    assert any("flow_unimatch (a stage of your own)" in line for line in lines)
     assert sum("──────" in line for line in lines) == 3
     assert any("stays" in line and "a dog runs" in line for line in lines)
     head = next(line for line in lines if "removes alone" in line)
