@@ -31,7 +31,7 @@ _SOURCE = "work.judged_source"
 _STEPS = ("work.judged_0", "work.judged_1")
 MAX_JUDGING_RULES = 62
 """Verdicts are bits of a 64-bit number."""
-_CLIPS_TO_APPLY = 25_000_000
+_CLIPS_TO_APPLY = 70_000_000
 _LEAST_APPLIED, _MOST_APPLIED = 24, 400
 _LEAST_ORDERS = 2
 
