@@ -218,7 +218,18 @@ def subset_funnel(subset: FrozenSubset) -> list[RuleStep]:
             [],
         )
     ]
+    published = {
+        step["rule"]: step
+        for step in (subset.info.get("published") or {}).get("steps", ())
+        if step["rule"] is not None
+    }
     for rule in subset.info.get("funnel") or ():
+        notes = [shortened(note, 200) or "" for note in rule.get("notes") or ()]
+        if step := published.get(rule["number"]):
+            notes.append(
+                f"here {step['share']:.3g}% of all are left; {step['published_share']:.3g}% where "
+                "the recipe was published"
+            )
         left, took = rule["remaining"], rule["took"]
         steps.append(
             RuleStep(
@@ -231,7 +242,7 @@ def subset_funnel(subset: FrozenSubset) -> list[RuleStep]:
                 took["clips"],
                 took.get("because_null") or 0,
                 round(100 * left["clips"] / most, 3),
-                [shortened(note, 200) or "" for note in rule.get("notes") or ()],
+                notes,
             )
         )
     return steps

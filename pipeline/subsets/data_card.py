@@ -93,11 +93,31 @@ def _funnel(info: Mapping[str, Any]) -> str:
         for rule in info["funnel"]
         for note in rule["notes"]
     ]
+    if published := info.get("published"):
+        table += "\n\n" + _published(published)
     if found:
         table += "\n\nResulting thresholds:\n\n" + "\n".join(found)
     if notes:
         table += "\n\nNotes:\n\n" + "\n".join(notes)
     return table
+
+
+def _published(published: Mapping[str, Any]) -> str:
+    """The publication's funnel next to this one."""
+    rows = [
+        [
+            _text(step["step"]),
+            step["rule"] or "",
+            f"{step['published_share']:.3g}%",
+            "" if step["share"] is None else f"{step['share']:.3g}%",
+        ]
+        for step in published["steps"]
+    ]
+    mark = "" if published["verified"] else ", unverified"
+    return (
+        f"The publication's own funnel, of {_text(published['of'])} "
+        f"({_text(published['source'])}{mark}):\n\n"
+    ) + _table(["published step", "rule", "left there", "left here"], rows)
 
 
 def _scorers(info: Mapping[str, Any]) -> list[str]:

@@ -36,7 +36,12 @@ from clipmill.pipeline.subsets.candidates import (
     committed,
     read_candidates,
 )
-from clipmill.pipeline.subsets.explain import describe_recipe, require_clips, resolve_scorers
+from clipmill.pipeline.subsets.explain import (
+    describe_recipe,
+    published_beside,
+    require_clips,
+    resolve_scorers,
+)
 from clipmill.pipeline.subsets.rule_engine import RuleEngine, Size
 from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
 from clipmill.schemas.command_line import shell_word
@@ -171,6 +176,7 @@ def create_subset(
         files, digest = _write_clips(connection, folder)
         size = outcomes[-1].after
         snapshot = snapshot_of(catalog, candidates, whole)
+        funnel = [outcome.plain() for outcome in outcomes]
         info = {
             "format": FORMAT,
             "name": name,
@@ -183,7 +189,8 @@ def create_subset(
             "hash": digest,
             "snapshot": snapshot["id"],
             "rules": [rule.plain() for rule in recipe.rules],
-            "funnel": [outcome.plain() for outcome in outcomes],
+            "funnel": funnel,
+            "published": published_beside(recipe, funnel, whole.clips),
             "catalog": snapshot,
             "counts": _counts(catalog),
             "distributions": _distributions(connection, candidates.described),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -224,3 +225,13 @@ def test_published_funnel_stands_next_to_ones_own(dataset, clips, recipe):
         },
         {"step": "by hand", "rule": None, "published_share": 12.0, "share": None},
     ]
+
+
+def test_published_funnel_is_on_the_data_card_and_in_the_report(dataset, clips, recipe, tmp_path):
+    with clipmill.open(dataset) as opened:
+        card = opened.create_subset(recipe(FILTERS + PUBLISHED), name="compared").card()
+        opened.report(tmp_path / "report.html", subset="compared")
+    own_share = f"{100 * sum(clip.seconds >= 5 for clip in clips) / len(clips):.3g}%"
+    assert re.search(rf"\| long enough *\| *1 \| *60.5% \| *{own_share} \|", card)
+    page = (tmp_path / "report.html").read_text()
+    assert f"here {own_share} of all are left; 60.5% where the recipe was published" in page
