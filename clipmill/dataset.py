@@ -385,12 +385,15 @@ class Dataset:
         crf: int | None = None,
         preset: str | None = None,
         short_side: int | None = None,
+        crop: Literal["safe"] | None = None,
         documents: Documents | None = None,
         drop: float | None = None,
         seed: int | None = None,
         watcher: ExportWatcher | None = None,
     ) -> Exported:
         """Writes clips for training, as `clipmill export` does.
+
+        crop: `safe` cuts each clip to its safe rectangle (`media="exact"`).
 
         Call it again after an interruption to continue.
         """
@@ -424,6 +427,7 @@ class Dataset:
                 short_side=short_side,
             ),
             engine=engine,
+            crop=crop,
         )
         with extras_explained():
             return run_export(

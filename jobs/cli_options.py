@@ -17,6 +17,7 @@ ExportFormat = Literal[
 ]
 ExportMedia = Literal["none", "copy", "exact"]
 CutStart = Literal["before", "nearest"]
+Crop = Literal["safe"]
 Documents = Literal["a", "b", "c"]
 ImportFormat = Literal["internvid"]
 CardFormat = Literal["markdown", "json"]

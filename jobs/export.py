@@ -63,6 +63,8 @@ def export(
         f"{shards}, {plain_size(sum(file['size_bytes'] for file in files))}, of "
         f"{counted(done['videos'], 'video')} and {plain_hours(done['hours'])}, in {output}"
     )
+    if cropped := done.manifest.get("cropped"):
+        print(f"cropped: {counted(cropped['clips'], 'clip')}, {plain_hours(cropped['hours'])}")
     if counts["left_out"].get("no caption"):
         print(
             f"Clips without {caption} are left out of this format; --keep-uncaptioned "

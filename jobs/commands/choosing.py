@@ -10,6 +10,7 @@ import typer
 from clipmill.jobs import completion
 from clipmill.jobs.cli_options import (
     CardFormat,
+    Crop,
     CutStart,
     Dataset,
     Documents,
@@ -122,6 +123,13 @@ def export(
         int | None,
         typer.Option(metavar="PIXELS", help="exact: scale the short side down to at most this"),
     ] = None,
+    crop: Annotated[
+        Crop | None,
+        typer.Option(
+            help="exact: safe: cut each picture to the clip's safe_left, safe_top, safe_right and "
+            "safe_bottom, without bars and overlays"
+        ),
+    ] = None,
     audio: Annotated[bool, typer.Option("--audio/--no-audio", help="keep the sound")] = True,
     engine: Annotated[
         Engine | None,
@@ -155,6 +163,7 @@ def export(
         crf=crf,
         preset=preset,
         short_side=short_side,
+        crop=crop,
         engine=engine,
     )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.catalog.views import usual_caption
 from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.safe_rectangles import safe_columns
 from clipmill.schemas.clocks import FILE_ZERO_SQL
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import literal, quoted
@@ -104,6 +105,8 @@ def choose_columns(catalog: Catalog, request: ExportRequest, scores: Mapping[str
         sql[PATH] = "path"
         sql[FILE_ZERO] = FILE_ZERO_SQL
         sql[SOUND_BYTES] = _sound_bytes(_types(catalog, "videos"))
+    if request.crop is not None:
+        clips |= safe_columns(there, request.dataset)
     if request.redact:
         sql = {name: value for name, value in sql.items() if not _PERSONAL.match(name)}
         clips = {

@@ -112,6 +112,11 @@ def _about(request: ExportRequest, manifest: Mapping[str, Any]) -> str:
         f"{counted(manifest['counts']['exported'], 'video clip')} with captions and scores, of "
         f"{counted(manifest['videos'], 'video')}, {plain_hours(manifest['hours'])}. {media}"
     )
+    if request.crop is not None:
+        said += (
+            " Pictures are cropped to what is free of bars and overlays; the columns "
+            "`media_crop_…` say which part of the source's picture that is."
+        )
     if request.redact:
         said += (
             " Titles, descriptions, uploader names and addresses that reveal them were left out."
@@ -251,6 +256,7 @@ def _again(request: ExportRequest, manifest: Mapping[str, Any]) -> str:
         "crf": None,
         "preset": None,
         "short_side": None,
+        "crop": None,
         **asdict(Interleaving()),
     }
     words += [

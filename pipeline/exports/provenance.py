@@ -135,6 +135,8 @@ class Summary:
     licences: Counter[str] = field(default_factory=Counter)
     sites: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
+    cropped: tuple[int, int] | None = None
+    """Clips of which a part is shown, and their milliseconds; None if nothing was cropped."""
 
     @property
     def hours(self) -> float:
@@ -147,7 +149,14 @@ class Summary:
             "hours": round(self.hours, 6),
             "licences": _sorted(self.licences),
             "sites": _sorted(self.sites),
+            **self._plain_crop(),
         }
+
+    def _plain_crop(self) -> dict[str, Any]:
+        if self.cropped is None:
+            return {}
+        clips, milliseconds = self.cropped
+        return {"cropped": {"clips": clips, "hours": round(milliseconds / 3_600_000, 6)}}
 
     @property
     def failures(self) -> dict[str, int]:
@@ -163,11 +172,21 @@ def summarise(request: ExportRequest, units: Sequence[Unit]) -> Summary:
     """Counts what will be written; units hold whole videos."""
     found = Summary()
     names = ["video_id", "duration_seconds", "license", "extractor"]
+    if request.crop is not None:
+        names.append("media_crop_left")
+        found.cropped = 0, 0
     for unit in units:
         rows = read_unit(request, unit, names)
         found.clips += rows.num_rows
         milliseconds = pc.round(pc.multiply(rows["duration_seconds"], 1000.0)).cast(pa.int64())
         found.milliseconds += pc.sum(milliseconds).as_py() or 0
+        if found.cropped is not None:
+            cropped = pc.is_valid(rows["media_crop_left"])
+            clips, before = found.cropped
+            found.cropped = (
+                clips + (pc.sum(cropped).as_py() or 0),
+                before + (pc.sum(milliseconds.filter(cropped)).as_py() or 0),
+            )
         videos = rows.group_by(["video_id", "license", "extractor"]).aggregate([])
         found.videos += videos.num_rows
         found.licences.update(value or "not stated" for value in videos["license"].to_pylist())

@@ -14,6 +14,7 @@ from clipmill.stages.media.cutting.requests import CutOptions
 Format = Literal["webdataset", "parquet", "huggingface", "internvid", "csv", "jsonl", "interleaved"]
 Engine = Literal["ray", "local"]
 Documents = Literal["a", "b", "c"]
+Crop = Literal["safe"]
 
 FORMATS: tuple[Format, ...] = (
     "webdataset",
@@ -84,8 +85,14 @@ class ExportRequest:
     interleaving: Interleaving = field(default_factory=Interleaving)
     cut: CutOptions | None = None
     engine: Engine | None = None
+    crop: Crop | None = None
 
     def __post_init__(self) -> None:
+        if self.crop is not None and (self.cut is None or self.cut.media != "exact"):
+            raise UsageError(
+                f"--crop {self.crop} requires --media exact: only re-encoded pictures can be "
+                f"cropped, not those of --media {self.cut.media if self.cut else 'none'}"
+            )
         if self.format == "internvid" and self.cut is not None:
             raise UsageError(
                 "--format internvid is metadata only: its columns have no place for "
@@ -130,6 +137,8 @@ class ExportRequest:
         if self.cut is not None:
             asked |= asdict(self.cut)
             del asked["threads"]
+        if self.crop is not None:
+            asked["crop"] = self.crop
         return asked
 
     def _shown_where(self) -> str | None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from clipmill.pipeline.exports.export_shards import ShardFile
 from clipmill.pipeline.exports.request import ExportRequest
 from clipmill.pipeline.exports.selection import Unit
-from clipmill.pipeline.exports.units import MEDIA_COLUMNS, read_unit
+from clipmill.pipeline.exports.units import media_columns, read_unit
 from clipmill.pipeline.exports.values import json_text, json_value, readable_numbers
 
 # A shard grows by parts: small ones, so that it ends near its size.
@@ -44,7 +44,7 @@ _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}\x{202a}-\x{202e}\x{2066}-\x{2069}]"
 
 
 def shown_columns(request: ExportRequest, shown: Sequence[str]) -> list[str]:
-    return [*shown, *(MEDIA_COLUMNS.names if request.cut is not None else [])]
+    return [*shown, *media_columns(request).names]
 
 
 def parts_of(request: ExportRequest, unit: Unit, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipmill.pipeline.exports.columns import TEXT
+from clipmill.pipeline.exports.safe_rectangles import SAFE
 from clipmill.pipeline.exports.values import json_text, records
 
 JSON, SAMPLE_BYTES = "_json", "_sample_bytes"
@@ -34,6 +35,7 @@ _VIDEO = (
     "has_audio",
     "sha256",
 )
+_SIDES = ("left", "top", "right", "bottom")
 _MEDIA = ("media_frames", "media_width", "media_height", "media_has_audio", "media_bytes")
 
 
@@ -44,7 +46,7 @@ def render_samples(rows: pa.Table) -> pa.Table:
         field.name
         for field in rows.schema
         if pa.types.is_floating(field.type)
-        and field.name not in (*_SPAN, *_VIDEO, "duration_seconds")
+        and field.name not in (*_SPAN, *_VIDEO, *SAFE, "duration_seconds")
         and not field.name.startswith(("media_", "_"))
     ]
     shown = [name for name in rows.column_names if not name.startswith("_")]
@@ -96,6 +98,10 @@ def _sample(row: dict[str, Any], caption: str | None, scores: list[str]) -> dict
         "captions": {name: row.pop(name) for name in _CAPTIONS if name in row},
         "scores": {name: row.pop(name) for name in scores},
     }
+    if "media_crop_left" in row:
+        true = {side: row.pop(f"media_crop_{side}") for side in _SIDES}
+        asked = {side: row.pop(f"safe_{side}") for side in _SIDES}
+        found["crop"] = None if true["left"] is None else {"asked": asked, "true": true}
     media = {name.removeprefix("media_"): row.pop(name) for name in _MEDIA if name in row}
     if media:
         found["media"] = media

@@ -22,6 +22,7 @@ from clipmill.pipeline.engine.parallel_map import map_tasks
 from clipmill.pipeline.exports.columns import FILE_ZERO, PATH, SOUND_BYTES
 from clipmill.pipeline.exports.folder import WORK
 from clipmill.pipeline.exports.request import ExportRequest
+from clipmill.pipeline.exports.safe_rectangles import PINNED, rectangle_of
 from clipmill.pipeline.exports.selection import Unit, read_rows
 from clipmill.pipeline.exports.tar_samples import SAMPLE_BYTES, render_samples
 from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed
@@ -44,6 +45,13 @@ MEDIA_COLUMNS = pa.schema(
     ]
 )
 """An export's columns about a clip's file. Its span is what the file actually shows."""
+CROP_COLUMNS = pa.schema(
+    [
+        (f"media_crop_{side}", pa.float64())  # null if the whole picture is kept
+        for side in ("left", "top", "right", "bottom")
+    ]
+)
+"""With `--crop`: the part of the picture that the file shows, in shares of the source's."""
 
 # A video whose worker died on it is tried once more; then its clips are failures.
 DEATHS_A_VIDEO = 2
@@ -59,6 +67,14 @@ class UnitTask:
     request: ExportRequest
     unit: Unit
     token: str
+
+
+def media_columns(request: ExportRequest) -> pa.Schema:
+    """The columns about a clip's file."""
+    if request.cut is None:
+        return pa.schema([])
+    extra = CROP_COLUMNS if request.crop is not None else ()
+    return pa.schema([*MEDIA_COLUMNS, *extra])
 
 
 def unit_file(output: Path, unit: Unit) -> Path:
@@ -150,7 +166,7 @@ def _work_on_unit(task: UnitTask) -> tuple[int, int]:
         cuts = {result.clip_id: result for result in _cut(task, rows)}
         ids = rows["clip_id"].to_pylist()
         problems = {clip: problem for clip in ids if (problem := cuts[clip].problem) is not None}
-        rows = _with_media(rows, [cuts[clip] for clip in ids], request.output)
+        rows = _with_media(rows, [cuts[clip] for clip in ids], request)
     return _commit(task, rows, problems)
 
 
@@ -177,7 +193,7 @@ def _give_up(task: UnitTask, problem: RowFailed) -> tuple[int, int]:
     rows = read_rows(task.request.output / WORK / "rows", task.unit)
     ids = rows["clip_id"].to_pylist()
     if task.request.cut is not None:
-        rows = _with_media(rows, [CutResult(clip) for clip in ids], task.request.output)
+        rows = _with_media(rows, [CutResult(clip) for clip in ids], task.request)
     return _commit(task, rows, dict.fromkeys(ids, problem))
 
 
@@ -191,15 +207,24 @@ def _cut(task: UnitTask, rows: pa.Table) -> Iterator[CutResult]:
     for video, clips in _by_video(rows):
         check_own(task.request, task.token)
         line = f"{task.token} {video}"
-        requests = [
-            CutRequest(
-                clip["clip_id"],
-                clip["start_seconds"],
-                clip["end_seconds"],
-                folder / f"{file_name(clip['clip_id'])}.mp4",
+        requests = []
+        for clip in clips:
+            try:
+                crop = None if task.request.crop is None else rectangle_of(clip)
+            except RowFailed as problem:
+                yield CutResult(clip["clip_id"], problem=problem)
+                continue
+            requests.append(
+                CutRequest(
+                    clip["clip_id"],
+                    clip["start_seconds"],
+                    clip["end_seconds"],
+                    folder / f"{file_name(clip['clip_id'])}.mp4",
+                    crop,
+                )
             )
-            for clip in clips
-        ]
+        if not requests:
+            continue
         if tried.count(line) - tried.count(f"{line} done") >= DEATHS_A_VIDEO:
             problem = RowFailed(
                 "crash", f"the process that cut clips of {video} died {DEATHS_A_VIDEO} times"
@@ -284,8 +309,10 @@ def _nameless(message: str, source: Path, video: str) -> str:
 def _by_video(rows: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The clips of each video, in order; rows are sorted by video."""
     names = ["clip_id", "video_id", "start_seconds", "end_seconds", PATH, FILE_ZERO, SOUND_BYTES]
+    names += PINNED
     clips: list[dict[str, Any]] = []
-    # Rows pinned by an earlier version don't say whether the files were decoded without errors.
+    # Rows pinned by an earlier version don't say whether the files were decoded without errors, and
+    # only those to be cropped have a rectangle.
     there = [name for name in names if name in rows.schema.names]
     for row in rows.select(there).to_pylist():
         if clips and row["video_id"] != clips[0]["video_id"]:
@@ -296,9 +323,11 @@ def _by_video(rows: pa.Table) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         yield clips[0]["video_id"], clips
 
 
-def _with_media(rows: pa.Table, cuts: list[CutResult], output: Path) -> pa.Table:
+def _with_media(rows: pa.Table, cuts: list[CutResult], request: ExportRequest) -> pa.Table:
     columns = {
-        "media_path": [cut.path and cut.path.relative_to(output).as_posix() for cut in cuts],
+        "media_path": [
+            cut.path and cut.path.relative_to(request.output).as_posix() for cut in cuts
+        ],
         "media_start_seconds": [cut.start_seconds for cut in cuts],
         "media_end_seconds": [cut.end_seconds for cut in cuts],
         "media_frames": [cut.n_frames for cut in cuts],
@@ -306,8 +335,12 @@ def _with_media(rows: pa.Table, cuts: list[CutResult], output: Path) -> pa.Table
         "media_height": [cut.height for cut in cuts],
         "media_has_audio": [cut.has_audio for cut in cuts],
         "media_bytes": [cut.size_bytes for cut in cuts],
+        "media_crop_left": [cut.crop and cut.crop.left for cut in cuts],
+        "media_crop_top": [cut.crop and cut.crop.top for cut in cuts],
+        "media_crop_right": [cut.crop and cut.crop.right for cut in cuts],
+        "media_crop_bottom": [cut.crop and cut.crop.bottom for cut in cuts],
     }
-    for field in MEDIA_COLUMNS:
+    for field in media_columns(request):
         rows = rows.append_column(field, pa.array(columns[field.name], field.type))
     return rows
 

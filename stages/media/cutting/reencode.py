@@ -3,7 +3,7 @@
 Clips that overlap or lie close together are cut in one forward pass; it seeks only if a later key
 frame saves decoding. Frames keep their spacing (variable frame rates stay variable) and are
 converted to upright 8-bit 4:2:0 with even sides, which every H.264 decoder supports: an odd last
-column or row is cut off.
+column or row is cut off. Each clip may keep another part of the picture.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.video.frame
-import av.video.reformatter
-import numpy as np
 from av.stream import Discard
-from av.video.reformatter import Colorspace
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.words import counted
@@ -32,19 +28,16 @@ from clipmill.stages.media.cutting.clip_files import (
     nothing_inside,
 )
 from clipmill.stages.media.cutting.encoders import VideoEncoder, find_encoder, open_encoder
-from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult
+from clipmill.stages.media.cutting.pictures import PicturePreparer
+from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult, Rectangle
 from clipmill.stages.media.read.decode import bad_media
 from clipmill.stages.media.read.forward import Forward
-from clipmill.stages.media.read.framing import Cropper, framing_of
-from clipmill.stages.media.read.hdr import ToneMap, tone_map_of
-from clipmill.stages.media.read.orientation import Orientation, orientation_of
 from clipmill.stages.media.read.packets import PacketIndex, read_packets
 from clipmill.stages.media.read.sound import Sound, aac_track
 
 # encoders of overlapping clips that are open at once, each of which takes memory
 MAX_OPEN_CLIPS = 8
 _OPEN_PIXELS = MAX_OPEN_CLIPS * 4096 * 2304  # and more of it for larger pictures
-_BT709 = 1
 
 
 class _FrameRange:
@@ -129,7 +122,7 @@ class _Pass:
         self._options = options
         self._encoder = encoder
         self._sound = sound
-        self._pictures: _PicturePreparer | None = None
+        self._pictures: dict[Rectangle | None, PicturePreparer] = {}
 
     def run(self) -> Iterator[CutResult]:
         waiting = list(self._clips)
@@ -152,10 +145,12 @@ class _Pass:
                         active.remove(writing)
                         yield writing.finish(forward.first_error)
                     if active:
-                        assert self._pictures is not None  # the decoder has been prepared
-                        picture = self._pictures(frame)
+                        made: dict[Rectangle | None, av.VideoFrame | RowFailed] = {}
                         for writing in active:
-                            writing.take(picture, self._pictures)
+                            crop = writing.clip.request.crop
+                            if crop not in made:
+                                made[crop] = self._picture(crop, frame)
+                            writing.take(made[crop], self._pictures[crop])
                     elif not waiting:
                         break
             while active:
@@ -179,7 +174,17 @@ class _Pass:
                 other.discard = Discard.all
         stream.codec_context.thread_count = self._options.threads
         stream.thread_type = "FRAME"
-        self._pictures = _PicturePreparer(stream, self._options.short_side, self._encoder.pixels)
+        self._pictures = {
+            crop: PicturePreparer(stream, self._options.short_side, self._encoder.pixels, crop)
+            for crop in dict.fromkeys(clip.request.crop for clip in self._clips)
+        }
+
+    def _picture(self, crop: Rectangle | None, frame: av.VideoFrame) -> av.VideoFrame | RowFailed:
+        """The picture of the clips with one crop, or why there is none."""
+        try:
+            return self._pictures[crop](frame)
+        except RowFailed as problem:
+            return problem
 
     def _frames(self, forward: Forward) -> Generator[tuple[int, av.VideoFrame], None, None]:
         """Frames in time order, by timestamp, from the group's first one or a little before it."""
@@ -190,102 +195,6 @@ class _Pass:
                 pts = last + self._index.usual_pts  # time must advance, as in the decode pass
             frame.pts = last = pts
             yield pts, frame
-
-
-class _PicturePreparer:
-    """Prepares decoded frames for encoding: upright, one even size, 8 bits, tone-mapped."""
-
-    def __init__(self, stream: av.VideoStream, short_side: int | None, pixels: str) -> None:
-        self.stream = stream
-        self.size: tuple[int, int] | None = None
-        self._short_side = short_side
-        self._pixels = pixels
-        self._orientation = Orientation()
-        self._tone_map: ToneMap | None = None
-        self._scaler = av.video.reformatter.VideoReformatter()
-        self._cropped = Cropper(framing_of(stream))
-        self._converter = av.video.reformatter.VideoReformatter()
-
-    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        frame = self._cropped(frame)
-        if self.size is None:
-            self._orientation = orientation_of(frame)
-            self._tone_map = tone_map_of(frame)
-            self.size = self._size_of(frame)
-        rgb = frame.format.is_rgb
-        width, height = self._orientation.shown(*self.size)
-        # Cropped by a pixel if that makes it even, scaled if it must be smaller.
-        crops = 0 <= frame.width - width <= 1 and 0 <= frame.height - height <= 1
-        across, down = (frame.width, frame.height) if crops else (width, height)
-        if self._tone_map is not None:
-            made = self._ordinary(frame, across, down)
-        else:
-            made = self._scaler.reformat(
-                frame,
-                across,
-                down,
-                format="yuv420p",
-                interpolation="AREA",
-                dst_colorspace=Colorspace.ITU709 if rgb else None,
-                dst_color_range="MPEG",
-                threads=1,
-            )
-        if not self._orientation.is_upright or (made.width, made.height) != (width, height):
-            made = self._planes(made, width, height)
-        if self._pixels != "yuv420p":
-            made = made.reformat(format=self._pixels, threads=1)
-        made.pts, made.time_base = frame.pts, frame.time_base
-        # Otherwise the encoder would use the source's frame types.
-        made.pict_type = av.video.frame.PictureType.NONE
-        return made
-
-    def _ordinary(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
-        """A high dynamic range frame as 8-bit BT.709."""
-        assert self._tone_map is not None
-        deep = self._scaler.reformat(
-            frame, width, height, format="bgr48le", interpolation="AREA", threads=1
-        )
-        image = av.VideoFrame.from_ndarray(self._tone_map(deep.to_ndarray()), "bgr24")
-        made = self._converter.reformat(
-            image,
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range="MPEG",
-            threads=1,
-        )
-        made.colorspace = made.color_primaries = made.color_trc = _BT709
-        return made
-
-    def _size_of(self, frame: av.VideoFrame) -> tuple[int, int]:
-        width, height = frame.width, frame.height
-        if self._short_side and min(width, height) > self._short_side:
-            factor = self._short_side / min(width, height)
-            width, height = round(width * factor / 2) * 2, round(height * factor / 2) * 2
-        width, height = max(2, width // 2 * 2), max(2, height // 2 * 2)
-        return self._orientation.shown(width, height)
-
-    def _planes(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
-        """The frame's upper left `width` × `height` pixels, turned upright."""
-        parts = []
-        for plane, share in zip(frame.planes, (1, 2, 2), strict=True):
-            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-            part = rows[: height // share, : width // share]
-            parts.append(self._orientation.upright(part).reshape(-1))
-        assert self.size is not None
-        across, down = self.size
-        made = av.VideoFrame.from_ndarray(
-            np.concatenate(parts).reshape(down * 3 // 2, across), "yuv420p"
-        )
-        made.colorspace, made.color_range = frame.colorspace, frame.color_range
-        made.color_primaries, made.color_trc = frame.color_primaries, frame.color_trc
-        return made
-
-    def aspect(self) -> Fraction | None:
-        """The pixel aspect ratio of the output; None if pixels are square."""
-        ratio = self.stream.sample_aspect_ratio
-        if not ratio or ratio == 1:
-            return None
-        return 1 / Fraction(ratio) if self._orientation.swaps_sides else Fraction(ratio)
 
 
 class _Writing:
@@ -307,12 +216,15 @@ class _Writing:
         self._stamps: list[int] = []
         self._track: av.VideoStream | None = None
         self._problem: RowFailed | None = None
+        self._crop: Rectangle | None = None
         self._file: ClipFile | None = None
 
-    def take(self, picture: av.VideoFrame, pictures: _PicturePreparer) -> None:
+    def take(self, picture: av.VideoFrame | RowFailed, pictures: PicturePreparer) -> None:
         if self._problem is not None:
             return
         try:
+            if isinstance(picture, RowFailed):
+                raise picture
             if self._track is None:
                 self._open(picture, pictures)
             assert self._file is not None
@@ -330,8 +242,9 @@ class _Writing:
             self._problem = problem
             self.discard()
 
-    def _open(self, picture: av.VideoFrame, pictures: _PicturePreparer) -> None:
+    def _open(self, picture: av.VideoFrame, pictures: PicturePreparer) -> None:
         self._file = ClipFile(self.clip.request.target, ".mp4")
+        self._crop = pictures.crop
         output = self._file.output
         rate = pictures.stream.average_rate or pictures.stream.guessed_rate or Fraction(25)
         with self._file.writing():
@@ -405,6 +318,7 @@ class _Writing:
                 start_seconds=start,
                 end_seconds=clip.end_seconds,
                 n_frames=len(times),
+                crop=self._crop,
                 **facts,
             )
         except RowFailed as problem:

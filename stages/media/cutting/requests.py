@@ -12,13 +12,27 @@ Media = Literal["copy", "exact"]
 
 
 @dataclass(frozen=True)
+class Rectangle:
+    """A part of the picture as it is displayed: shares of its width and height, 0 to 1."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True)
 class CutRequest:
-    """One clip to cut; `target` ends in `.mp4`, and its folder exists."""
+    """One clip to cut; `target` ends in `.mp4`, and its folder exists.
+
+    `crop` is for `exact`: only this part of the picture is kept.
+    """
 
     clip_id: str
     start_seconds: float
     end_seconds: float
     target: Path
+    crop: Rectangle | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,7 @@ class CutResult:
     `decoded_frames` counts the pictures decoded to check the clip. `path` is the target; with
     `copy`, if MP4 can't hold the codecs, its suffix is `.webm` or `.mkv`. `start_seconds` and
     `end_seconds` are what the file actually shows, in the source's time. Width and height are as
-    displayed.
+    displayed. `crop` is the requested part in whole pixels, as shares again.
     """
 
     clip_id: str
@@ -61,5 +75,6 @@ class CutResult:
     height: int | None = None
     has_audio: bool | None = None
     size_bytes: int | None = None
+    crop: Rectangle | None = None
     decoded_frames: int = 0
     problem: RowFailed | None = None
