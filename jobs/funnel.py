@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clipmill.schemas.words import counted, plain_hours
+
 _PIPE_WIDTH = 200
 
 
@@ -61,6 +63,14 @@ def print_funnel(
         if rule["verb"] == "percentile" and found:
             console.print(Text("  that is " + " and ".join(found), style="dim"))
         row(line)
+        if regained := rule.get("regained"):
+            console.print(
+                Text(
+                    f"  of these, {counted(regained['clips'], 'clip')} "
+                    f"({plain_hours(regained['hours'])}) pass only if cropped",
+                    style="dim",
+                )
+            )
         for note in rule["notes"]:
             console.print(Text(f"  Note: {one_line(note)}", style="yellow"))
         if not rule["remaining"]["clips"] and rule["took"]["clips"]:
@@ -70,6 +80,14 @@ def print_funnel(
                     style="bold red",
                 )
             )
+    if regained := recipe.get("regained"):
+        console.print(
+            Text.assemble(
+                ("Regained by cropping: ", "bold"),
+                f"{counted(regained['clips'], 'clip')}, {plain_hours(regained['hours'])}, of those "
+                "left; export with --media exact --crop safe",
+            )
+        )
     console.print()
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipmill.pipeline.exports.safe_rectangles import PINNED, SAFE, rectangle_of
+from clipmill.pipeline.exports.safe_rectangles import PINNED, rectangle_of
+from clipmill.schemas.safe_rectangles import SAFE
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "export.md").read_text()
 

@@ -15,6 +15,7 @@ from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.subsets.expressions import Expressions, is_numeric
 from clipmill.pipeline.subsets.freeze import FrozenSubset
 from clipmill.schemas.errors import UsageError
+from clipmill.schemas.safe_rectangles import IS_CROPPED
 from clipmill.schemas.sql_text import literal, quoted
 
 # Numbers that describe a clip's position, or its video.
@@ -210,6 +211,9 @@ def _rules(
                         for one in checker.comparisons(predicate, place)
                     ]
                     passes[number] = f"coalesce(({predicate}\n), false)"
+                    if rule["rule"].get("crop"):
+                        checker.type_of(IS_CROPPED, place)
+                        passes[number] = f"({passes[number]} OR {IS_CROPPED})"
                 else:
                     found = [
                         (one["column"], one["operator"], float(one["value"]), one["column"])

@@ -111,10 +111,21 @@ def run_export(
             if folder.is_finished:
                 assert folder.manifest is not None  # a finished folder has one
                 return Exported(folder.manifest, was_finished=True)
-            notes = scores.notes if scores else ()
+            notes = [*(scores.notes if scores else ()), *_crop_notes(request, subset)]
             selection = _select(catalog, request, columns, folder, subset, watcher, notes)
             catalog.close()  # the next steps need memory themselves
             return _finish(request, columns, folder, selection, code_version, watcher)
+
+
+def _crop_notes(request: ExportRequest, subset: FrozenSubset | None) -> list[str]:
+    """A note if a subset's clips that are meant to be cropped are cut as they are."""
+    regained = None if subset is None else subset.info.get("regained")
+    if not regained or not regained["clips"] or request.cut is None or request.crop is not None:
+        return []
+    return [
+        f"bars and overlays are still in {counted(regained['clips'], 'clip')}, which passed only "
+        "to be cropped: --media exact --crop safe does so"
+    ]
 
 
 def _check_where(catalog: Catalog, request: ExportRequest) -> None:

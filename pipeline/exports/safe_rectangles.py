@@ -1,7 +1,4 @@
-"""The safe rectangle of a clip: the part of its picture without bars and overlays.
-
-Any stage may make it, as four columns of `clips` with shares of the displayed picture.
-"""
+"""Reads the safe rectangles that an export crops to."""
 
 from __future__ import annotations
 
@@ -11,16 +8,13 @@ from typing import Any
 
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import RowFailed, UsageError
+from clipmill.schemas.safe_rectangles import ROUNDING, SAFE
 from clipmill.schemas.sql_text import quoted
 from clipmill.stages.media.cutting.requests import Rectangle
 
-SAFE = ("safe_left", "safe_top", "safe_right", "safe_bottom")
-"""The columns of `clips`."""
 PINNED = tuple(f"_{name}" for name in SAFE)
-"""The same in an export's pinned rows, whatever the format."""
+"""The columns of the rectangle in an export's pinned rows, whatever the format."""
 _NUMBERS = ("FLOAT", "DOUBLE", "DECIMAL", "INTEGER", "BIGINT", "TINYINT", "SMALLINT")
-# Shares that were computed may miss 0 and 1 by this much.
-_ROUNDING = 1e-6
 
 
 def safe_columns(there: Mapping[str, str], dataset: Any) -> dict[str, str]:
@@ -59,13 +53,13 @@ def rectangle_of(row: Mapping[str, Any]) -> Rectangle | None:
         if value is None or not math.isfinite(value):
             said = "has no value" if value is None else f"is {value}"
             raise _senseless(f"{name} {said}")
-        if not -_ROUNDING <= value <= 1 + _ROUNDING:
+        if not -ROUNDING <= value <= 1 + ROUNDING:
             raise _senseless(f"{name} is {value:g}, which is not a share from 0 to 1")
     left, top, right, bottom = (min(1.0, max(0.0, value)) for value in values)
     for low, high, names in ((left, right, SAFE[::2]), (top, bottom, SAFE[1::2])):
         if low >= high:
             raise _senseless(f"{names[0]} is {low:g} and {names[1]} {high:g}")
-    if max(left, top, 1 - right, 1 - bottom) <= _ROUNDING:
+    if max(left, top, 1 - right, 1 - bottom) <= ROUNDING:
         return None
     return Rectangle(left, top, right, bottom)
 

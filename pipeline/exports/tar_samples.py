@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from clipmill.pipeline.exports.columns import TEXT
-from clipmill.pipeline.exports.safe_rectangles import SAFE
 from clipmill.pipeline.exports.values import json_text, records
+from clipmill.schemas.safe_rectangles import SAFE
 
 JSON, SAMPLE_BYTES = "_json", "_sample_bytes"
 BLOCK = 512

@@ -30,6 +30,7 @@ from clipmill.pipeline.subsets.rules import (
 from clipmill.pipeline.subsets.scorers import ResolvedScorer
 from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe
 from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.safe_rectangles import IS_CROPPED, SAFE
 from clipmill.schemas.sql_text import quoted
 
 CANDIDATES = "work.candidates"
@@ -45,6 +46,8 @@ class RuleColumns:
     order: tuple[str, ...] = ()
     chance: str = ""
     comparisons: tuple[tuple[str, Comparison], ...] = ()
+    uncropped: str = ""
+    """Whether a clip passes as it is, of a rule that others pass only if they are cropped."""
 
     def names(self) -> Iterator[str]:
         yield from (name for name in self.values if name != "video")
@@ -52,6 +55,8 @@ class RuleColumns:
         yield from (name for name, _ in self.comparisons)
         if self.chance:
             yield self.chance
+        if self.uncropped:
+            yield self.uncropped
 
 
 @dataclass
@@ -154,6 +159,7 @@ def _rule_columns(
     values: list[str] = []
     order: list[str] = []
     compared: list[tuple[str, Comparison]] = []
+    uncropped = ""
     by: str | None = None
     if isinstance(body, Where):
         kind = checker.type_of(body.expression, place)
@@ -167,7 +173,12 @@ def _rule_columns(
                     else ""
                 )
             )
-        values.append(wanted.add(f"CAST(({body.expression}\n) AS BOOLEAN)", place))
+        passes = f"CAST(({body.expression}\n) AS BOOLEAN)"
+        if rule.crop:
+            _check_safe_columns(checker, place)
+            uncropped = wanted.add(passes, place)
+            passes = f"({passes} OR {IS_CROPPED})"
+        values.append(wanted.add(passes, place))
         if comparisons:
             compared = [
                 (wanted.add(f"({one.left})", place), one)
@@ -200,7 +211,17 @@ def _rule_columns(
     if not isinstance(body, Where | Percentile):
         # A clip has the same number on every machine, whatever file or thread it comes from.
         chance = wanted.add(f"md5_number_lower(clip_id || ':{seed}:{rule.number}')", place)
-    return RuleColumns(tuple(values), tuple(order), chance, tuple(compared))
+    return RuleColumns(tuple(values), tuple(order), chance, tuple(compared), uncropped)
+
+
+def _check_safe_columns(checker: Expressions, place: str) -> None:
+    try:
+        checker.type_of(IS_CROPPED, place)
+    except UsageError as error:
+        raise UsageError(
+            f"{place}: crop: safe reads the columns {', '.join(SAFE)} of clips, and this catalog "
+            "lacks some: add a stage that makes them (docs/export.md#cropping has one)"
+        ) from error
 
 
 # Bytes are identified by file, and a file's clips by their spans.

@@ -93,6 +93,12 @@ def _funnel(info: Mapping[str, Any]) -> str:
         for rule in info["funnel"]
         for note in rule["notes"]
     ]
+    if regained := info.get("regained"):
+        table += (
+            f"\n\nOf these, {counted(regained['clips'], 'clip')}, "
+            f"{plain_hours(regained['hours'])}, pass only if they are cropped: export with "
+            "`--media exact --crop safe`."
+        )
     if published := info.get("published"):
         table += "\n\n" + _published(published)
     if found:

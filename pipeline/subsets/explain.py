@@ -58,6 +58,8 @@ class Explanation:
     outcomes: list[Outcome]
     alone: dict[int, Outcome]
     near: list[Neighbourhood]
+    regained: Size | None = None
+    """The clips of the result that pass only if they are cropped; None if no rule allows it."""
     worth: Worth | None = None
     """What the rules are worth, whatever their order; None if there are too many rules."""
     scores: Correlations | None = None
@@ -93,6 +95,7 @@ class Explanation:
             "catalog": self.catalog.plain(),
             "funnel": rules,
             "result": self.result.plain(),
+            "regained": self.regained and self.regained.plain(),
             "worth": self.worth and self.worth.plain(),
             "published": published_beside(self.recipe, rules, self.catalog.clips),
         }
@@ -159,7 +162,9 @@ def explain_recipe(
             on_step(f"rule {rule.number} of {len(recipe.rules)}: {rule.verb}")
 
         whole = engine.size(ALL)
+        last = ALL
         for outcome, source, target in engine.funnel(recipe.rules, said):
+            last = target
             rule = outcome.rule
             outcomes.append(outcome)
             if near > 0:
@@ -177,11 +182,12 @@ def explain_recipe(
                     f"CREATE OR REPLACE TABLE {kept_alone[rule.number]} AS SELECT id FROM {table}"
                 )
             engine.drop("work.alone")
+        regained = engine.regained(recipe.rules, last)
         worth = rule_worth(engine, recipe.rules, kept_alone, on_step)
         for name in kept_alone.values():
             engine.drop(name)
         _add_captions(catalog, found)
-    made = Explanation(recipe, scorers, whole, outcomes, alone, found, worth)
+    made = Explanation(recipe, scorers, whole, outcomes, alone, found, regained, worth)
     if scores:
         on_step("correlations between scores")
         made.scores = score_correlations(catalog)

@@ -167,6 +167,7 @@ def create_subset(
                 last = target
                 if not outcome.after.clips:
                     require_clips(outcomes, whole, recipe, dataset)
+            regained = engine.regained(recipe.rules, last)
         on_step("writing the clips")
         connection = catalog.connection
         connection.execute(
@@ -190,6 +191,7 @@ def create_subset(
             "snapshot": snapshot["id"],
             "rules": [rule.plain() for rule in recipe.rules],
             "funnel": funnel,
+            "regained": regained and regained.plain(),
             "published": published_beside(recipe, funnel, whole.clips),
             "catalog": snapshot,
             "counts": _counts(catalog),

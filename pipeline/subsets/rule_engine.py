@@ -28,6 +28,7 @@ from clipmill.pipeline.subsets.rules import (
     Stratify,
     Where,
 )
+from clipmill.pipeline.subsets.shares import equal, proportional
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.scratch import ScratchFolder
@@ -72,6 +73,8 @@ class Outcome:
     """How many of the removed clips were removed because a value was null."""
     thresholds: list[Threshold] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    regained: Size | None = None
+    """Clips that pass only if they are cropped, of a rule that allows it."""
 
     @property
     def took(self) -> int:
@@ -88,6 +91,7 @@ class Outcome:
             "took": {"clips": self.took, "because_null": self.nulls},
             "thresholds": [asdict(threshold) for threshold in self.thresholds],
             "notes": self.notes,
+            "regained": self.regained and self.regained.plain(),
         }
 
 
@@ -133,16 +137,27 @@ class RuleEngine:
         It has only the columns that the rules of `later` need, and those of `carry`.
         """
         before = before or self.size(source)
-        used = (name for one in later for name in self.candidates.columns[one.number].names())
+        columns = self.candidates.columns[rule.number]
+        used = [name for one in later for name in self.candidates.columns[one.number].names()]
+        used += [columns.uncropped] if columns.uncropped else []
         self._carried = ", ".join(dict.fromkeys(["id", "video", "ms", *carry, *used]))
         outcome = Outcome(rule, before, before)
-        columns = self.candidates.columns[rule.number]
         try:
             _APPLY[type(rule.body)](self, rule, columns, source, target, outcome)
         except UsageError as error:
             raise UsageError(f"{rule.place}: {error}") from error
         outcome.after = self.size(target)
+        if columns.uncropped:
+            outcome.regained = self.regained([rule], target)
         return outcome
+
+    def regained(self, rules: Sequence[Rule], table: str) -> Size | None:
+        """The clips that pass only if they are cropped; None if no rule allows that."""
+        names = [self.candidates.columns[rule.number].uncropped for rule in rules]
+        if not any(names):
+            return None
+        passes = " AND ".join(f"coalesce({name}, false)" for name in names if name)
+        return self.size(f"{table} WHERE NOT ({passes})")
 
     def funnel(
         self, rules: Sequence[Rule], on_rule: Callable[[Rule], None] = lambda rule: None
@@ -153,10 +168,12 @@ class RuleEngine:
         """
         source = ALL
         size = self.size(ALL)
+        uncropped = [self.candidates.columns[rule.number].uncropped for rule in rules]
+        carry = [name for name in uncropped if name]
         for place, rule in enumerate(rules, 1):
             on_rule(rule)
             target = f"work.reach_{rule.number}"
-            outcome = self.apply(rule, source, target, size, rules[place:])
+            outcome = self.apply(rule, source, target, size, rules[place:], carry)
             yield outcome, source, target
             if source != ALL:
                 self.drop(source)
@@ -463,34 +480,3 @@ def _limits(group: str, clips: dict[str | None, int]) -> tuple[str, bool]:
     first = f" WHEN {group} IS NULL THEN {null}" if null is not None else ""
     both = first + cases
     return (f"(CASE{both} ELSE {rest} END)" if both else str(rest)), null is not None
-
-
-def proportional(sizes: np.ndarray, wanted: int) -> np.ndarray:
-    """Shares in proportion to the groups, by largest remainders; the first group wins a tie."""
-    total = int(sizes.sum())
-    if wanted >= total:
-        return sizes.copy()
-    exact = [int(size) * wanted for size in sizes]
-    shares = np.array([value // total for value in exact], dtype=np.int64)
-    remainders = np.array([value % total for value in exact])
-    more = wanted - int(shares.sum())
-    shares[np.argsort(-remainders, kind="stable")[:more]] += 1
-    return shares
-
-
-def equal(sizes: np.ndarray, wanted: int) -> np.ndarray:
-    """Shares as equal as the groups allow; a remainder goes to the first groups."""
-    total = int(sizes.sum())
-    if wanted >= total:
-        return sizes.copy()
-    low, high = 0, int(sizes.max(initial=0))
-    while low < high:  # find the highest level that the wanted number fills
-        middle = (low + high + 1) // 2
-        if int(np.minimum(sizes, middle).sum()) <= wanted:
-            low = middle
-        else:
-            high = middle - 1
-    shares: np.ndarray = np.minimum(sizes, low)
-    larger = np.flatnonzero(sizes > low)
-    shares[larger[: wanted - int(shares.sum())]] += 1
-    return shares

@@ -1,7 +1,7 @@
 """The rules of a subset recipe: the values of each verb, checked as plain data.
 
-A rule is one mapping with one verb and, if wanted, a `name`. What it does to clips is in
-`rule_engine.py`; here it is only read.
+A rule is one mapping with one verb and, if wanted, a `name`; a `where` may have `crop: safe`. What
+it does to clips is in `rule_engine.py`; here it is only read.
 """
 
 from __future__ import annotations
@@ -278,6 +278,8 @@ class Rule:
     body: Body
     name: str | None = None
     file: str = ""
+    crop: Literal["safe"] | None = None
+    """Of a `where`: clips that have a safe rectangle pass, too, to be cropped on export."""
 
     @property
     def place(self) -> str:
@@ -286,9 +288,10 @@ class Rule:
         return f"{self.file}: rule {self.number}{named} ({self.verb})"
 
     def describe(self) -> str:
-        return self.body.describe()
+        return self.body.describe() + (" (or cropped)" if self.crop else "")
 
     def plain(self) -> dict[str, Any]:
         """The rule as a recipe would write it, with all parameters filled in."""
         name = {"name": self.name} if self.name else {}
-        return {**name, self.verb: self.body.plain()}
+        crop = {"crop": self.crop} if self.crop else {}
+        return {**name, self.verb: self.body.plain(), **crop}

@@ -394,7 +394,7 @@ def sql_value(value: Any, place: str = "") -> str:
 
 def _rule(number: int, file: str, given: dict[str, Any], parameters: _Parameters) -> Rule:
     place = f"{file}: rule {number}"
-    verbs = [key for key in given if key != "name"]
+    verbs = [key for key in given if key not in ("name", "crop")]
     if len(verbs) != 1 or verbs[0] not in VERBS:
         unknown = next((verb for verb in verbs if verb not in VERBS), None)
         if unknown is not None:
@@ -423,4 +423,15 @@ def _rule(number: int, file: str, given: dict[str, Any], parameters: _Parameters
         body = model.model_validate(value)
     except ValidationError as error:
         raise UsageError(explain(error, model, place)) from error
-    return Rule(number, verb, body, name, file)
+    return Rule(number, verb, body, name, file, _crop(given, verb, place))
+
+
+def _crop(given: dict[str, Any], verb: str, place: str) -> Literal["safe"] | None:
+    crop = given.get("crop")
+    if crop is None:
+        return None
+    if verb != "where":
+        raise UsageError(f"{place}: crop: only a `where` rule can let clips pass to be cropped")
+    if crop != "safe":
+        raise UsageError(f"{place}: crop: {crop!r}; allowed: safe")
+    return "safe"

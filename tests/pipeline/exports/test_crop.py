@@ -185,3 +185,18 @@ def test_missing_columns_are_named(tmp_path):
         pytest.raises(UsageError, match=r"--crop safe reads the columns .* has no safe_left and"),
     ):
         opened.export(tmp_path / "out", "parquet", media="exact", crop="safe")
+
+
+def test_export_says_that_a_subset_was_meant_to_be_cropped(small, tmp_path):
+    (tmp_path / "mine.yaml").write_text("rules: [{where: bar_share < 0.1, crop: safe}]")
+    with clipmill.open(small.path) as opened:
+        subset = opened.create_subset(str(tmp_path / "mine.yaml"))
+    assert subset.info["regained"]["clips"] == 1
+    options: dict[str, Any] = {"engine": "local", "keep_uncaptioned": True}
+    done = subset.export(tmp_path / "whole", "parquet", media="exact", **options)
+    assert done["notes"] == [
+        "bars and overlays are still in 1 clip, which passed only to be cropped: "
+        "--media exact --crop safe does so"
+    ]
+    done = subset.export(tmp_path / "part", "parquet", media="exact", crop="safe", **options)
+    assert done["notes"] == []

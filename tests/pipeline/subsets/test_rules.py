@@ -18,7 +18,8 @@ from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.subsets.candidates import CANDIDATES, read_candidates
 from clipmill.pipeline.subsets.explain import explain_recipe
 from clipmill.pipeline.subsets.freeze import create_subset
-from clipmill.pipeline.subsets.rule_engine import RuleEngine, equal, proportional
+from clipmill.pipeline.subsets.rule_engine import RuleEngine
+from clipmill.pipeline.subsets.shares import equal, proportional
 from clipmill.pipeline.subsets.subset_recipe import load_subset_recipe
 from clipmill.schemas.errors import UsageError
 from clipmill.stages.hash_frames import FRAME_HASHES
