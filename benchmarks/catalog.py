@@ -69,6 +69,7 @@ SCORES = {
 }
 LANGUAGES = ("en", "es", "fr", "de", "ru", "ja", "ko", "zh", "pt", "it", "hi")
 CATEGORIES = tuple(f"category {n}" for n in range(16))
+ALL_OF_IT = ("--scores", "--recipes")
 _VOCABULARY = pa.array(
     [
         f"{a}{b}{c}"
@@ -402,6 +403,11 @@ def measures(dataset: Path, clips: int, scratch: Path) -> list[Measure]:
             "explain",
             "`subset explain internvid-flt`",
             (*clipmill, "subset", "explain", data, "internvid-flt", "--set", size),
+        ),
+        Measure(
+            "explain-all",
+            "the same with `--scores --recipes`",
+            (*clipmill, "subset", "explain", data, "internvid-flt", "--set", size, *ALL_OF_IT),
         ),
         Measure(
             "div",
