@@ -16,10 +16,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clipmill.audit import Audit
     from clipmill.clips import Clips
     from clipmill.dataset import Dataset, open
     from clipmill.importing import import_internvid
     from clipmill.pipeline.catalog.index_writer import IndexReport
+    from clipmill.pipeline.dataset.audit_estimates import Estimate, Quality
     from clipmill.pipeline.exports.run_export import Exported, ExportWatcher
     from clipmill.pipeline.ingest.span_import import ImportReport
     from clipmill.pipeline.removal.purge import Purged
@@ -42,11 +44,13 @@ if TYPE_CHECKING:
     from clipmill.subset import Subset
 
 __all__ = [
+    "Audit",
     "ClipDataset",
     "ClipmillError",
     "Clips",
     "DataFile",
     "Dataset",
+    "Estimate",
     "ExportWatcher",
     "Exported",
     "Finding",
@@ -57,6 +61,7 @@ __all__ = [
     "ModelReference",
     "PerSecond",
     "Purged",
+    "Quality",
     "Removal",
     "Repaired",
     "RowFailed",
@@ -81,11 +86,13 @@ __all__ = [
 
 # Imported on first use: `import clipmill` takes milliseconds and needs only what is used.
 _PLACES = {
+    "Audit": "audit",
     "ClipDataset": "pipeline.training",
     "ClipmillError": "schemas.errors",
     "Clips": "clips",
     "DataFile": "stages.references",
     "Dataset": "dataset",
+    "Estimate": "pipeline.dataset.audit_estimates",
     "ExportWatcher": "pipeline.exports.run_export",
     "Exported": "pipeline.exports.run_export",
     "Finding": "pipeline.verify.findings",
@@ -96,6 +103,7 @@ _PLACES = {
     "ModelReference": "stages.references",
     "PerSecond": "stages.protocol",
     "Purged": "pipeline.removal.purge",
+    "Quality": "pipeline.dataset.audit_estimates",
     "Removal": "pipeline.removal.under_lock",
     "Repaired": "pipeline.verify.findings",
     "RowFailed": "schemas.errors",

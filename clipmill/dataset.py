@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from clipmill.audit import Audits
 from clipmill.clips import Clips
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.user_sql import readable_errors
@@ -20,7 +21,7 @@ from clipmill.pipeline.catalog.views import VIEWS
 from clipmill.pipeline.dataset.run_records import check_links, latest_run, require_dataset
 from clipmill.schemas.errors import ERROR_KINDS, ClipmillError, UsageError
 from clipmill.schemas.extras import extras_explained
-from clipmill.schemas.folders import INDEX, REMOVED, RUNS, SOURCES, SUBSETS
+from clipmill.schemas.folders import AUDITS, INDEX, REMOVED, RUNS, SOURCES, SUBSETS
 from clipmill.schemas.sql_text import literal, quoted
 from clipmill.subset import Subset
 
@@ -53,7 +54,7 @@ def open(
     return Dataset(path, memory_limit=memory_limit, allow_external=allow_external)
 
 
-class Dataset:
+class Dataset(Audits):
     """A dataset's folder, opened for queries; a context manager.
 
     Each query sees what runs have added by then, including those of other processes. One catalog
@@ -458,7 +459,7 @@ class Dataset:
             self._watched = [
                 self.path / name
                 for name in (
-                    *(RUNS, SUBSETS, REMOVED, INDEX, SOURCES),
+                    *(RUNS, SUBSETS, AUDITS, REMOVED, INDEX, SOURCES),
                     *(
                         folder
                         for stage in (record["stages"] if record else ())

@@ -128,6 +128,8 @@ def _summary(report: Verification, *, media: bool) -> str:
     )
     if checked["subsets"]:
         parts.append(counted(checked["subsets"], "subset"))
+    if checked["audits"]:
+        parts.append(counted(checked["audits"], "audit"))
     if checked["index_files"]:
         parts.append(f"{counted(checked['index_files'], 'file')} of the index")
     found = counted(len(report.faults), "fault") if report.faults else "no faults"

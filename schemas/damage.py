@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError
-from clipmill.schemas.folders import REMOVED, RETRIES, RUNS, SOURCES, SUBSETS, is_dataset
+from clipmill.schemas.folders import AUDITS, REMOVED, RETRIES, RUNS, SOURCES, SUBSETS, is_dataset
 
 _MAX_REASON_CHARACTERS = 160
 _KINDS = {
@@ -66,6 +66,8 @@ def _next_step(dataset: Path, where: str) -> str:
     if first == SUBSETS:
         name = rest.partition("/")[0]
         return f"delete {dataset / first / name} and freeze the subset again by its recipe"
+    if first == AUDITS:
+        return f"delete {dataset / where} and draw the audit again; its labels are lost"
     if first == REMOVED:
         return "fix the file by hand, or delete it and remove those videos again"
     if first == RUNS:

@@ -48,6 +48,9 @@ SUBSETS = "subsets"
 SUBSET_RECORD = "subset.json"
 SUBSET_CLIPS = "clips-*.parquet"
 
+AUDITS = "audits"
+"""By audit, its sample of clips and their labels."""
+
 SCRATCH = ".scratch"
 LOCK = ".lock"
 """Held by the command that writes to the dataset; also the lock of a single download's folder."""
@@ -55,7 +58,7 @@ COMMITS = ".commits"
 """Held while a shard is committed."""
 
 OWN_FOLDERS = frozenset(
-    (SOURCES, MEDIA, RUNS, LOGS, INDEX, SUBSETS, REMOVED, RETRIES, JOURNAL, QUARANTINE)
+    (SOURCES, MEDIA, RUNS, LOGS, INDEX, SUBSETS, AUDITS, REMOVED, RETRIES, JOURNAL, QUARANTINE)
 )
 """Folders that don't hold a stage's tables."""
 
@@ -83,6 +86,15 @@ def subset_records(dataset: Path) -> list[Path]:
 def subset_lock(dataset: Path, name: str) -> Path:
     """Held by whoever is creating the subset of this name."""
     return dataset / SUBSETS / f".{name}.lock"
+
+
+def audit_file(dataset: Path, name: str) -> Path:
+    return dataset / AUDITS / f"{name}.json"
+
+
+def audits_lock(dataset: Path) -> Path:
+    """Held while an audit's file is changed."""
+    return dataset / AUDITS / LOCK
 
 
 def scratch_folder(dataset: Path, purpose: str) -> Path:

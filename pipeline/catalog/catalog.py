@@ -20,7 +20,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from clipmill.pipeline.catalog import problem_views, published, views
+from clipmill.pipeline.catalog import audit_views, problem_views, published, views
 from clipmill.pipeline.catalog.damaged_files import damage_behind
 from clipmill.pipeline.catalog.index import Coverage, find_coverage
 from clipmill.pipeline.catalog.layout import Layout, read_layout
@@ -473,6 +473,8 @@ def _subset_rows(dataset: Path) -> list[dict[str, Any]]:
 _TABLES: dict[str, tuple[Columns, Callable[[Path], list[dict[str, Any]]]]] = {
     "runs": (views.RUNS_VIEW, _run_rows),
     "subsets": (views.SUBSETS_VIEW, _subset_rows),
+    "audits": (audit_views.AUDITS_VIEW, audit_views.audit_rows),
+    "audit_labels": (audit_views.AUDIT_LABELS_VIEW, audit_views.audit_label_rows),
 }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from clipmill.pipeline.catalog.audit_views import AUDIT_LABELS_VIEW, AUDITS_VIEW
 from clipmill.schemas import tables
 from clipmill.schemas.folders import SUBSET_CLIPS
 from clipmill.schemas.sql_text import escaped_for_glob, literal, null, quoted
@@ -192,6 +193,8 @@ VIEWS: dict[str, Columns] = {
     "runs": RUNS_VIEW,
     "subsets": SUBSETS_VIEW,
     "subset_clips": SUBSET_CLIPS_VIEW,
+    "audits": AUDITS_VIEW,
+    "audit_labels": AUDIT_LABELS_VIEW,
     "shots": SHOTS_VIEW,
     "frames_index": FRAMES_INDEX_VIEW,
     "sources": SOURCES_VIEW,

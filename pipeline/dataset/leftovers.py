@@ -21,6 +21,7 @@ _OF_NO_RUN = frozenset(
         folders.LOGS,
         folders.QUARANTINE,
         folders.SUBSETS,
+        folders.AUDITS,
         folders.INDEX,
         folders.SCRATCH,
     )

@@ -9,8 +9,8 @@ from clipmill.schemas.errors import UsageError
 from clipmill.schemas.folders import COMMITS, LOCK, MEDIA, OWN_FOLDERS, SCRATCH
 
 
-def check_output(dataset: Path, output: Path | None) -> None:
-    """UsageError if `--output` is a place where the dataset keeps, or will keep, its own files."""
+def check_output(dataset: Path, output: Path | None, option: str = "--output") -> None:
+    """UsageError if an output is a place where the dataset keeps, or will keep, its own files."""
     if output is None:
         return
 
@@ -21,12 +21,12 @@ def check_output(dataset: Path, output: Path | None) -> None:
             if inner is not None and (not inner or _is_own(root, inner[0])):
                 what = f"{inner[0]} there" if inner else "the folder itself"
                 raise UsageError(
-                    f"--output {output}: this is inside the dataset {dataset}, which "
+                    f"{option} {output}: this is inside the dataset {dataset}, which "
                     f"keeps its own files in {what}; give a place outside it"
                 )
         if _inside(place, Path(os.path.realpath(dataset / MEDIA))) is not None:
             raise UsageError(
-                f"--output {output}: the dataset {dataset} keeps its media there; "
+                f"{option} {output}: the dataset {dataset} keeps its media there; "
                 "give another place"
             )
 

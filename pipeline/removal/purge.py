@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from clipmill.pipeline.catalog.damaged_files import damage_named
 from clipmill.pipeline.catalog.index_writer import update_index
+from clipmill.pipeline.dataset.audit_records import forget_videos
 from clipmill.pipeline.dataset.crash_journal import read_journal
 from clipmill.pipeline.dataset.run_logs import forget
 from clipmill.pipeline.dataset.shards import (
@@ -337,7 +338,7 @@ def _media_paths(files: Iterable[tuple[Path, str]], selection: RemovalTargets) -
 
 
 def _clean_notes(dataset: Path, selection: RemovalTargets) -> None:
-    """Removes the keys from retry requests, journals, logs, and stored listings."""
+    """Removes the keys from retry requests, journals, logs, audits, and stored listings."""
     forget(dataset, selection.has_key)
     for path in json_files(dataset / RETRIES):
         request = read_request(path)
@@ -356,6 +357,7 @@ def _clean_notes(dataset: Path, selection: RemovalTargets) -> None:
         ]
         if len(kept) != len(entries):
             write_json(path, {**read_json(path), "entries": kept})
+    forget_videos(dataset, selection.videos)
 
 
 def _key_of(url: str) -> str | None:

@@ -102,10 +102,7 @@ def read_candidates(
     relation = _with_roles(catalog, scorers)
     connection = catalog.connection
     connection.execute("CREATE SCHEMA IF NOT EXISTS work")
-    catalog.execute("SELECT 1 FROM clips LIMIT 0")  # makes the view
-    # Expressions are checked against an empty table: binding the view lists every folder.
-    with _shown_as_clips(connection, f"TEMP TABLE clips AS {relation} LIMIT 0"):
-        checker = Expressions(catalog)
+    with checked_expressions(catalog, scorers) as checker:
         for rule in recipe.rules:
             found.columns[rule.number] = _rule_columns(
                 rule, recipe.seed, checker, wanted, comparisons
@@ -118,6 +115,18 @@ def read_candidates(
     with _shown_as_clips(connection, f"TEMP VIEW clips AS {relation}"):
         _read(found, wanted)
     return found
+
+
+@contextmanager
+def checked_expressions(
+    catalog: Catalog, scorers: Mapping[str, ResolvedScorer]
+) -> Iterator[Expressions]:
+    """Checks expressions as the rules use them: with the scorers' columns under their names."""
+    catalog.execute("SELECT 1 FROM clips LIMIT 0")  # makes the view
+    # Expressions are checked against an empty table: binding the view lists every folder.
+    empty = f"TEMP TABLE clips AS {_with_roles(catalog, scorers)} LIMIT 0"
+    with _shown_as_clips(catalog.connection, empty):
+        yield Expressions(catalog)
 
 
 @contextmanager

@@ -109,23 +109,52 @@ class Expressions:
 
     def comparisons(self, text: str, place: str) -> list[Comparison]:
         """A predicate's comparisons of something with a constant number."""
-        found: list[Comparison] = []
-        for node in _outside_subqueries(self._tree(text, place)):
-            if node.get("class") == "BETWEEN" and node["type"] == "COMPARE_BETWEEN":
-                pairs = [(node["input"], ">=", node["lower"]), (node["input"], "<=", node["upper"])]
-            elif node.get("class") == "COMPARISON" and node["type"] in _COMPARISONS:
-                operator = _COMPARISONS[node["type"]]
-                pairs = [(node["left"], operator, node["right"])]
-                if _is_constant(node["left"]):
-                    pairs = [(node["right"], _MIRRORED[operator], node["left"])]
-            else:
-                continue
-            found += [
-                Comparison(self._text(left), operator, self._text(right))
-                for left, operator, right in pairs
-                if _is_constant(right) and not _is_constant(left) and not _has_subquery(left)
-            ]
+        found = [
+            one
+            for node in _outside_subqueries(self._tree(text, place))
+            for one in self._compared(node)
+            if one is not None
+        ]
         return [one for one in dict.fromkeys(found) if self._is_number(one, place)]
+
+    def _compared(self, node: dict[str, Any]) -> list[Comparison | None]:
+        """The comparisons in one node; None in the place of one that is not with a constant."""
+        if node.get("class") == "BETWEEN" and node["type"] == "COMPARE_BETWEEN":
+            pairs = [(node["input"], ">=", node["lower"]), (node["input"], "<=", node["upper"])]
+        elif node.get("class") == "COMPARISON" and node["type"] in _COMPARISONS:
+            operator = _COMPARISONS[node["type"]]
+            pairs = [(node["left"], operator, node["right"])]
+            if _is_constant(node["left"]):
+                pairs = [(node["right"], _MIRRORED[operator], node["left"])]
+        else:
+            return []
+        return [
+            Comparison(self._text(left), operator, self._text(right))
+            if _is_constant(right) and not _is_constant(left) and not _has_subquery(left)
+            else None
+            for left, operator, right in pairs
+        ]
+
+    def with_outcome(self, text: str, place: str, comparison: Comparison, outcome: bool) -> str:
+        """The predicate as it is for clips for which one of its comparisons has this outcome."""
+        constant = self._tree("true" if outcome else "false", place)
+
+        def replaced(value: Any) -> Any:
+            if isinstance(value, list):
+                return [replaced(item) for item in value]
+            if not isinstance(value, dict) or value.get("class") == "SUBQUERY":
+                return value
+            compared = self._compared(value)
+            if comparison not in compared:
+                return {key: replaced(item) for key, item in value.items()}
+            if len(compared) == 1 or not outcome:
+                return constant
+            # Of BETWEEN, the other bound is left.
+            rest = self._tree("1 <= 2" if compared[0] == comparison else "1 >= 2", place)
+            bound = value["upper" if compared[0] == comparison else "lower"]
+            return {**rest, "left": value["input"], "right": bound}
+
+        return self._text(replaced(self._tree(text, place)))
 
     def _is_number(self, comparison: Comparison, place: str) -> bool:
         if not is_numeric(self.type_of(comparison.left, place)):

@@ -198,6 +198,11 @@ def predicate_recipe(where: str, *, seed: int | None = None) -> SubsetRecipe:
     )
 
 
+def given_rules(rules: Sequence[dict[str, Any]], file: str) -> tuple[Rule, ...]:
+    """Rules as a record has them, with all parameters filled in."""
+    return tuple(_rule(number, file, rule, _Parameters({})) for number, rule in enumerate(rules, 1))
+
+
 def _check_seed(seed: int | None) -> None:
     if seed is not None and not _SEEDS[0] <= seed <= _SEEDS[1]:
         raise UsageError(f"--seed {seed}: give a whole number from 0 to 2^63 - 1")

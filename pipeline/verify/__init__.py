@@ -14,6 +14,7 @@ import duckdb
 
 from clipmill.pipeline.dataset.commit_fence import is_held
 from clipmill.pipeline.dataset.steps import Step
+from clipmill.pipeline.verify.audit_checks import check_audits
 from clipmill.pipeline.verify.findings import Book, Finding, Remake, Verification
 from clipmill.pipeline.verify.groups import GroupChecks
 from clipmill.pipeline.verify.layout import SOURCES_STEP, Survey, check_notes, read_survey
@@ -136,6 +137,7 @@ def _check(
         if "clip_id" not in survey.steps[name].key and "video_id" in survey.steps[name].columns
     )
     SubsetChecks(survey, book, connection, shown.clips if has_all_clips else None).check()
+    check_audits(survey, book)
     check_removed_in_index(survey, book)
     if layout is not None:
         say("the index")

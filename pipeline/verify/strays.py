@@ -98,6 +98,7 @@ class StrayChecks:
         self._lists()
         self._scratch()
         self._subsets()
+        self._audits()
         self._media()
 
     def _others(self, place: str, entries: Iterable[str], allowed: tuple[str, ...] = ()) -> None:
@@ -137,7 +138,7 @@ class StrayChecks:
         if there := what_is_there(path):
             self.book.fault(
                 "orphan",
-                path.name,
+                path.relative_to(self.survey.dataset).as_posix(),
                 f"is {there}, in the place of a lock file",
                 "delete it or move it away; until then no command can write to the dataset",
             )
@@ -180,6 +181,17 @@ class StrayChecks:
                 place / name / folders.SUBSET_RECORD
             ):
                 self._stray(f"{folders.SUBSETS}/{name}")
+
+    def _audits(self) -> None:
+        names = _listed(self.survey.dataset / folders.AUDITS)
+        lock = folders.audits_lock(self.survey.dataset)
+        if lock.name in names:
+            self._lock(lock)
+        self._others(
+            folders.AUDITS,
+            [name for name in names if name.startswith(".") or not name.endswith(".json")],
+            allowed=(lock.name,),
+        )
 
     def _media(self) -> None:
         media = self.survey.dataset / folders.MEDIA
