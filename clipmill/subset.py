@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clipmill.audit import Audit
     from clipmill.dataset import Dataset
     from clipmill.pipeline.exports.request import Format
     from clipmill.pipeline.exports.run_export import Exported
@@ -56,12 +57,21 @@ class Subset:
         with self.dataset._asking() as catalog:
             return still_there(catalog, self.frozen)
 
+    @property
+    def audits(self) -> list[Audit]:
+        """The audits of its rules that have labels."""
+        from clipmill.audit import Audit
+        from clipmill.pipeline.subsets.audited_rules import audits_of
+
+        return [Audit(self.dataset, record) for record in audits_of(self.dataset.path, self.info)]
+
     def card(self) -> str:
         """Its data card, as Markdown."""
         from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER
         from clipmill.pipeline.subsets.data_card import data_card
 
-        return data_card(self.frozen, self.changes(), SUBSET_FOLDER)
+        records = [audit.record for audit in self.audits]
+        return data_card(self.frozen, self.changes(), SUBSET_FOLDER, records)
 
     def _repr_markdown_(self) -> str:
         return self.card()

@@ -12,6 +12,7 @@ from typing import Any
 
 from clipmill.jobs.progress_bars import saying
 from clipmill.jobs.report import (
+    audits_made,
     caption_words,
     charts,
     figures,
@@ -79,13 +80,7 @@ def write_report(
 ) -> WrittenReport:
     """Writes the page; without `output` to `NAME-report.html` here, NAME being the dataset's."""
     output = (output or Path(f"{dataset.absolute().name or 'dataset'}-report.html")).expanduser()
-    check_output(dataset, output)
-    if output.is_dir():
-        raise UsageError(
-            f"--output {output}: this is a folder; name a file in it, e.g. {output / 'report.html'}"
-        )
-    if not output.parent.is_dir():
-        raise UsageError(f"--output {output}: no folder {output.parent}; create it first")
+    check_page(dataset, output)
     if not 0 <= sample_count <= sample_clips.MOST:
         raise UsageError(f"--samples {sample_count}: give a number from 0 to {sample_clips.MOST}")
     frozen = load_subset(require_dataset(dataset), subset) if subset is not None else None
@@ -94,16 +89,33 @@ def write_report(
     with open_catalog(dataset) as catalog, readable_errors():
         context = _context(catalog, dataset, status, frozen, sample_count, seed, on_step)
     on_step("drawing the page")
-    page = render(context).encode("utf-8", "replace")
+    size = write_page(output, render(context))
+    shown = sum(len(group.samples) for group in context["groups"])
+    return WrittenReport(output, shown, size)
+
+
+def check_page(dataset: Path, output: Path, option: str = "--output") -> None:
+    """UsageError if a page can't be written there."""
+    check_output(dataset, output, option)
+    if output.is_dir():
+        raise UsageError(
+            f"{option} {output}: this is a folder; name a file in it, e.g. {output / 'report.html'}"
+        )
+    if not output.parent.is_dir():
+        raise UsageError(f"{option} {output}: no folder {output.parent}; create it first")
+
+
+def write_page(output: Path, text: str, option: str = "--output") -> int:
+    """Writes a page, whole or not at all; returns its size in bytes."""
+    page = text.encode("utf-8", "replace")
     temporary = temporary_beside(output)
     try:
         temporary.write_bytes(page)
         commit(temporary, output)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ClipmillError(f"--output {output}: cannot be written: {error.strerror}") from error
-    shown = sum(len(group.samples) for group in context["groups"])
-    return WrittenReport(output, shown, len(page))
+        raise ClipmillError(f"{option} {output}: cannot be written: {error.strerror}") from error
+    return len(page)
 
 
 def report_on(dataset: Path, output: Path | None, **wanted: Any) -> None:
@@ -194,6 +206,7 @@ def _context(
         "skipped": outcomes.skips(status),
         "shots": outcomes.shots_without_clips(catalog),
         "rules": outcomes.subset_funnel(subset) if subset else [],
+        "audits": audits_made.audits_made(dataset, subset),
         "failures": outcomes.failures(catalog, dataset),
         "cards": [card for card in cards if card.title not in empty],
         "empty": empty,
@@ -390,7 +403,7 @@ def _cloud(commonest: list[tuple[str, int]]) -> list[tuple[str, int, int]]:
     )
 
 
-def render(context: dict[str, Any]) -> str:
+def render(context: dict[str, Any], template: str = "report.html") -> str:
     """The page as text. Its policy lets nothing run, and nothing load that is not inside it."""
     import jinja2
 
@@ -411,4 +424,4 @@ def render(context: dict[str, Any]) -> str:
         f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    return environment.get_template("report.html").render(**context, style=style, policy=policy)
+    return environment.get_template(template).render(**context, style=style, policy=policy)

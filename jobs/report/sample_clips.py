@@ -99,12 +99,13 @@ def sample_groups(
             for clip, row in rows.items()
         ],
     )
+    columns = [column.name for column in selection.columns]
     return [
         SampleGroup(
             group.title,
             group.says,
             [
-                _sample(rows[clip], strips.get(clip), selection, note)
+                sample_of(rows[clip], strips.get(clip), columns, note)
                 for clip, note in group.clips
                 if clip in rows
             ],
@@ -210,18 +211,15 @@ def _rows(catalog: Catalog, clips: list[str]) -> dict[str, dict[str, Any]]:
     return {row["clip_id"]: row for row in rows}
 
 
-def _sample(
-    row: Mapping[str, Any], strip: Strip | None, selection: ReportTables, note: str | None
+def sample_of(
+    row: Mapping[str, Any], strip: Strip | None, columns: Sequence[str], note: str | None
 ) -> SampleClip:
+    """A row of `clips` for a page; `columns` are the scores to show."""
     fine = _without_repeats(row["captions_fine"] or ())
     step = max(1, -(-len(fine) // _FINE_SHOWN))
     link, place = source_of(row["url"])
     link = clip_link(link, row["start_seconds"], row["end_seconds"])
-    scores = [
-        (column.name, number(row[column.name]))
-        for column in selection.columns
-        if row.get(column.name) is not None
-    ]
+    scores = [(name, number(row[name])) for name in columns if row.get(name) is not None]
     return SampleClip(
         clip_id=row["clip_id"],
         span=f"{clock(row['start_seconds'])}–{clock(row['end_seconds'])}",

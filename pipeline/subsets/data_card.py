@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from clipmill.pipeline.dataset.audit_records import AuditRecord
+from clipmill.pipeline.subsets.audited_rules import rule_of, said
 from clipmill.pipeline.subsets.freeze import FrozenSubset
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.words import counted, plain_hours
@@ -17,16 +19,21 @@ _MOST = 15
 
 
 def data_card(
-    subset: FrozenSubset, since: Mapping[str, Any], ready_made: Path | None = None
+    subset: FrozenSubset,
+    since: Mapping[str, Any],
+    ready_made: Path | None = None,
+    audits: Sequence[AuditRecord] = (),
 ) -> str:
     """Describes a subset, how it was made, and what has become of its clips (`still_there`).
 
-    `ready_made` is the folder of recipes that a command may name without a path.
+    `ready_made` is the folder of recipes that a command may name without a path; `audits` are
+    those of its rules.
     """
     info = subset.info
     parts = [
         _head(info),
         "## How it was chosen\n\n" + _funnel(info),
+        *_audits(info, audits),
         *_scorers(info),
         "## Contents\n\n"
         + "\n\n".join([_counts(name, info["counts"][name]) for name in info["counts"]]),
@@ -144,6 +151,41 @@ def _scorers(info: Mapping[str, Any]) -> list[str]:
         ]
         lines += [f"- {_code(role)}: {', '.join(made)}; {checked}", *models]
     return ["## Scorers\n\n" + "\n".join(lines)] if lines else []
+
+
+def _audits(info: Mapping[str, Any], audits: Sequence[AuditRecord]) -> list[str]:
+    """What people's labels say about the thresholds of the rules."""
+    if not audits:
+        return []
+    rows = []
+    notes = []
+    for audit in audits:
+        found, number = audit.audited, rule_of(info, audit)
+        rows.append(
+            [
+                number,
+                _code(audit.comparison),
+                f"{audit.labelled:,} of {len(audit.sample):,}",
+                said(found.precision),
+                said(found.recall),
+                (audit.updated_at or audit.created_at)[:10],
+                _text(", ".join(audit.labelled_by) or "–"),
+            ]
+        )
+        asks = f"“{_text(audit.question)}”, " if audit.question else ""
+        notes.append(
+            f"- rule {number}: {asks}audit {_code(audit.name)}, over "
+            f"{counted(audit.population.clips, 'clip')} of catalog snapshot "
+            f"`{audit.snapshot}`"
+        )
+    table = _table(
+        ["rule", "threshold", "labelled", "precision", "recall", "on", "labelled by"], rows
+    )
+    return [
+        "## Audits\n\nPrecision is the share of the clips that the threshold keeps that people "
+        "said yes to, and recall the share of all that deserve a yes that it keeps; with 95% "
+        f"intervals.\n\n{table}\n\n" + "\n".join(notes)
+    ]
 
 
 def _counts(name: str, counts: Sequence[Mapping[str, Any]]) -> str:
