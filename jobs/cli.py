@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clipmill.jobs.commands import choosing, helping, keeping, looking, making
+from clipmill.jobs.commands import auditing, choosing, helping, keeping, looking, making
 from clipmill.jobs.help_pages import Commands
 
 app = Commands(
@@ -19,7 +19,7 @@ app = Commands(
     epilog="\b\nFirst steps:\n  clipmill demo\n  clipmill run timestamps-only --sources videos/\n"
     "  clipmill run --help",
 )
-for commands in (helping, making, looking, choosing, keeping):
+for commands in (helping, making, looking, choosing, auditing, keeping):
     app.add_typer(commands.app)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from clipmill.schemas.errors import ERROR_KINDS, ClipmillError
-from clipmill.schemas.folders import RUNS, SUBSETS, json_files
+from clipmill.schemas.folders import AUDITS, RUNS, SUBSETS, json_files
 
 Offers = Callable[[typer.Context, str], list[str]]
 
@@ -110,6 +110,16 @@ def subset_names(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     """The frozen subsets of the dataset named in the command."""
     folder = _dataset(ctx) / SUBSETS
     return sorted(place.name for place in folder.iterdir() if not place.name.startswith("."))
+
+
+@_offered
+def subsets_and_recipes(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    return [*subset_recipes(ctx, incomplete), *subset_names(ctx, incomplete)]
+
+
+@_offered
+def audit_names(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    return [place.stem for place in json_files(_dataset(ctx) / AUDITS)]
 
 
 @_offered

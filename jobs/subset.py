@@ -108,7 +108,11 @@ def show(dataset: Path, name: str, *, format: str = "markdown") -> None:
     with clipmill.open(dataset) as opened:
         subset = opened.load_subset(name)
         if format == "json":
-            found = plain({**subset.info, "since": subset.changes()})
+            audits = [
+                {key: value for key, value in audit.plain().items() if key != "sample"}
+                for audit in subset.audits
+            ]
+            found = plain({**subset.info, "since": subset.changes(), "audits": audits})
             print(json.dumps(found, indent=2, ensure_ascii=False))
             return
         print(printable(subset.card()), end="")
