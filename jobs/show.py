@@ -173,10 +173,10 @@ def _media(catalog: Catalog, clips: Sequence[Mapping[str, Any]]) -> dict[str, _M
     found = {video: _Media(Path(), 0.0, f"the dataset has no file for {video}") for video in names}
     for clip in clips:
         if clip["media"] != "present":
-            problem = "the clip is only published: its video is not downloaded yet"
+            why = "the clip is only published: its video is not downloaded yet"
             if clip["media"] == "failed":
-                problem = "its video failed or was rejected; see `clipmill failures`"
-            found[clip["video_id"]] = _Media(Path(), 0.0, problem)
+                why = "its video failed or was rejected; see `clipmill failures`"
+            found[clip["video_id"]] = _Media(Path(), 0.0, why)
     for video, path, file_zero in rows:
         if path is not None:
             place = catalog.layout.dataset / path

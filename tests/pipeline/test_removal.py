@@ -149,7 +149,7 @@ def test_removed_video_is_hidden_everywhere_and_all_else_is_unchanged(dataset: P
         new = set(after[name]) - set(rows)
         assert all(KEY in row or "b" * 20 in row for row in new), name
         assert all("'rule': 'removed'" in row for row in new), name
-        unchanged = ("runs", "subsets", "failures", "failures_all", "skipped")
+        unchanged = ("runs", "subsets", "audits", "failures", "failures_all", "skipped")
         assert gone or name in unchanged, name
     assert_accounted(dataset)
     with open_catalog(dataset) as catalog:
