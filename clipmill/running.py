@@ -66,6 +66,7 @@ def run(
     engine: str | None = None,
     until: str | None = None,
     limit: int | None = None,
+    have: _PathLike | Sequence[_PathLike] = (),
     wait: bool = False,
     progress: Callable[[StageProgress], None] | runs.Watcher | None = None,
 ) -> RunResult:
@@ -74,6 +75,7 @@ def run(
     recipe: a ready-made name or a YAML file; without one, that of the dataset's newest run.
     sources: lists, folders, patterns, files or URLs instead of the recipe's.
     settings: by `label.setting`, e.g. `{"split_clips.threshold": 35}`.
+    have: folders with videos that are on disk already, found by the ids in their names.
     progress: called in this process, from any thread, each time a stage has processed some rows. A
     `clipmill.pipeline.run.Watcher`, which may change between releases, sees everything.
 
@@ -81,6 +83,7 @@ def run(
     committed results stay, and the same call continues from there.
     """
     given = [sources] if isinstance(sources, str | os.PathLike) else list(sources or ())
+    had = [have] if isinstance(have, str | os.PathLike) else list(have)
     folder = None if dataset is None else Path(dataset).expanduser()
     loaded = runs.load(
         None if recipe is None else os.fspath(recipe),
@@ -88,6 +91,7 @@ def run(
         sources=[os.fspath(source) for source in given],
         overrides=as_overrides(settings),
         engine=engine,
+        have=[Path(one) for one in had],
         wait=wait,
     )
     watcher = progress if isinstance(progress, runs.Watcher) else _Watcher(progress)

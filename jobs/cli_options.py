@@ -121,6 +121,15 @@ Output = Annotated[
     Path | None, typer.Option("--output", help="write to this file instead of standard output")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="use at most this many sources")]
+Have = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--have",
+        metavar="FOLDER",
+        help="don't download videos that are in this folder, under names that give their published "
+        "ids: ID.mp4, Title [ID].mp4 …; repeatable",
+    ),
+]
 Until = Annotated[
     str | None,
     typer.Option(metavar="STAGE", help="stop after this stage", autocompletion=completion.stages),

@@ -22,6 +22,7 @@ from clipmill.pipeline.dataset.locks import Hold, dataset_lock, remove_if_empty,
 from clipmill.pipeline.dataset.run_logs import python_messages
 from clipmill.pipeline.engine.driver_log import DriverLog
 from clipmill.pipeline.engine.gated_run import GatedRun, is_another
+from clipmill.pipeline.engine.having import describe_folders, with_folders
 from clipmill.pipeline.engine.interrupts import interruption_behind
 from clipmill.pipeline.engine.local import run_locally
 from clipmill.pipeline.engine.new_record import new_record
@@ -117,6 +118,7 @@ def run(
             "--limit is about sources, and none are being added; name some with --sources"
         )
     this = _Run(loaded, dataset, until, watcher or Watcher())
+    having = describe_folders(this.steps)
     records.check_place(dataset)
     is_new = not dataset.exists()
     is_retry = retry_kinds is not None
@@ -130,6 +132,8 @@ def run(
         records.check_links(dataset)
         hold = stack.enter_context(dataset_lock(dataset, "retry" if is_retry else "run", wait=wait))
         this.clear_up(hold)
+        if having is not None:
+            this.watcher.say(having)
         ask_hosts_again(dataset)
         this.finish_removals()
         if retry_kinds is not None:
@@ -422,14 +426,19 @@ def load(
     overrides: Sequence[str] = (),
     sources: Sequence[str] = (),
     engine: str | None = None,
+    have: Sequence[Path] = (),
     wait: bool = False,
 ) -> LoadedRecipe:
     """The recipe for a RECIPE argument; without one, that of the dataset's newest run.
 
-    With `wait`, it is the newest after the command that uses the dataset has ended.
+    With `wait`, it is the newest after the command that uses the dataset has ended. `have` are
+    folders with videos that need not be downloaded.
     """
     if recipe is not None:
-        return load_recipe(recipe_path(recipe), overrides=overrides, sources=sources, engine=engine)
+        found = load_recipe(
+            recipe_path(recipe), overrides=overrides, sources=sources, engine=engine
+        )
+        return with_folders(found, have)
     if dataset is None:
         raise UsageError(
             "name a RECIPE (`clipmill recipe list`), or with --dataset a dataset "
@@ -441,7 +450,8 @@ def load(
     record = records.latest_run(dataset)
     if record is None:
         raise UsageError(f"{dataset} has no run yet; {start_a_run(dataset)}")
-    return LoadedRecipe.from_record(record["recipe"], overrides, sources=sources, engine=engine)
+    found = LoadedRecipe.from_record(record["recipe"], overrides, sources=sources, engine=engine)
+    return with_folders(found, have)
 
 
 def dataset_folder(loaded: LoadedRecipe, given: Path | None) -> Path:

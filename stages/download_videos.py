@@ -95,6 +95,7 @@ class DownloadVideos(DownloadSettings):
             "url",
             "path",
             "extractor",
+            "platform_id",
             "video_id",
             "spans",
             "title",

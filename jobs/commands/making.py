@@ -13,6 +13,7 @@ from clipmill.jobs.cli_options import (
     Dataset,
     Engine,
     Environment,
+    Have,
     ImportFormat,
     Kinds,
     Limit,
@@ -59,6 +60,7 @@ def run(
     set_: Set = None,
     until: Until = None,
     limit: Limit = None,
+    have: Have = None,
     wait: Wait = False,
 ) -> None:
     """Run what is not done yet. Running again does only what is missing."""
@@ -73,6 +75,7 @@ def run(
         engine=engine,
         until=until,
         limit=limit,
+        have=have or (),
         wait=wait,
     )
 

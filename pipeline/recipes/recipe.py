@@ -305,12 +305,15 @@ def _build(
     except ValidationError as error:
         raise UsageError(explain(error, cls, f"{where}: stages.{label}")) from error
     # Paths in the file are relative to the file's folder, those of --set to the working folder.
-    changed = {}
+    changed: dict[str, Any] = {}
     for name in cls.model_fields:
         value = getattr(stage, name)
         if isinstance(value, ModelReference | DataFile) and name in settings:
             base = Path.cwd() if (label, name) in overridden else folder
             changed[name] = value.relative_to(base)
+        elif isinstance(value, list) and value and all(isinstance(one, Path) for one in value):
+            base = Path.cwd() if (label, name) in overridden else folder
+            changed[name] = [(base / one.expanduser()).absolute() for one in value]
     return (stage.model_copy(update=changed) if changed else stage), gate
 
 

@@ -22,6 +22,7 @@ from clipmill.stages.media.fetch.data_files import local_file
 from clipmill.stages.media.fetch.exclusions import RULE as EXCLUDED_RULE
 from clipmill.stages.media.fetch.exclusions import Exclusions, names_of
 from clipmill.stages.media.fetch.extractors import video_id_of
+from clipmill.stages.media.fetch.files_on_disk import FilesOnDisk, FoundFile, check_folders, covers
 from clipmill.stages.media.fetch.guards import hosts_of, limits_of
 from clipmill.stages.media.fetch.http import fetch
 from clipmill.stages.media.fetch.http_client import open_client
@@ -62,6 +63,8 @@ class Downloader:
         self._excluded = Exclusions(store.folder.parent)
         self._parts = Parts(settings, store, self._hosts, self._asked, self._yt_dlp)
         self._pages: dict[str, Page] = {}
+        check_folders(settings.have)  # on this machine, too
+        self._on_disk = FilesOnDisk(settings.have)
         self._cookies = (
             local_file(settings.cookies_file, setting="download_videos.cookies_file")
             if settings.cookies_file
@@ -100,6 +103,16 @@ class Downloader:
         direct = PurePosixPath(parts.path).suffix.lower() in MEDIA_SUFFIXES
         origin, *former = self._yt_dlp_origins(row, url)
         is_of_page = self._store.found(row["source_key"], origin, *former) is not None
+        there = self._on_disk.find(row["extractor"], row.get("platform_id"))
+        if there is not None and not is_of_page:
+            self._check_known(row, row["extractor"], row["platform_id"])
+            try:
+                return self._had(row, there)
+            except (RowFailed, RowRejected, OSError) as problem:
+                # As if the file were not there: another rendition may be what the recipe wants.
+                media = self._fetch(row, url, origin, former)
+                notes = {**media.notes, "have_refused": f"{there.path}: {problem}"}
+                return dataclasses.replace(media, notes=notes)
         if row["extractor"] is None and parts.scheme in ("http", "https") and not is_of_page:
             with contextlib.suppress(NotAMediaFile):
                 return self._reuse_or(
@@ -107,8 +120,43 @@ class Downloader:
                     origin_of("http", url),
                     lambda: self._by_http(row, url, page_is_bad_media=direct),
                 )
+        return self._fetch(row, url, origin, former)
+
+    def _fetch(self, row: dict[str, Any], url: str, origin: str, former: Sequence[str]) -> Media:
         media = self._reuse_or(row, origin, lambda: self._by_yt_dlp(row, url, origin), former)
         return self._parts.complete(row, media, self._pages.pop(row["source_key"], None))
+
+    def _had(self, row: dict[str, Any], there: FoundFile) -> Media:
+        """A published video that is on disk already; nothing is requested for it."""
+        known = {"extractor": row["extractor"], "platform_id": row["platform_id"]}
+        notes = {"have_matched_by": there.matched_by}
+        if there.others:
+            notes["have_not_used"] = ", ".join(map(str, there.others))
+        if self._settings.copy_local_files:
+            status = there.path.stat()
+            origin = origin_of("copy", str(there.path), status.st_size, status.st_mtime_ns)
+            bring = functools.partial(self._copy, row, there.path, origin, notes=notes, **known)
+            media = self._reuse_or(row, origin, bring)
+        else:
+            media = self._judged(row, self._referenced(there.path, notes=notes, **known))
+        if not covers(row["spans"], media.duration_seconds):
+            raise RowFailed(
+                "bad_media",
+                f"it lasts {media.duration_seconds:.1f} s and ends before the given spans do",
+            )
+        return media
+
+    def _referenced(self, path: Path, **known: Any) -> Media:
+        return Media(
+            origin="",
+            video_id="",
+            sha256=file_sha256(path),
+            size_bytes=path.stat().st_size,
+            probe=self._probe(path),
+            referenced=str(path),
+            decoded_frames=1,
+            **known,
+        )
 
     def _reuse_or(
         self,
@@ -150,18 +198,7 @@ class Downloader:
             if self._settings.copy_local_files:
                 origin = origin_of("copy", str(path), status.st_size, status.st_mtime_ns)
                 return self._reuse_or(row, origin, lambda: self._copy(row, path, origin))
-            media = self._judged(
-                row,
-                Media(
-                    origin="",
-                    video_id="",
-                    sha256=file_sha256(path),
-                    size_bytes=status.st_size,
-                    probe=self._probe(path),
-                    referenced=str(path),
-                    decoded_frames=1,
-                ),
-            )
+            media = self._judged(row, self._referenced(path))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RowFailed("permanent", f"no such file: {path}") from error
         except PermissionError as error:
@@ -174,12 +211,12 @@ class Downloader:
             raise RowFailed("permanent", f"not a path: {path!r}: {error}") from error
         return media
 
-    def _copy(self, row: dict[str, Any], path: Path, origin: str) -> Media:
+    def _copy(self, row: dict[str, Any], path: Path, origin: str, **known: Any) -> Media:
         with self._store.work_folder(row["source_key"]) as folder:
             file = folder / f"copy{path.suffix}"
             with LargeFile(path) as source, open(file, "wb") as copy:
                 shutil.copyfileobj(source, copy, _COPIED_BYTES)
-            return self._take_in(row, file, origin=origin, sha256=sha256_of(file))
+            return self._take_in(row, file, origin=origin, sha256=sha256_of(file), **known)
 
     def _by_http(self, row: dict[str, Any], url: str, *, page_is_bad_media: bool) -> Media:
         with self._store.work_folder(row["source_key"], go_on=True) as folder:

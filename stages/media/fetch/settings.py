@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -80,6 +81,12 @@ class DownloadSettings(ReadingStage):
         "set (docs/sources.md)",
     )
 
+    have: list[Path] = resource(
+        [],
+        description="folders with videos that are already on disk: a platform's video whose id "
+        "a file's name gives (docs/sources.md) is referenced there and not requested; a file that "
+        "is broken, too small for a rule or shorter than the given spans is not used",
+    )
     cookies_file: DataFile | None = resource(
         None, description="cookies in Netscape format, for sites that require a login"
     )
@@ -165,6 +172,11 @@ class DownloadSettings(ReadingStage):
 
             check_options(value)
         return value
+
+    @field_validator("have", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
 
     @field_validator("proxy")
     @classmethod
