@@ -373,25 +373,33 @@ def test_section_that_lacks_a_span_is_refused(tmp_path):
 
 
 def test_downloaded_sections_are_not_downloaded_again(tmp_path, site, platform):
+    """Nor for some of the spans, or for others in the same section."""
+    from clipmill.stages.protocol import Workspace
+
     url = site.url("/home/film1")
     made(tmp_path, url)
-    asked = len(site.log)
-    # Another rule, hence another fingerprint, over the same source: nothing new is downloaded.
+    # Another rule, hence another fingerprint, over the same source.
     stage = DownloadVideos(
         min_duration_seconds=9, min_height=None, sections=True, section_padding_seconds=0.5
     )
-    from clipmill.stages.protocol import Workspace
-
-    row = {
-        "source_key": source_key(url),
-        "url": url,
-        "extractor": "home",
-        "spans": [{"start_seconds": start, "end_seconds": end} for start, end in SPANS],
-    }
     with stage.open(Workspace(tmp_path, tmp_path / "scratch")) as transform:
-        [video] = transform(pa.Table.from_pylist([row], SOURCES)).to_pylist()
-    assert len(site.log) == asked
-    assert (video["starts_at_seconds"], video["duration_seconds"]) == (4.0, 12.0)
+        for spans, is_there in (
+            (SPANS, True),
+            (SPANS[1:], True),
+            ([(5.0, 6.0), (7.5, 8.02)], True),
+            ([*SPANS, (9.0, 10.0)], False),
+            (SPANS, True),
+        ):
+            asked = len(site.log)
+            row = {
+                "source_key": source_key(url),
+                "url": url,
+                "extractor": "home",
+                "spans": [{"start_seconds": start, "end_seconds": end} for start, end in spans],
+            }
+            [video] = transform(pa.Table.from_pylist([row], SOURCES)).to_pylist()
+            assert (len(site.log) == asked) is is_there
+            assert (video["starts_at_seconds"], video["duration_seconds"]) == (4.0, 12.0)
 
 
 def test_sections_are_off_by_default_and_do_not_change_fingerprints():

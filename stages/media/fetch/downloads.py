@@ -26,7 +26,13 @@ from clipmill.stages.media.fetch.files_on_disk import FilesOnDisk, FoundFile, ch
 from clipmill.stages.media.fetch.guards import hosts_of, limits_of
 from clipmill.stages.media.fetch.http import fetch
 from clipmill.stages.media.fetch.http_client import open_client
-from clipmill.stages.media.fetch.media_store import Media, MediaStore, origin_of, sha256_of
+from clipmill.stages.media.fetch.media_store import (
+    Media,
+    MediaStore,
+    PartOfVideo,
+    origin_of,
+    sha256_of,
+)
 from clipmill.stages.media.fetch.optional_parts import Parts, failure_of
 from clipmill.stages.media.fetch.sections import Section, discard, widest
 from clipmill.stages.media.fetch.settings import DownloadSettings
@@ -102,7 +108,8 @@ class Downloader:
         parts = urlsplit(url)
         direct = PurePosixPath(parts.path).suffix.lower() in MEDIA_SUFFIXES
         origin, *former = self._yt_dlp_origins(row, url)
-        is_of_page = self._store.found(row["source_key"], origin, *former) is not None
+        part = self._part(row, url)
+        is_of_page = self._store.found(row["source_key"], origin, *former, part=part) is not None
         there = self._on_disk.find(row["extractor"], row.get("platform_id"))
         if there is not None and not is_of_page:
             self._check_known(row, row["extractor"], row["platform_id"])
@@ -110,7 +117,7 @@ class Downloader:
                 return self._had(row, there)
             except (RowFailed, RowRejected, OSError) as problem:
                 # As if the file were not there: another rendition may be what the recipe wants.
-                media = self._fetch(row, url, origin, former)
+                media = self._fetch(row, url, origin, former, part)
                 notes = {**media.notes, "have_refused": f"{there.path}: {problem}"}
                 return dataclasses.replace(media, notes=notes)
         if row["extractor"] is None and parts.scheme in ("http", "https") and not is_of_page:
@@ -120,10 +127,17 @@ class Downloader:
                     origin_of("http", url),
                     lambda: self._by_http(row, url, page_is_bad_media=direct),
                 )
-        return self._fetch(row, url, origin, former)
+        return self._fetch(row, url, origin, former, part)
 
-    def _fetch(self, row: dict[str, Any], url: str, origin: str, former: Sequence[str]) -> Media:
-        media = self._reuse_or(row, origin, lambda: self._by_yt_dlp(row, url, origin), former)
+    def _fetch(
+        self,
+        row: dict[str, Any],
+        url: str,
+        origin: str,
+        former: Sequence[str],
+        part: PartOfVideo | None,
+    ) -> Media:
+        media = self._reuse_or(row, origin, lambda: self._by_yt_dlp(row, url, origin), former, part)
         return self._parts.complete(row, media, self._pages.pop(row["source_key"], None))
 
     def _had(self, row: dict[str, Any], there: FoundFile) -> Media:
@@ -164,11 +178,12 @@ class Downloader:
         origin: str,
         bring: Callable[[], Media],
         former: Sequence[str] = (),
+        part: PartOfVideo | None = None,
     ) -> Media:
         """The file that an earlier run fetched from the same origin, otherwise the result of
         `bring`."""
         key = row["source_key"]
-        known = self._store.found(key, origin, *former)
+        known = self._store.found(key, origin, *former, part=part)
         if known is not None:
             self._check_known(row, known.extractor, known.platform_id)
             self._settings.judge(known.duration_seconds, known.probe.short_side)
@@ -266,6 +281,7 @@ class Downloader:
                 file,
                 facts,
                 origin=origin,
+                video_origin=self._yt_dlp_origins(row, url, whole=True)[0],
                 sha256=sha256_of(file),
                 extractor=video.extractor,
                 platform_id=video.platform_id,
@@ -402,13 +418,20 @@ class Downloader:
             options["ratelimit"] = settings.rate_limit_bytes_per_second
         return options | given_options(settings.yt_dlp, folder)
 
-    def _yt_dlp_origins(self, row: dict[str, Any], url: str) -> list[str]:
+    def _part(self, row: dict[str, Any], url: str) -> PartOfVideo | None:
+        section = self._section(row)
+        if section is None:
+            return None
+        of_video = self._yt_dlp_origins(row, url, whole=True)[0]
+        return PartOfVideo(of_video, section.first_seconds, section.last_seconds)
+
+    def _yt_dlp_origins(self, row: dict[str, Any], url: str, *, whole: bool = False) -> list[str]:
         """Identifies the bytes to fetch, and gives the names that earlier releases had for them.
 
         Those names included the subtitles, which don't change the file.
         """
         settings = self._settings
-        section = self._section(row)
+        section = None if whole else self._section(row)
         asked = [] if section is None else [section.start_seconds, section.end_seconds]
         media = {name: value for name, value in settings.yt_dlp.items() if name not in OPTIONS}
         formerly = [settings.subtitle_languages, _FORMER_LANGUAGES]

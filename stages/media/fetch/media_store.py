@@ -33,7 +33,8 @@ from clipmill.stages.media.read.probe import Probe
 class Media:
     """One complete video file and all that is known about it.
 
-    `origin` identifies the requested bytes: a file found under another origin is not reused.
+    `origin` identifies the requested bytes: a file found under another origin is not reused, unless
+    it holds the requested part of the same video, whose whole file is `video_origin`.
     `referenced` is the absolute path of a local file that stays in its place. A file that holds a
     section of the video has the time at which it begins, and the length of the whole video.
 
@@ -61,6 +62,7 @@ class Media:
     tracks_origin: str | None = None
     failed_parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     former: list[str] = field(default_factory=list)
+    video_origin: str | None = None
 
     @property
     def clock_starts_at_seconds(self) -> float | None:
@@ -71,6 +73,24 @@ class Media:
     def duration_seconds(self) -> float:
         """The length of the whole video."""
         return self.video_seconds or self.probe.duration_seconds
+
+
+@dataclass(frozen=True)
+class PartOfVideo:
+    """A requested part of a video, and the origin of the video's whole file."""
+
+    video_origin: str
+    first_seconds: float
+    last_seconds: float
+
+    def is_in(self, note: Mapping[str, Any]) -> bool:
+        """Whether a file that was fetched earlier, by its note, holds the part."""
+        if self.video_origin not in (note["origin"], note.get("video_origin")):
+            return False
+        if (start := note.get("starts_at_seconds")) is None:
+            return True  # the whole video
+        end = start + note["probe"]["duration_seconds"]
+        return bool(start <= self.first_seconds and self.last_seconds <= end)
 
 
 class MediaStore:
@@ -108,17 +128,22 @@ class MediaStore:
             if lock is not None:
                 os.close(lock)
 
-    def found(self, source_key: str, origin: str, *former: str) -> Media | None:
+    def found(
+        self, source_key: str, origin: str, *former: str, part: PartOfVideo | None = None
+    ) -> Media | None:
         """What an earlier run recorded about a source, if it requested the same bytes.
 
-        `former` are the names that earlier releases had for the same origin.
+        `former` are the names that earlier releases had for the same origin. A file that was
+        requested for another part of the video, but holds this `part`, will do, too.
         """
         try:
             value = json.loads((self._found / f"{source_key}.json").read_text("utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        if value.pop("origin") not in (origin, *former):
+        is_same = value["origin"] in (origin, *former)
+        if not is_same and (part is None or not part.is_in(value)):
             return None
+        del value["origin"]
         at = value.pop("downloaded_at")
         media = Media(
             origin,
