@@ -16,6 +16,7 @@ from clipmill.pipeline import run as runs
 from clipmill.pipeline.engine.standstill import Seen
 from clipmill.pipeline.recipes.overrides import Settings, as_overrides
 from clipmill.pipeline.status import StageStatus, Status
+from clipmill.pipeline.subsets.choosing import Wish
 from clipmill.schemas.errors import ERROR_KINDS, UsageError
 
 _log = logging.getLogger("clipmill.run")
@@ -66,6 +67,10 @@ def run(
     engine: str | None = None,
     until: str | None = None,
     limit: int | None = None,
+    where: str | None = None,
+    subset: str | None = None,
+    sample: int | None = None,
+    seed: int = 0,
     have: _PathLike | Sequence[_PathLike] = (),
     wait: bool = False,
     progress: Callable[[StageProgress], None] | runs.Watcher | None = None,
@@ -75,6 +80,9 @@ def run(
     recipe: a ready-made name or a YAML file; without one, that of the dataset's newest run.
     sources: lists, folders, patterns, files or URLs instead of the recipe's.
     settings: by `label.setting`, e.g. `{"split_clips.threshold": 35}`.
+    where, subset, sample: work only on the clips for which an SQL condition over `clips` is true,
+    on those of a frozen subset, or on that many random sources (drawn with `seed`), and on their
+    videos. What else there is counts as not asked for; a later run does only what is new to it.
     have: folders with videos that are on disk already, found by the ids in their names.
     progress: called in this process, from any thread, each time a stage has processed some rows. A
     `clipmill.pipeline.run.Watcher`, which may change between releases, sees everything.
@@ -83,6 +91,7 @@ def run(
     committed results stay, and the same call continues from there.
     """
     given = [sources] if isinstance(sources, str | os.PathLike) else list(sources or ())
+    wish = Wish(where, subset, sample, seed)
     had = [have] if isinstance(have, str | os.PathLike) else list(have)
     folder = None if dataset is None else Path(dataset).expanduser()
     loaded = runs.load(
@@ -101,6 +110,7 @@ def run(
         place,
         until=until,
         limit=limit,
+        wish=wish,
         wait=wait,
         watcher=watcher,
         take_sources=recipe is not None or bool(given),

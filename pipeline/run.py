@@ -14,18 +14,21 @@ import av  # noqa: F401 - a run without the extra that it needs fails here, not 
 
 from clipmill.pipeline.catalog.index_writer import index_problem
 from clipmill.pipeline.dataset import run_records as records
+from clipmill.pipeline.dataset.choices import Choice, open_choice
 from clipmill.pipeline.dataset.leftovers import (
     remove_leftovers_of_runs,
     remove_unfinished_downloads,
 )
 from clipmill.pipeline.dataset.locks import Hold, dataset_lock, remove_if_empty, wait_until_free
 from clipmill.pipeline.dataset.run_logs import python_messages
+from clipmill.pipeline.engine.asked import shards_of
 from clipmill.pipeline.engine.driver_log import DriverLog
 from clipmill.pipeline.engine.gated_run import GatedRun, is_another
 from clipmill.pipeline.engine.having import describe_folders, with_folders
 from clipmill.pipeline.engine.interrupts import interruption_behind
 from clipmill.pipeline.engine.local import run_locally
 from clipmill.pipeline.engine.new_record import new_record
+from clipmill.pipeline.engine.newly_asked import newly_asked, request
 from clipmill.pipeline.engine.preflight import check_models
 from clipmill.pipeline.engine.retry import (
     Unfinished,
@@ -40,6 +43,7 @@ from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, build_p
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
 from clipmill.pipeline.removal.purge import finish_removals, left_notes
+from clipmill.pipeline.subsets.choosing import Wish, choose, describe
 from clipmill.schemas.command_line import shell_word, start_a_run
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.storage import writing_to
@@ -103,11 +107,13 @@ def run(
     limit: int | None = None,
     retry_kinds: Sequence[str] | None = None,
     take_sources: bool = True,
+    wish: Wish | None = None,
     wait: bool = False,
     watcher: Watcher | None = None,
 ) -> bool:
     """Brings a dataset to the state that the recipe describes; True if there was anything to do.
 
+    A `wish` limits that to some clips or sources; what earlier runs did is kept.
     `retry_kinds` (an empty list means all) retries failed rows first. Without `take_sources` the
     recipe's sources are not read: the dataset's existing ones are used. Raises ClipmillError if
     the run can't continue, and, unless `wait` is set, if another command is using the dataset;
@@ -117,6 +123,8 @@ def run(
         raise UsageError(
             "--limit is about sources, and none are being added; name some with --sources"
         )
+    if wish and limit is not None:
+        raise UsageError(f"--limit with {wish}: it is about sources to add; give one of them")
     this = _Run(loaded, dataset, until, watcher or Watcher())
     having = describe_folders(this.steps)
     records.check_place(dataset)
@@ -137,6 +145,7 @@ def run(
         ask_hosts_again(dataset)
         this.finish_removals()
         if retry_kinds is not None:
+            this.choose_as_before()
             if not this.retry(hold, retry_kinds):
                 return False
             did = True
@@ -152,6 +161,7 @@ def run(
                     if is_new:
                         remove_if_empty(dataset)
                     raise
+            said = "\n".join(filter(None, (said, this.choose(wish), this.let_in()))) or None
             did = this.bring_up_to_date(hold, said)
         this.finish_removals()  # of videos that came back from other sources
         if (problem := index_problem(dataset)) is not None:
@@ -171,9 +181,45 @@ class _Run:
         self.plan = build_plan(loaded)
         self.steps = self.plan.until(until)
         self._checked: set[str] = set()
+        self._choice: Choice | None = None
+        self._is_retry = False
 
     def shards(self) -> ShardList:
-        return list_shards(self.dataset, list_source_shards(self.dataset))
+        shards = list_shards(self.dataset, list_source_shards(self.dataset))
+        if self._choice is None:
+            return shards
+        return shards_of(self._choice, shards, with_retries=self._is_retry)
+
+    # What is asked for
+
+    def choose(self, wish: Wish | None) -> str | None:
+        """Limits the run to what is wished for, and says how much that is."""
+        if not wish:
+            return None
+        with self.watcher.busy("choosing …"):
+            self._choice = choose(self.dataset, self.plan, wish)
+        return self._say(describe(self._choice))
+
+    def choose_as_before(self) -> None:
+        """Keeps to what the newest run was asked for: a retry adds only failed rows."""
+        self._is_retry = True
+        record = records.latest_run(self.dataset)
+        if record is not None and (chosen := record.get("choice")) is not None:
+            self._choice = open_choice(self.dataset, chosen["name"])
+
+    def let_in(self) -> str | None:
+        """Requests what earlier runs were not asked for and this one is."""
+        shards = self.shards()
+        wanted = newly_asked(self.plan, self.steps, self.dataset, shards)
+        counts = request(self.plan, self.dataset, shards, wanted)
+        if not counts:
+            return None
+        rows = ", ".join(f"{count:,} at {stage}" for stage, count in counts.items())
+        return self._say(f"Rows that earlier runs were not asked for, and that are now: {rows}.")
+
+    def _say(self, text: str) -> str:
+        self.watcher.say(text)
+        return text
 
     def pending(self, shards: ShardList | None = None) -> dict[str, list[str]]:
         """The shards that each step still has to do."""
@@ -287,6 +333,8 @@ class _Run:
             self.watcher.say(
                 "Nothing to do: every shard of every stage is committed. --sources "
                 "adds sources, --set changes a setting."
+                if self._choice is None
+                else "Nothing to do: all that this run is asked for is done."
             )
             return False
         self.check_models_of(todo)
@@ -319,7 +367,9 @@ class _Run:
         return True
 
     def _new_record(self, gated: GatedRun) -> records.RunRecord:
-        return new_record(self.loaded, self.plan, self.steps, self.shards(), gated.may_skip)
+        return new_record(
+            self.loaded, self.plan, self.steps, self.shards(), gated.may_skip, self._choice
+        )
 
     def _run_engine(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,11 +14,14 @@ from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.index import ShardFiles
 from clipmill.pipeline.catalog.layout import Layout
 from clipmill.pipeline.catalog.reasons import Reasons, reasons
+from clipmill.pipeline.dataset.choices import asked_shards
 from clipmill.pipeline.dataset.commit_fence import last_moved
+from clipmill.pipeline.dataset.run_records import RunRecord
 from clipmill.pipeline.dataset.shards import committed_shards, shard_name
 from clipmill.pipeline.dataset.steps import Step, StepId, inputs_of, recorded_steps
 from clipmill.pipeline.engine.retry import list_shards
 from clipmill.pipeline.ingest.list_counts import kept_counts
+from clipmill.schemas.damage import DamagedFile
 from clipmill.schemas.folders import SOURCES
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.step_tables import NOT_ASKED, StepTable, kept, outcomes
@@ -119,6 +123,7 @@ def status_report(dataset: Path) -> Status:
         ]
         found = reasons(catalog)
         for stage in stages:
+            _add_untouched(found, stage, layout.record)
             stage["not_asked"] = min(_not_asked(found, stage["stage"]), stage["skipped"])
         ingest = _outcome_counts(catalog, [layout.ingest], doubled)
         shards = len(committed_shards(layout.dataset / SOURCES))
@@ -132,6 +137,19 @@ def status_report(dataset: Path) -> Status:
             "totals": _totals(catalog, footers),
             **found,
         }
+
+
+def _add_untouched(found: Reasons, stage: StageStatus, record: RunRecord | None) -> None:
+    """Adds the rows of shards that the newest run was not asked for to the reasons."""
+    chosen = None if record is None else record.get("choice")
+    if chosen is None or not (count := stage["not_asked"]):
+        return
+    detail = f"{NOT_ASKED}: {chosen['said']}"
+    for one in found["skipped"]:
+        if (one["stage"], one["detail"]) == (stage["stage"], detail):
+            one["count"] += count
+            return
+    found["skipped"].append({"stage": stage["stage"], "detail": detail, "count": count})
 
 
 def _not_asked(found: Reasons, stage: str) -> int:
@@ -231,16 +249,17 @@ def _stage(
 ) -> StageStatus:
     by_label = {table.step: table for table in catalog.layout.steps}
     counts = _outcome_counts(catalog, [by_label[step.label] for step in steps], doubled)
-    pending, lost = _missing(catalog, steps, doubled)
+    pending, lost, untouched = _missing(catalog, steps, doubled)
     own = [footers[step.id] for step in steps if step.id in footers]
     seconds = round(sum(sums.seconds for sums in own), 3)
     done, total = _shards(catalog.layout, steps[-1])
     finished = _sum(counts)
     return {
         "stage": label,
-        "inputs": finished + lost + pending,
+        "inputs": finished + lost + pending + untouched,
         **counts,
-        "not_asked": 0,
+        "skipped": counts["skipped"] + untouched,
+        "not_asked": untouched,
         "pending": pending,
         "shards_done": done,
         "shards_total": total,
@@ -291,10 +310,12 @@ def _sum(counts: Outcomes) -> int:
     return counts["kept"] + counts["rejected"] + counts["failed"] + counts["skipped"]
 
 
-def _missing(catalog: Catalog, steps: list[Step], doubled: bool) -> tuple[int, int]:
-    """Keys without an outcome: those waiting for a shard, and those lost from a done one."""
-    pending = lost = 0
+def _missing(catalog: Catalog, steps: list[Step], doubled: bool) -> tuple[int, int, int]:
+    """Keys without an outcome: those waiting for a shard, those lost from a done one, and those in
+    shards that the newest run was not asked for."""
+    pending = lost = untouched = 0
     layout = catalog.layout
+    asked = _asked_shards(layout)
     tables = {SOURCES: layout.ingest, **{table.step: table for table in layout.steps}}
     columns = {label: table.schema.names for label, table in tables.items()}
     for planned in steps:
@@ -347,9 +368,17 @@ def _missing(catalog: Catalog, steps: list[Step], doubled: bool) -> tuple[int, i
         for base, retried, count in rows:
             if shard_name(base, retried) in done:
                 lost += count
-            else:
+            elif asked is None or shard_name(base) in asked:
                 pending += count
-    return pending, lost
+            else:
+                untouched += count
+    return pending, lost, untouched
+
+
+def _asked_shards(layout: Layout) -> frozenset[str] | None:
+    with contextlib.suppress(DamagedFile):  # `verify` reports it
+        return asked_shards(layout.dataset, layout.record)
+    return None
 
 
 def _has_doubled_videos(catalog: Catalog) -> bool:
@@ -387,4 +416,6 @@ def _shards(layout: Layout, step: Step) -> tuple[int, int]:
     done = set(committed_shards(step.folder(layout.dataset)))
     shards = list_shards(layout.dataset, committed_shards(layout.dataset / SOURCES))
     steps = recorded_steps(layout.dataset, layout.record)
+    if (asked := _asked_shards(layout)) is not None:
+        shards = replace(shards, first=tuple(name for name in shards.first if name in asked))
     return len(done), len(done.union(shards.relevant(steps, step)))

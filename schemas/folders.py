@@ -32,6 +32,8 @@ MEDIA_HOSTS = f"{MEDIA}/.hosts"
 """When which host may be asked again."""
 
 RUNS = "runs"
+CHOICES = f"{RUNS}/choices"
+"""Which clips and sources single runs were asked for."""
 LOGS = "logs"
 REMOVED = "removed"
 RETRIES = "retries"

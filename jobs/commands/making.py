@@ -60,6 +60,26 @@ def run(
     set_: Set = None,
     until: Until = None,
     limit: Limit = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SQL",
+            help="work only on the clips for which this is true, and on their videos, e.g. "
+            '"aesthetic >= 4 AND umt_sim > 0.35"; a wider choice later does only what is new',
+        ),
+    ] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="work only on the clips of this frozen subset",
+            autocompletion=completion.subset_names,
+        ),
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="work only on this many random sources")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of --sample")] = 0,
     have: Have = None,
     wait: Wait = False,
 ) -> None:
@@ -75,6 +95,10 @@ def run(
         engine=engine,
         until=until,
         limit=limit,
+        where=where,
+        subset=subset,
+        sample=sample,
+        seed=seed,
         have=have or (),
         wait=wait,
     )

@@ -68,6 +68,18 @@ class StageRecord(TypedDict):
     threshold: NotRequired[float | None]
 
 
+class ChoiceRecord(TypedDict):
+    """What a run was asked for: `name` is that of its file, `said` what the user wrote.
+
+    `clips` counts chosen clips, `sources` the sources that they, or the choice itself, are of.
+    """
+
+    name: str
+    said: str
+    clips: int
+    sources: int
+
+
 class RunRecord(TypedDict):
     """Contents of a run's file in `runs/`; fields that may be missing were added in later
     versions.
@@ -87,6 +99,7 @@ class RunRecord(TypedDict):
     until: NotRequired[str | None]
     last_shard: NotRequired[str | None]
     may_skip: NotRequired[list[str]]
+    choice: NotRequired[ChoiceRecord | None]
     stages: list[StageRecord]
 
 

@@ -68,6 +68,7 @@ class GatedRun:
             latest is not None
             and latest["state"] == "done"
             and latest.get("until") == record.get("until")
+            and latest.get("choice") == record.get("choice")
             and not is_another(latest, record)
         )
 
@@ -132,7 +133,7 @@ class GatedRun:
     def _request(self, plan: Plan, steps: Sequence[PlannedStep]) -> bool:
         if not self.may_skip:
             return False
-        asked = self._letting.request(plan, steps, self._list_shards().first)
+        asked = self._letting.request(plan, steps, self._list_shards())
         for stage, number in asked.items():
             self._say(f"{counted(number, 'row')} that {stage} skipped before will be done now.")
         return bool(asked)

@@ -15,8 +15,9 @@ from pathlib import Path
 import duckdb
 
 from clipmill.pipeline.dataset.shards import base_shard
+from clipmill.pipeline.engine.asked import Asked
 from clipmill.pipeline.engine.left_out import broken, gate_connection
-from clipmill.pipeline.engine.retry import LET_IN, Requests, list_shards
+from clipmill.pipeline.engine.retry import LET_IN, Requests, read_requests
 from clipmill.pipeline.recipes.gates import CheckedGate, check_gates, gate_rows, step_table
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, pending
 from clipmill.schemas.sql_text import literal
@@ -36,15 +37,17 @@ class LettingIn:
     _asked: dict[str, set[str]] = field(default_factory=dict)
 
     def request(
-        self, plan: Plan, steps: Sequence[PlannedStep], first: Sequence[str]
+        self, plan: Plan, steps: Sequence[PlannedStep], asked_for: ShardList
     ) -> dict[str, int]:
         """Writes a request for every group with keys to let in; their number by stage.
 
-        `first` are the shards of sources. A gate is asked only about groups for which everything
-        that it depends on is done, one over all rows only if that is so for all groups: the caller
-        runs what is pending, then calls again.
+        `asked_for` are the shards that the run may work on. A gate is asked only about groups for
+        which everything that it depends on is done, one over all rows only if that is so for all
+        groups: the caller runs what is pending, then calls again.
         """
         gates = {one.step.label: one for one in check_gates(plan.steps)}
+        asked = Asked(plan, self.dataset, asked_for)
+        bases = set(asked_for.first)
         found: dict[str, int] = {}
         asked_at = datetime.now(UTC).isoformat()
         for step in steps:
@@ -52,7 +55,11 @@ class LettingIn:
                 continue
             if step.gate is not None and step.gate.of_all and step.gate.threshold is None:
                 continue  # its threshold is not known yet
-            shards = list_shards(self.dataset, first)
+            requested = read_requests(self.dataset)
+            shards = ShardList(
+                asked_for.first,
+                {name: asks for name, asks in requested.items() if base_shard(name) in bases},
+            )
             checked = gates.get(step.label)
             waiting = groups_that_wait(plan, step, checked, shards, self.dataset)
             if step.gate is not None and step.gate.of_all and waiting:
@@ -60,7 +67,10 @@ class LettingIn:
             requests = Requests(self.dataset, shards)
             known = self._asked.setdefault(step.label, set())
             for base, keys in passing_now(plan, step, checked, self.dataset, waiting).items():
-                new = [key for key in keys if key not in known]
+                if base not in bases:
+                    continue  # the run was asked for nothing of it
+                wanted = asked.keys(step, base, keys)
+                new = [key for key in keys if key in wanted and key not in known]
                 if new:
                     known.update(new)
                     requests.write(step, base, new, asked_at, LET_IN)

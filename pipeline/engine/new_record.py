@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from clipmill.pipeline.dataset.choices import Choice
 from clipmill.pipeline.dataset.run_records import ModelRecord, RunRecord, StageRecord
 from clipmill.pipeline.dataset.versions import code_version, package_versions
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList
@@ -22,6 +23,7 @@ def new_record(
     steps: tuple[PlannedStep, ...],
     shards: ShardList,
     may_skip: Sequence[str] = (),
+    choice: Choice | None = None,
 ) -> RunRecord:
     """The record of a run; its intended extent tells `verify` what must exist."""
     now = datetime.now(UTC)
@@ -42,6 +44,7 @@ def new_record(
         "until": None if len(steps) == len(plan.steps) else steps[-1].stage_label,
         "last_shard": shards.first[-1] if shards.first else None,
         "may_skip": list(may_skip),
+        "choice": None if choice is None else choice.record,
         "stages": [_stage_record(plan, label, loaded) for label in loaded.stages],
     }
 

@@ -19,7 +19,7 @@ from clipmill.pipeline.dataset.shards import (
     write_json,
 )
 from clipmill.pipeline.engine.step_inputs import read_group
-from clipmill.pipeline.recipes.plan import Plan, PlannedStep, RetryRequest, ShardList, is_current
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, RetryRequest, ShardList, beginnings
 from clipmill.schemas.damage import read_json, reading
 from clipmill.schemas.folders import RETRIES, json_files
 
@@ -50,8 +50,12 @@ class Requests:
         keys: Sequence[str],
         asked_at: str,
         why: str | None = None,
+        also: Sequence[tuple[PlannedStep, Sequence[str]]] = (),
     ) -> None:
-        """Requests that a step does these keys of a base shard; the steps below it follow."""
+        """Requests that a step does these keys of a base shard; the steps below it follow.
+
+        `also` are further steps with their keys.
+        """
         number = self._taken[base] = self._taken.get(base, 0) + 1
         request: RetryRequest = {
             "step": step.label,
@@ -61,6 +65,11 @@ class Requests:
         }
         if why is not None:
             request["why"] = why
+        if also:
+            request["also"] = [
+                {"step": one.label, "fingerprint": one.fingerprint, "keys": list(named)}
+                for one, named in also
+            ]
         write_json(self._dataset / RETRIES / f"{shard_name(int(base), number)}.json", request)
 
 
@@ -75,11 +84,13 @@ def read_request(path: Path) -> RetryRequest:
     with reading(path):
         if not (is_shard(path.stem) and retry_number(path.stem)):
             raise ValueError("its name is not that of a retry shard")
-        keys, asked_at = request["keys"], request.get("asked_at")  # older requests have no time
-        if not isinstance(keys, list) or not all(
-            isinstance(text, str) for text in (request["step"], request["fingerprint"], *keys)
-        ):
-            raise TypeError("its step, fingerprint and keys are not all texts")
+        asked_at = request.get("asked_at")  # older requests have no time
+        for one in (request, *request.get("also", ())):
+            keys = one["keys"]
+            if not isinstance(keys, list) or not all(
+                isinstance(text, str) for text in (one["step"], one["fingerprint"], *keys)
+            ):
+                raise TypeError("its step, fingerprint and keys are not all texts")
         if asked_at is not None:
             datetime.fromisoformat(asked_at)
     return cast("RetryRequest", request)
@@ -130,9 +141,12 @@ def unfinished_retries(plan: Plan, dataset: Path, shards: ShardList) -> Unfinish
     found = [
         request
         for name, request in shards.retries.items()
-        if is_current(plan.steps, request)
-        and request.get("why") != LET_IN
-        and not shard_path(plan.by_label[request["step"]].folder(dataset), name).exists()
+        if request.get("why") is None
+        and any(
+            not shard_path(plan.by_label[label].folder(dataset), name).exists()
+            for label, fingerprint in beginnings(request)
+            if (label, fingerprint) in {step.id for step in plan.steps}
+        )
     ]
     times = [
         datetime.fromisoformat(asked_at)

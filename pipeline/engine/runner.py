@@ -34,6 +34,7 @@ from clipmill.pipeline.dataset.run_logs import (
 from clipmill.pipeline.dataset.shards import ShardMetadata, note_outcomes, shard_path, write_json
 from clipmill.pipeline.dataset.tombstones import new_tombstone, removed_videos
 from clipmill.pipeline.engine.activity import Activity
+from clipmill.pipeline.engine.asked import Asked
 from clipmill.pipeline.engine.left_out import LeftOut
 from clipmill.pipeline.engine.step_files import StepFiles
 from clipmill.pipeline.engine.step_inputs import (
@@ -44,7 +45,7 @@ from clipmill.pipeline.engine.step_inputs import (
     without,
 )
 from clipmill.pipeline.engine.step_outputs import complete, failed_rows, made_before, skipped_rows
-from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, have_passed, named_keys
 from clipmill.schemas.damage import DamagedFile
 from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
 from clipmill.schemas.folders import FRAMES, JOURNAL, scratch_folder
@@ -85,6 +86,7 @@ class Worker:
     def __post_init__(self) -> None:
         labels = [step.label for step in self.steps]
         self._fence = Fence(self.dataset, self.run_id)
+        self._asked = Asked(self.plan, self.dataset, self.shards)
         self._left_out = LeftOut(self.plan, self.dataset)
         self._stack.callback(self._left_out.close)
         self._log = RunLog(self.dataset, self.run_id, worker_name(labels), self.log_limits)
@@ -137,16 +139,18 @@ class Worker:
         started = time.monotonic()
         self.activity.at(step.label, shard, "reads its input")
         request = self.shards.retries.get(shard)
-        only = set(request["keys"]) if request and request["step"] == step.label else None
+        only = None if request is None else named_keys(request, step)
         group = self.shards.group(shard)
         rows = input_table(self.plan, step, self.dataset, shard, group, only_keys=only)
         counts: Counter[str] = Counter(inputs=rows.num_rows)
         log.start(rows.num_rows)
         self.report(step.stage_label, _begun(self.plan, step, rows.num_rows))
-        skipped: dict[str, str] = {}
-        if only is None:  # rows that a request names have passed
-            skipped = self._left_out.of(step, group, rows[step.stage.key].to_pylist())
         share = 1 / (rows.num_rows or 1)
+        rows, skipped = self._asked.split(step, shard, rows)
+        checked = rows[step.stage.key].to_pylist()
+        if only is not None and have_passed(request):
+            checked = [key for key in checked if key not in only]
+        skipped |= self._left_out.of(step, group, checked)
         with contextlib.ExitStack() as stack:
             writers = StepFiles(stack, step, self.dataset, shard, self._fence)
             decoded = 0

@@ -139,7 +139,8 @@ def input_table(
     """Input rows of a step for a shard: the key, then the columns that it reads.
 
     `group` names the shards of the same base, oldest first. `only_keys` is the retry's request, at
-    the step where the retry begins. For stages that want frames, `_video_id`, `_start_seconds` and
+    a step where the retry begins: no shard has anything else new for it, unless the retry also
+    begins at a step before it. For stages that want frames, `_video_id`, `_start_seconds` and
     `_end_seconds` are added.
     """
     unit = step.key
@@ -162,7 +163,7 @@ def input_table(
     keys = [
         key
         for key, shards in given.items()
-        if (shard in shards if only_keys is None else key in only_keys)
+        if shard in shards or (only_keys is not None and key in only_keys)
     ]
     base = inputs.of_keys[0]
     columns: dict[str, pa.Array | pa.ChunkedArray] = {unit: pa.array(keys, pa.string())}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from clipmill.pipeline.dataset.shards import base_shard, committed_shards, shard_order
-from clipmill.pipeline.dataset.steps import Read, Step, downstream, reads_of
+from clipmill.pipeline.dataset.steps import Read, Step, StepId, downstream, reads_of
 from clipmill.pipeline.recipes.gates import Gate, check_gates
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.pipeline.recipes.stage_classes import class_reference, stage_class
@@ -257,32 +257,65 @@ def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class RetryRequest(TypedDict):
-    """A request for a small shard: keys that failed at a step, or `why` else they are wanted.
-
-    Older requests have no time.
-    """
+class Beginning(TypedDict):
+    """Keys of a request, and the step at which they begin."""
 
     step: str
     fingerprint: str
     keys: list[str]
+
+
+class RetryRequest(Beginning):
+    """A request for a small new shard: keys that failed at a step, or `why` else they are wanted.
+
+    Older requests have no time. One may begin at further steps, `also`: a step that reads the
+    results of several of them then gets each row once.
+    """
+
     asked_at: NotRequired[str | None]
     why: NotRequired[str]
+    also: NotRequired[list[Beginning]]
+
+
+ASKED_FOR = "asked for"
+"""Why a shard was requested whose keys were left out by the choices of earlier runs."""
+
+
+def beginnings(request: RetryRequest) -> dict[StepId, list[str]]:
+    """The keys of a request by the step at which they begin."""
+    parts = (request, *request.get("also", ()))
+    return {(one["step"], one["fingerprint"]): one["keys"] for one in parts}
+
+
+def named_keys(request: RetryRequest, step: Step) -> set[str] | None:
+    """The keys that a request names at a step; None if it does not begin there."""
+    keys = beginnings(request).get(step.id)
+    return None if keys is None else set(keys)
+
+
+def have_passed(request: RetryRequest | None) -> bool:
+    """Whether the keys that a request names have passed the gates of their steps."""
+    return request is not None and request.get("why") != ASKED_FOR
 
 
 @dataclass(frozen=True)
 class ShardList:
-    """The shards of a dataset: the first ones, and retries with the step where each begins."""
+    """The shards of a dataset: the first ones, and retries with the steps where each begins.
+
+    With a `choice` (its name), these are the shards that hold something of it.
+    """
 
     first: tuple[str, ...]
     retries: dict[str, RetryRequest]
+    choice: str | None = None
 
     def passes(self, steps: Sequence[Step], step: Step, shard: str) -> bool:
         """Whether a shard passes through one of the steps: a retry begins where its rows failed."""
         request = self.retries.get(shard)
         if request is None:
             return True
-        return is_current(steps, request) and step.label in downstream(steps, request["step"])
+        current = beginnings(request).keys() & {one.id for one in steps}
+        return any(step.label in downstream(steps, label) for label, _ in current)
 
     def group(self, shard: str) -> list[str]:
         """The first shard and its retries so far, oldest first.
@@ -306,7 +339,7 @@ class ShardList:
 
 
 def is_current(steps: Sequence[Step], request: RetryRequest) -> bool:
-    return (request["step"], request["fingerprint"]) in {step.id for step in steps}
+    return not beginnings(request).keys().isdisjoint(step.id for step in steps)
 
 
 def pending(

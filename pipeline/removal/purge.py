@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from clipmill.pipeline.catalog.damaged_files import damage_named
 from clipmill.pipeline.catalog.index_writer import update_index
 from clipmill.pipeline.dataset.audit_records import forget_videos
+from clipmill.pipeline.dataset.choices import forget_chosen
 from clipmill.pipeline.dataset.crash_journal import read_journal
 from clipmill.pipeline.dataset.run_logs import forget
 from clipmill.pipeline.dataset.shards import (
@@ -342,9 +343,13 @@ def _clean_notes(dataset: Path, selection: RemovalTargets) -> None:
     forget(dataset, selection.has_key)
     for path in json_files(dataset / RETRIES):
         request = read_request(path)
-        keys = [key for key in request["keys"] if not selection.has_key(key)]
-        if len(keys) != len(request["keys"]):
-            write_json(path, {**request, "keys": keys})
+        left = [
+            {**one, "keys": [key for key in one["keys"] if not selection.has_key(key)]}
+            for one in (request, *request.get("also", ()))
+        ]
+        if left != [request, *request.get("also", ())]:
+            write_json(path, {**left[0], "also": left[1:]} if left[1:] else left[0])
+    forget_chosen(dataset, selection.has_key)
     for path in json_files(dataset / JOURNAL):
         run_id, begun = read_journal(path)
         started = {key: n for key, n in begun.items() if not selection.has_key(key)}

@@ -163,7 +163,7 @@ class GroupChecks:
                 )
             elif step.id in survey.current:
                 self.pending[step.id] += 1
-                book.report.pending += 1
+                book.report.pending += survey.is_asked_for(shard)
 
     def _check_further(self, step: Step, table: str, base: str, own: dict[str, ShardRows]) -> None:
         survey, book = self.survey, self.book

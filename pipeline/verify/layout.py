@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from sys import intern
 
+from clipmill.pipeline.dataset.choices import asked_shards, check_choice, choice_files
 from clipmill.pipeline.dataset.crash_journal import read_journal
 from clipmill.pipeline.dataset.run_records import RunRecord, read_run
 from clipmill.pipeline.dataset.shards import base_shard, is_shard, retry_number, shard_order
@@ -17,7 +18,7 @@ from clipmill.pipeline.dataset.tombstones import Tombstone, tombstones
 from clipmill.pipeline.engine.retry import read_request
 from clipmill.pipeline.ingest.list_counts import read_counts
 from clipmill.pipeline.ingest.playlists import read_list_entries
-from clipmill.pipeline.recipes.plan import RetryRequest
+from clipmill.pipeline.recipes.plan import RetryRequest, beginnings
 from clipmill.pipeline.verify.findings import Book, SetAside
 from clipmill.schemas import folders, tables
 from clipmill.schemas.command_line import shell_word
@@ -144,24 +145,35 @@ class Survey:
         found = {base_shard(shard) for folder in self.folders.values() for shard in folder.shards}
         return sorted(found, key=int)
 
-    def begins_at(self, shard: str) -> StepId | None:
-        """The step at which a retry begins; None for a retry that nobody requested."""
+    def begins_at(self, shard: str) -> list[StepId]:
+        """The steps at which a retry begins; none for a retry that nobody requested."""
         request = self.requests.get(shard)
-        return (request["step"], request["fingerprint"]) if request else None
+        return list(beginnings(request)) if request else []
 
     def passes(self, step: Step, shard: str) -> bool:
         """Whether a shard passes through a step; a retry does so from its first step on."""
         if not retry_number(shard):
             return True
-        begin = self.begins_at(shard)
-        return begin is not None and (begin == step.id or step in self.below(begin))
+        return any(begin == step.id or step in self.below(begin) for begin in self.begins_at(shard))
+
+    @cached_property
+    def _asked_for(self) -> frozenset[str] | None:
+        """The base shards that the newest run was asked for; None for all."""
+        try:
+            return asked_shards(self.dataset, self.newest)
+        except DamagedFile:  # which is reported
+            return frozenset()
+
+    def is_asked_for(self, shard: str) -> bool:
+        """Whether the newest run was asked for something of this shard."""
+        return self._asked_for is None or base_shard(shard) in self._asked_for
 
     def must_have(self, step: Step, shard: str) -> bool:
         """Whether the newest run claims to have done this shard."""
         record = self.newest
         if record is None or record.get("state") != "done" or step.id not in self.current:
             return False
-        if step.file(shard) in self.awaited:
+        if step.file(shard) in self.awaited or not self.is_asked_for(shard):
             return False
         if "last_shard" in record:
             last = record["last_shard"]
@@ -290,6 +302,12 @@ def check_notes(dataset: Path, book: Book) -> None:
             read_counts,
             "what became of a list's rows",
             "the next run that names the list counts them again",
+        ),
+        (
+            choice_files(dataset),
+            check_choice,
+            "what a run was asked for",
+            "a run with the same choice writes it again",
         ),
         (
             [dataset / folders.EXCLUDED],

@@ -94,7 +94,16 @@ class StrayChecks:
                     for entry in _listed(self.survey.dataset / name)
                     if entry.startswith(".") or not entry.endswith(".json")
                 ],
+                allowed=(Path(folders.CHOICES).name,) if name == folders.RUNS else (),
             )
+        self._others(
+            folders.CHOICES,
+            [
+                entry
+                for entry in _listed(self.survey.dataset / folders.CHOICES)
+                if entry.startswith(".") or not entry.endswith(".parquet")
+            ],
+        )
         self._lists()
         self._scratch()
         self._subsets()
