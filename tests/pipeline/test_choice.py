@@ -59,11 +59,11 @@ class World:
 
 
 def rows_of(dataset: Path) -> dict[str, list[dict[str, Any]]]:
-    """The newest kept rows of each table, without times of the machine and skipped rows."""
+    """The newest rows of each table and fingerprint, without skipped rows and times of the run."""
     found: dict[str, dict[Any, dict[str, Any]]] = {}
     for path in sorted(dataset.glob("*/*/[0-9]*.parquet")):
-        table = path.parts[-3]
-        if table == "frames":
+        table = "/".join(path.parts[-3:-1])
+        if table.startswith("frames/"):
             continue
         newest: dict[Any, list[dict[str, Any]]] = {}
         for row in pq.read_table(path).to_pylist():
