@@ -56,7 +56,8 @@ def _safe_id(sql: str) -> str:
     )
 
 
-def _video_id() -> str:
+def known_video_id() -> str:
+    """SQL of the id that the video of a row of `sources` will have, as far as it is known."""
     platform = (
         f"CASE WHEN lower(extractor) = 'youtube' AND regexp_full_match(platform_id, '{_SAFE}') "
         f"THEN 'youtube-' || platform_id ELSE {_safe_id('lower(extractor)')} || '-' || CASE WHEN "
@@ -71,7 +72,8 @@ def _video_id() -> str:
     )
 
 
-def _milliseconds(sql: str) -> str:
+def milliseconds(sql: str) -> str:
+    """SQL of a time as clip ids write it."""
     return f"CAST(round_even({sql} * 1000, 0) AS BIGINT)"
 
 
@@ -159,7 +161,7 @@ def published_rows(ingest: StepTable, scores: Sequence[PublishedScore]) -> str:
     rows = kept(ingest, _OF_SOURCES)
     start, end = "coalesce(s.start_seconds, 0.0)", "s.end_seconds"
     picked = [
-        f"video_id || '-' || {_milliseconds(start)} || '-' || {_milliseconds(end)} AS clip_id",
+        f"video_id || '-' || {milliseconds(start)} || '-' || {milliseconds(end)} AS clip_id",
         "video_id",
         f"{start} AS start_seconds",
         f"{end} AS end_seconds",
@@ -174,7 +176,7 @@ def published_rows(ingest: StepTable, scores: Sequence[PublishedScore]) -> str:
     ]
     identified = ", ".join(name for name in _OF_SOURCES if name not in ("video_id", "spans"))
     return (
-        f"SELECT {', '.join(picked)} FROM (SELECT {identified}, {_video_id()} AS video_id, "
+        f"SELECT {', '.join(picked)} FROM (SELECT {identified}, {known_video_id()} AS video_id, "
         f"unnest(spans) AS s, _base FROM ({rows}) WHERE len(spans) > 0) "
         "WHERE s.end_seconds IS NOT NULL"
     )
@@ -207,18 +209,46 @@ def no_rows(scores: Sequence[PublishedScore]) -> str:
 
 
 def waiting_rows(
-    ingest: StepTable, steps: Sequence[StepTable], scores: Sequence[PublishedScore]
+    ingest: StepTable,
+    steps: Sequence[StepTable],
+    scores: Sequence[PublishedScore],
+    *,
+    by_choices: bool = False,
 ) -> str:
-    """The published clips that have no clip of their own yet, with `media`: absent or failed."""
+    """The published clips that have no clip of their own yet, with `media`: absent or failed.
+
+    `by_choices` says that a video may be done with only some of its spans, which a run chose.
+    """
     rows = published_rows(ingest, scores)
     states = _states(steps)
     if states is None:
         return f"SELECT *, 'absent' AS media FROM ({rows})"
+    waits, done_spans = "state IS DISTINCT FROM 'done'", ""
+    if by_choices:
+        waits = (
+            f"({waits} OR NOT coalesce(list_contains(spans_done, "
+            "{'first': p.start_seconds, 'last': p.end_seconds}), true))"
+        )
+        done_spans = (
+            f" LEFT JOIN ({_spans_done(steps)}) AS asked "
+            "ON asked.source_key = p.source_key AND asked._base = p._base"
+        )
     return (
-        "SELECT p.*, if(state IS NULL, 'absent', 'failed') AS media "
+        "SELECT p.*, if(state IS DISTINCT FROM 'failed', 'absent', 'failed') AS media "
         f"FROM ({rows}) AS p LEFT JOIN ({states}) AS states "
-        "ON states.key = p.source_key AND states.base = p._base "
-        "WHERE state IS DISTINCT FROM 'done'"
+        f"ON states.key = p.source_key AND states.base = p._base{done_spans} WHERE {waits}"
+    )
+
+
+def _spans_done(steps: Sequence[StepTable]) -> str:
+    """`source_key, _base, spans_done`: the given spans with which each video was downloaded."""
+    download = views.primary(steps, "download_videos")
+    assert download is not None  # otherwise no state is known
+    first = "coalesce(s.start_seconds, 0.0)"
+    return (
+        "SELECT source_key, _base, list_transform(spans, "
+        f"lambda s: {{'first': {first}, 'last': s.end_seconds}}) AS spans_done "
+        f"FROM ({kept(download, ['source_key', 'spans'])})"
     )
 
 

@@ -23,6 +23,7 @@ from clipmill.pipeline.catalog.published import (
     tables_of_published,
     waiting_rows,
 )
+from clipmill.pipeline.dataset.choices import choice_files
 from clipmill.pipeline.dataset.published_scores import PublishedScore
 from clipmill.schemas.damage import DamagedFile, read_json
 from clipmill.schemas.folders import INDEX_MANIFEST, INDEX_OF_PUBLISHED
@@ -103,13 +104,17 @@ class PublishedSource:
     def live(self, files: ShardFiles, bases: Sequence[str]) -> str:
         """The rows of some groups of shards, from the tables."""
         ingest, *steps = files.only(bases, [self.ingest, *self.steps])
-        return waiting_rows(ingest, steps, self.scores)
+        return self._waiting(ingest, steps)
+
+    def _waiting(self, ingest: StepTable, steps: Sequence[StepTable]) -> str:
+        by_choices = bool(choice_files(self.dataset))
+        return waiting_rows(ingest, steps, self.scores, by_choices=by_choices)
 
     def query(self, *, use_index: bool) -> str:
         """All rows, from the index as far as it is valid."""
         manifest = PublishedManifest.read(self.folder) if use_index else None
         if manifest is None or manifest.made_of != made_of(self.scores):
-            return waiting_rows(self.ingest, self.steps, self.scores)
+            return self._waiting(self.ingest, self.steps)
         whole = [part for part in manifest.parts if part.file.is_whole(self.folder)]
         if (
             len(whole) == len(manifest.parts)
@@ -121,7 +126,7 @@ class PublishedSource:
         try:
             states = files.states
         except OSError:  # a file disappeared during the check
-            return waiting_rows(self.ingest, self.steps, self.scores)
+            return self._waiting(self.ingest, self.steps)
         wrong = [
             base
             for part in whole

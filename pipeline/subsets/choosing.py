@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
+from clipmill.pipeline.catalog.published import known_video_id, milliseconds
 from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.catalog.views import primary
 from clipmill.pipeline.dataset.choices import CHOSEN, Choice, store_choice
@@ -181,31 +182,17 @@ def _uses_spans(plan: Plan) -> bool:
 
 def _of_spans(catalog: Catalog) -> str:
     """The wished clips that are given spans: `_base, source_key, clip_id, span`."""
-    video = (
-        f"coalesce({_safe('video_id')}, {_safe('lower(extractor)')} || '-' || "
-        f"{_safe('platform_id')})"
-    )
-    start, end = (
-        f"CAST(round_even({seconds} * 1000, 0) AS BIGINT)"
-        for seconds in ("coalesce(s.start_seconds, 0)", "s.end_seconds")
-    )
-    columns = ["source_key", "video_id", "extractor", "platform_id", "spans"]
+    start, end = milliseconds("coalesce(s.start_seconds, 0.0)"), milliseconds("s.end_seconds")
+    columns = ["source_key", "video_id", "extractor", "platform_id", "url", "spans"]
+    rows = kept(catalog.layout.ingest, columns)
     return (
         "SELECT _base, source_key, w.clip_id, CAST(place - 1 AS INTEGER) AS span FROM ("
         f"SELECT *, video || '-' || {start} || '-' || {end} AS clip_id FROM ("
         "SELECT _base, source_key, video, unnest(spans) AS s, "
         "generate_subscripts(spans, 1) AS place "
-        f"FROM (SELECT *, {video} AS video FROM ({kept(catalog.layout.ingest, columns)})) "
+        f"FROM (SELECT *, {known_video_id()} AS video FROM ({rows})) "
         "SEMI JOIN work.videos AS v ON v.video_id = video)) "
         "JOIN work.wished AS w USING (clip_id)"
-    )
-
-
-def _safe(text: str) -> str:
-    """An id as the name of a file, as `schemas/ids.py` has it."""
-    return (
-        f"CASE WHEN regexp_full_match({text}, '[A-Za-z0-9_-]{{1,80}}') THEN {text} "
-        f"ELSE 'h' || left(sha256({text}), 20) END"
     )
 
 

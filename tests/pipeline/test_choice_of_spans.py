@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import clipmill
+from clipmill.schemas.errors import UsageError
 from tests.download_helpers import add_youtube, make_video
 from tests.http_server import Site, serve
 from tests.pipeline.counting_stages import STAGES
@@ -60,30 +61,39 @@ def decoded(result: clipmill.RunResult) -> int:
     return result.status["totals"]["decoded_frames"]
 
 
-def test_only_the_chosen_spans_are_decoded_and_later_only_new_clips_go_on(world, site):
-    """Other rules make the downloads new; the files are there, so nothing is requested again."""
-    rules = {"download_videos.min_duration_seconds": 2}
-    whole = world.run("whole", settings=rules)
+def test_chosen_spans_are_decoded_and_wider_choices_do_only_what_is_new(world, site):
+    """From the first run on, and each file is requested once."""
+    whole = world.run("whole")
     world.calls()
-    before = decoded(world.run(until="split_clips"))
     requests = len(site.log)
-
-    where = f"start_seconds >= 3 AND video_id = 'youtube-{VIDEOS[0]}'"
-    first = world.run(where=where, settings=rules)
-    assert counts(first, "download_videos") == [2, 1, 0, 0, 1, 1, 0]
-    clips = "SELECT clip_id FROM clips WHERE joined IS NOT NULL"
-    assert first.dataset.sql(clips).fetchall() == [(f"youtube-{VIDEOS[0]}-3000-4000",)]
-    assert len(world.calls()) == 3
-    assert decoded(first) - before <= 12  # of the 40 of each video
-    assert first.dataset.verify().faults == []
-
-    last = world.run(settings=rules)
-    assert counts(last, "join_words") == [8, 8, 0, 0, 0, 0, 0]
-    assert len(calls := world.calls()) == 3 * 7
-    assert set(calls.values()) == {1}
+    with pytest.raises(UsageError, match="true for none of 8 clips"):
+        world.run(where="false")
     assert len(site.log) == requests
+
+    one = f"video_id = 'youtube-{VIDEOS[0]}' AND caption_given LIKE '3 of%'"
+    first = world.run(where=one)
+    assert counts(first, "download_videos") == [2, 1, 0, 0, 1, 1, 0]
+    joined = "SELECT clip_id FROM clips WHERE joined IS NOT NULL"
+    assert first.dataset.sql(joined).fetchall() == [(f"youtube-{VIDEOS[0]}-3000-4000",)]
+    assert len(world.calls()) == 3
+    assert decoded(first) <= 12  # of the 40 of each video
+    media = "SELECT media, count(*) FROM clips GROUP BY ALL ORDER BY ALL"
+    assert first.dataset.sql(media).fetchall() == [("absent", 7), ("present", 1)]
+    assert first.dataset.verify().faults == []
+    assert not world.run(where=one).did_anything
+
+    wider = world.run(where="start_seconds >= 2 AND media <> 'failed'")
+    assert counts(wider, "join_words") == [4, 4, 0, 0, 0, 0, 0]
+    assert len(calls := world.calls()) == 3 * 3
+    assert set(calls.values()) == {1}
+    assert wider.dataset.sql(media).fetchall() == [("absent", 4), ("present", 4)]
+
+    last = world.run()
+    assert counts(last, "join_words") == [8, 8, 0, 0, 0, 0, 0]
+    assert len(calls := world.calls()) == 3 * 4
+    assert set(calls.values()) == {1}
+    assert len(site.log) == 2 * requests
+    assert last.dataset.sql(media).fetchall() == [("present", 8)]
     assert last.dataset.verify().faults == []
-    tables = rows_of(last.dataset.path)
-    for name, rows in rows_of(whole.dataset.path).items():
-        assert tables[name] == rows, name
-    assert not world.run(settings=rules).did_anything
+    assert rows_of(last.dataset.path) == rows_of(whole.dataset.path)
+    assert not world.run().did_anything
