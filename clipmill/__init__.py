@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clipmill.audit import Audit
     from clipmill.clips import Clips
     from clipmill.dataset import Dataset, open
-    from clipmill.importing import import_internvid
+    from clipmill.importing import import_internvid, import_published
     from clipmill.pipeline.catalog.index_writer import IndexReport
     from clipmill.pipeline.dataset.audit_estimates import Estimate, Quality
     from clipmill.pipeline.exports.run_export import Exported, ExportWatcher
@@ -78,6 +78,7 @@ __all__ = [
     "Verification",
     "Workspace",
     "import_internvid",
+    "import_published",
     "open",
     "resource",
     "retry",
@@ -120,6 +121,7 @@ _PLACES = {
     "Verification": "pipeline.verify.findings",
     "Workspace": "stages.protocol",
     "import_internvid": "importing",
+    "import_published": "importing",
     "open": "dataset",
     "resource": "stages.protocol",
     "retry": "running",

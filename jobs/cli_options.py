@@ -19,7 +19,9 @@ ExportMedia = Literal["none", "copy", "exact"]
 CutStart = Literal["before", "nearest"]
 Crop = Literal["safe"]
 Documents = Literal["a", "b", "c"]
-ImportFormat = Literal["internvid"]
+ImportFormat = Literal[
+    "internvid", "panda-70m", "koala-36m", "openvid-1m", "miradata", "spatialvid", "howto100m"
+]
 CardFormat = Literal["markdown", "json"]
 LogLevel = Literal["info", "warning", "error"]
 Environment = Literal["locked", "cluster"]

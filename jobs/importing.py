@@ -18,20 +18,30 @@ if TYPE_CHECKING:
     from clipmill import ImportReport
 
 
-def import_internvid(
-    dataset: Path, files: Sequence[Path], *, limit: int | None = None, **asked: Any
+def import_published(
+    dataset: Path, files: Sequence[Path], format: str, *, limit: int | None = None, **asked: Any
 ) -> None:
-    """Imports InternVid's published rows, and prints what became of each."""
+    """Imports published rows, and prints what became of each."""
     with _progress(files, passes=1 if limit is None else 2) as report:
-        found = clipmill.import_internvid(dataset, files, limit=limit, on_bytes=report, **asked)
+        found = clipmill.import_published(
+            dataset, files, format, limit=limit, on_bytes=report, **asked
+        )
     for note in (found.note, found.index_problem):
         if note is not None:
             Console(stderr=True, highlight=False).print(note, soft_wrap=True)
     for line in describe(found, limit):
         print(line)
     if found.kept:
-        place = dataset.expanduser().absolute()
-        print(f"Next: clipmill run internvid-metadata --dataset {shell_word(place)}")
+        place = shell_word(dataset.expanduser().absolute())
+        if format == "internvid":
+            print(f"Next: clipmill run internvid-metadata --dataset {place}")
+        else:
+            print(f"Next: clipmill sql {place} 'SELECT * FROM clips LIMIT 5'")
+
+
+def import_internvid(dataset: Path, files: Sequence[Path], **asked: Any) -> None:
+    """`import_published` of InternVid's rows."""
+    import_published(dataset, files, "internvid", **asked)
 
 
 def describe(report: ImportReport, limit: int | None) -> Iterator[str]:

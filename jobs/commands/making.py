@@ -120,10 +120,10 @@ def import_(
         list[Path],
         typer.Argument(
             metavar="FILE...",
-            help="JSON lines, also gzipped, or Parquet; pass all files of a dataset at once",
+            help="files as they were published; pass all files of a publication at once",
         ),
     ],
-    format_: Annotated[ImportFormat, typer.Option("--format", help="the format of the metadata")],
+    format_: Annotated[ImportFormat, typer.Option("--format", help="whose metadata it is")],
     limit: Annotated[
         int | None, typer.Option(min=1, help="take only this many videos, with all their clips")
     ] = None,
@@ -143,10 +143,16 @@ def import_(
     wait: Wait = False,
 ) -> None:
     """Import published metadata as sources with given spans, captions and scores."""
-    from clipmill.jobs.importing import import_internvid
+    from clipmill.jobs.importing import import_published
 
-    import_internvid(
-        dataset, files, shard_videos=shard_videos, limit=limit, exclude_ids=exclude_ids, wait=wait
+    import_published(
+        dataset,
+        files,
+        format_,
+        shard_videos=shard_videos,
+        limit=limit,
+        exclude_ids=exclude_ids,
+        wait=wait,
     )
 
 

@@ -37,6 +37,24 @@ KNOWN_SCORES: dict[str, tuple[PublishedScore, ...]] = {
         PublishedScore("aesthetic_given", "Aesthetic_Score", "LAION aesthetic, InternVid"),
     ),
     "panda-70m": (PublishedScore("panda_matching", "matching_score", "Panda-70M matching score"),),
+    "koala-36m": (
+        PublishedScore("koala_clarity", "clarity_score", "Koala-36M clarity"),
+        PublishedScore("koala_aesthetic", "aesthetic_score", "Koala-36M aesthetic"),
+        PublishedScore("koala_motion", "motion_score", "Koala-36M motion"),
+        PublishedScore("koala_vtss", "video_training_suitability_score", "Koala-36M VTSS"),
+    ),
+    "openvid-1m": (
+        PublishedScore(
+            "openvid_consistency", "temporal consistency score", "OpenVid-1M temporal consistency"
+        ),
+        PublishedScore("openvid_aesthetic", "aesthetic score", "OpenVid-1M aesthetic"),
+        PublishedScore("openvid_motion", "motion score", "OpenVid-1M motion"),
+    ),
+    "spatialvid": (
+        PublishedScore("spatialvid_luminance", "luminance score", "SpatialVID luminance"),
+        PublishedScore("spatialvid_aesthetic", "aesthetic score", "SpatialVID aesthetic"),
+        PublishedScore("spatialvid_motion", "motion score", "SpatialVID motion"),
+    ),
 }
 """By the name of the published layout."""
 

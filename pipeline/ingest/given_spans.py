@@ -119,7 +119,7 @@ def roles_of(names: Sequence[str], spec: SourceSpec, locator: str | None = None)
     start = end = spans = None
     if spec.span_columns is not None:
         named = spec.span_columns
-        start, end = (named[0], named[1]) if len(named) == 2 else (None, None)
+        start, end = (named[0] or None, named[1]) if len(named) == 2 else (None, None)
         spans = named[0] if len(named) == 1 else None
     else:
         start, end = (

@@ -294,7 +294,7 @@ def _list_file(spec: SourceSpec, path: Path) -> ListFile:
 def _roles(
     spec: SourceSpec, path: Path, names: tuple[str, ...], locator: str | None, *, is_first: bool
 ) -> Roles:
-    named = [*(spec.span_columns or ()), *([spec.caption_column] if spec.caption_column else ())]
+    named = [name for name in (*(spec.span_columns or ()), spec.caption_column) if name]
     missing = [name for name in named if name not in names]
     if missing and names and is_first:
         raise UsageError(

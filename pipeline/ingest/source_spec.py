@@ -47,7 +47,8 @@ class SourceSpec(BaseModel):
         max_length=2,
         description="columns of the list that give the part of the video that "
         "a row describes: start and end, or one with both; by default the usual names "
-        "(start_seconds and end_seconds, timestamp, …); none with []",
+        "(start_seconds and end_seconds, timestamp, …); none with []; an empty start is the "
+        "video's",
     )
     columns: list[str] | None = Field(
         None, min_length=1, description="column names of a .csv or .tsv whose first line is a row"

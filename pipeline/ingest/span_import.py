@@ -24,7 +24,7 @@ from clipmill.pipeline.catalog.damaged_files import damage_named
 from clipmill.pipeline.dataset.shards import committed_shards, shard_path, table_folders
 from clipmill.pipeline.dataset.tombstones import removed_videos
 from clipmill.pipeline.ingest.internvid import PublishedRows, ReportBytes, open_published
-from clipmill.pipeline.ingest.locators import WATCH_URL
+from clipmill.pipeline.ingest.published_videos import OF_SPANS, Videos, starts_of
 from clipmill.pipeline.ingest.source_lists import clean
 from clipmill.pipeline.ingest.source_rows import Source
 from clipmill.pipeline.ingest.source_shards import (
@@ -34,7 +34,7 @@ from clipmill.pipeline.ingest.source_shards import (
     sources_table,
     write_sources,
 )
-from clipmill.pipeline.ingest.sources import excluded_ids, exclusion
+from clipmill.pipeline.ingest.sources import excluded_ids
 from clipmill.pipeline.ingest.together import Together
 from clipmill.schemas.damage import reading
 from clipmill.schemas.errors import ClipmillError, RowFailed
@@ -42,7 +42,6 @@ from clipmill.schemas.folders import SOURCES, scratch_folder
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.sql_text import escaped_for_glob, literal
 from clipmill.schemas.tables import SOURCES as SOURCES_SCHEMA
-from clipmill.schemas.tables import SPAN
 from clipmill.stages.media.fetch.exclusions import write_exclusions
 
 MEMORY = "1GB"
@@ -52,7 +51,6 @@ _BATCH_ROWS = 100_000
 _FAILURES_A_SHARD = 1000
 _NEW, _BAD, _KNOWN = range(3)
 _REMOVED = "removed"
-_OF_SPANS = ["start_seconds", "end_seconds", "caption", "extra"]
 
 
 @dataclass
@@ -195,19 +193,6 @@ def _sorted_rows(
     )
 
 
-def _starts(table: pa.Table, *columns: str) -> np.ndarray:
-    """Indexes of the rows that differ from the previous one in some of the columns."""
-    if not table.num_rows:
-        return np.zeros(0, np.int64)
-    differs = np.zeros(table.num_rows, bool)
-    differs[0] = True
-    for name in columns:
-        values = table[name].combine_chunks()
-        changed = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1))
-        differs[1:] |= pc.fill_null(changed, False).to_numpy(zero_copy_only=False)
-    return np.flatnonzero(differs)
-
-
 class _Import:
     """Takes sorted rows in batches of any size, and writes shards as soon as they are full."""
 
@@ -274,7 +259,7 @@ class _Import:
         self._waiting = None
         if not parts:
             return
-        rows = _Videos(pa.concat_tables(parts).combine_chunks(), self._places, self._excluded)
+        rows = Videos(pa.concat_tables(parts).combine_chunks(), self._places, self._excluded)
         kept = np.cumsum(rows.is_kept)
         # A shard ends before the video that would exceed its size, so the last video always waits.
         first, whole = 0, 0
@@ -288,7 +273,7 @@ class _Import:
         else:
             self._waiting = rows.raw_from(first)
 
-    def _commit(self, rows: _Videos, first: int, last: int) -> None:
+    def _commit(self, rows: Videos, first: int, last: int) -> None:
         self._shards.commit(rows.sources(first, last))
         kept, rejected = rows.count(first, last)
         self._report.kept += kept
@@ -314,7 +299,7 @@ class _Import:
     # Known videos
 
     def _take_known(self, table: pa.Table) -> None:
-        edges = [*_starts(table, "shard"), table.num_rows]
+        edges = [*starts_of(table, "shard"), table.num_rows]
         for first, last in itertools.pairwise(edges):
             shard = table["shard"][int(first)].as_py()
             if shard == _REMOVED:
@@ -344,7 +329,7 @@ class _Import:
                 held[name] = (at, Together(_said(spans)))
             there.setdefault(name, Together(_said(None))).take(_said(spans))
         grown: dict[str, None] = {}
-        for row in rows.select(["id", *_OF_SPANS]).to_pylist():
+        for row in rows.select(["id", *OF_SPANS]).to_pylist():
             name = row.pop("id")
             said = _said([row | {"captions": None}])
             if there[name].lacking(said) == ([], []):
@@ -387,160 +372,3 @@ class _Import:
 def _said(spans: list[dict[str, Any]] | None) -> dict[str, Any]:
     """A row of sources that has nothing but spans."""
     return dict.fromkeys(SOURCES_SCHEMA.names) | {"spans": spans}
-
-
-class _Videos:
-    """New rows, sorted by video and time, as rows of `sources`: videos, then repeated spans."""
-
-    def __init__(
-        self, rows: pa.Table, places: Sequence[Callable[[int], str]], excluded: set[str]
-    ) -> None:
-        self._rows = rows
-        self._places = places
-        self._starts = _starts(rows, "id")
-        ids = rows["id"].take(pa.array(self._starts)).to_pylist()
-        self._sources = [_source(name, excluded) for name in ids]
-        self.is_kept = np.array([source.rejection is None for source in self._sources], bool)
-        is_first = np.zeros(rows.num_rows, bool)
-        is_first[_starts(rows, "id", "start_seconds", "end_seconds")] = True
-        self._is_first = is_first
-        self._is_gathered, self._captions = _further_captions(rows, is_first)
-
-    def raw_from(self, video: int) -> pa.Table:
-        """The unprocessed rows of this video and all later ones."""
-        return self._rows.slice(self._edge(video))
-
-    def _edge(self, video: int) -> int:
-        return int(self._starts[video]) if video < len(self._starts) else self._rows.num_rows
-
-    def count(self, first: int, last: int) -> tuple[int, int]:
-        """How many rows of the videos `[first, last)` are kept, and rejected."""
-        owner = self._owners(first, last)
-        begin, end = self._edge(first), self._edge(last)
-        taken = self._is_first[begin:end] | self._is_gathered[begin:end]
-        kept = int((self.is_kept[owner] & taken).sum())
-        return kept, len(owner) - kept
-
-    def _within(self, first: int, last: int) -> np.ndarray:
-        return self._is_first[self._edge(first) : self._edge(last)]
-
-    def _owners(self, first: int, last: int) -> np.ndarray:
-        """The video of each row of the videos `[first, last)`."""
-        begin, end = self._edge(first), self._edge(last)
-        return np.searchsorted(self._starts, np.arange(begin, end), "right") - 1
-
-    def sources(self, first: int, last: int) -> pa.Table:
-        """Rows of `sources` for the videos `[first, last)`."""
-        begin = self._edge(first)
-        rows = self._rows.slice(begin, self._edge(last) - begin)
-        is_first, owner = self._within(first, last), self._owners(first, last)
-        keys = [source_key(source.locator) for source in self._sources[first:last]]
-        bounds = np.searchsorted(owner[is_first], np.arange(first, last + 1))
-        captions = {
-            row - begin: said
-            for row, said in self._captions.items()
-            if begin <= row < begin + rows.num_rows
-        }
-        videos = _table(keys, self._sources[first:last], _spans(rows, is_first, bounds, captions))
-        is_repeat = ~is_first & ~self._is_gathered[begin : begin + rows.num_rows]
-        at = np.flatnonzero(is_repeat)
-        if not len(at):
-            return videos
-        repeats = self._repeats(rows, at, is_first, owner[at] - first, keys, first)
-        spans = _spans(rows, is_repeat, np.arange(len(at) + 1), {})
-        table = _table([key for key, _ in repeats], [source for _, source in repeats], spans)
-        return pa.concat_tables([videos, table])
-
-    def _repeats(
-        self,
-        rows: pa.Table,
-        at: np.ndarray,
-        is_first: np.ndarray,
-        owner: np.ndarray,
-        keys: Sequence[str],
-        first: int,
-    ) -> list[tuple[str, Source]]:
-        """Keys and rejections of the rows `at`, whose spans an earlier row has."""
-        shown = np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))[at]
-        places = [self._place(rows, row) for row in at]
-        firsts = [self._place(rows, row) for row in shown]
-        numbers: dict[int, int] = {}
-        found = []
-        for place, where, video in zip(places, firsts, owner.tolist(), strict=True):
-            number = numbers[video] = numbers.get(video, 0) + 1
-            source = _source(self._sources[first + video].platform_id, set())
-            source.rejection = {
-                "rule": "sources.duplicate",
-                "detail": f"{place}: the same span as {where}, key {keys[video]}",
-            }
-            found.append((source_key(f"{source.locator}\0repeat {number}"), source))
-        return found
-
-    def _place(self, rows: pa.Table, at: int) -> str:
-        place_of = self._places[rows["file"][int(at)].as_py()]
-        return str(place_of(rows["row"][int(at)].as_py()))
-
-
-def _source(youtube_id: str, excluded: set[str]) -> Source:
-    # As `identify` would say of its URL.
-    source = Source(
-        "",
-        f"youtube {youtube_id}",
-        f"{WATCH_URL}{youtube_id}",
-        extractor="youtube",
-        platform_id=youtube_id,
-    )
-    source.rejection = exclusion(source, excluded) if excluded else None
-    return source
-
-
-def _further_captions(
-    rows: pa.Table, is_first: np.ndarray
-) -> tuple[np.ndarray, dict[int, list[str]]]:
-    """Which rows add a caption to a span, and all captions of such spans by their first row."""
-    is_gathered = np.zeros(len(is_first), bool)
-    found: dict[int, list[str]] = {}
-    shown = np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))
-    captions = rows["caption"]
-    for row in np.flatnonzero(~is_first).tolist():
-        first, text = int(shown[row]), captions[row].as_py()
-        if first not in found:
-            one = captions[first].as_py()
-            found[first] = [] if one is None else [one]
-        if text is not None and text not in found[first]:
-            found[first].append(text)
-            is_gathered[row] = True
-    return is_gathered, found
-
-
-def _spans(
-    rows: pa.Table, picked: np.ndarray, bounds: np.ndarray, captions: dict[int, list[str]]
-) -> pa.Array:
-    """The picked rows as lists of spans; list `i` starts at `bounds[i]`.
-
-    `captions` has all captions of a row's span, if it may have several.
-    """
-    at = np.flatnonzero(picked)
-    table = rows.select(_OF_SPANS).take(pa.array(at))
-    several: list[list[str] | None] = [None] * len(at)
-    if captions:
-        first = table["caption"].to_pylist()
-        for place, row in enumerate(at.tolist()):
-            said = captions.get(row) or ()
-            first[place] = said[0] if said else first[place]
-            several[place] = list(said) if len(said) > 1 else None
-        table = table.set_column(2, "caption", pa.array(first, pa.string()))
-    table = table.append_column("captions", pa.array(several, pa.list_(pa.string())))
-    table = table.combine_chunks()
-    columns = [table[field.name].combine_chunks().cast(field.type) for field in SPAN]
-    return pa.ListArray.from_arrays(
-        pa.array(bounds, pa.int32()), pa.StructArray.from_arrays(columns, fields=list(SPAN))
-    )
-
-
-def _table(keys: list[str], sources: Sequence[Source], spans: pa.Array) -> pa.Table:
-    table = sources_table(zip(keys, sources, strict=True))
-    place = SOURCES_SCHEMA.get_field_index("spans")
-    return table.set_column(
-        place, SOURCES_SCHEMA.field("spans"), spans.cast(SOURCES_SCHEMA.field("spans").type)
-    )

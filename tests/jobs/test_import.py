@@ -112,6 +112,8 @@ def test_imported_clips_get_their_media_and_keep_their_captions_and_scores(
             "SELECT clip_id, media, umt_sim FROM clips WHERE media <> 'present'"
         ).fetchall()
         failures = catalog.execute("SELECT stage, kind FROM failures").fetchall()
+    assert failures == [("download_videos", "permanent")]
+    assert others == [(f"youtube-{GONE}-500-1500", "failed", 0.25)]
     assert rows == [
         (
             f"youtube-{WALK}-2000-5000",
@@ -144,8 +146,6 @@ def test_imported_clips_get_their_media_and_keep_their_captions_and_scores(
             f"Title {SWIM}",
         ),
     ]
-    assert others == [(f"youtube-{GONE}-500-1500", "failed", 0.25)]
-    assert failures == [("download_videos", "permanent")]
     assert {request.path for request in site.log} == {f"/files/{WALK}.mp4", f"/files/{SWIM}.mp4"}
     assert not run(loaded, dataset)
 
