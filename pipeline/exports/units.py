@@ -211,8 +211,8 @@ def _cut(task: UnitTask, rows: pa.Table) -> Iterator[CutResult]:
         for clip in clips:
             try:
                 crop = None if task.request.crop is None else rectangle_of(clip)
-            except RowFailed as problem:
-                yield CutResult(clip["clip_id"], problem=problem)
+            except RowFailed as senseless:
+                yield CutResult(clip["clip_id"], problem=senseless)
                 continue
             requests.append(
                 CutRequest(
