@@ -16,6 +16,9 @@ from clipmill.pipeline.engine.runner import Report
 from clipmill.pipeline.engine.standstill import Standstills
 from clipmill.schemas.errors import ClipmillError
 
+Nodes = Callable[[], tuple[Iterable[Node], str | None]]
+"""Gives the living nodes, and the socket of this machine's node."""
+
 PROBE_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
 
@@ -45,7 +48,7 @@ class ClusterProbe:
     def __init__(
         self,
         watchdog: Watchdog,
-        nodes: Callable[[], tuple[Iterable[Node], str | None]],
+        nodes: Nodes,
         take: Callable[[], tuple[dict[str, Counter[Any]], dict[str, Beat]]],
         report: Report,
         standstills: Standstills | None = None,
@@ -78,19 +81,7 @@ class ClusterProbe:
         """Raises ClusterLost if the cluster is gone, which may explain an earlier error."""
         if self._socket is not None and _refuses(self._socket):
             raise _machine_lost()
-        answered = threading.Event()
-
-        def ask() -> None:
-            with contextlib.suppress(Exception):
-                self._nodes()
-                answered.set()
-
-        threading.Thread(target=ask, daemon=True).start()
-        if not answered.wait(ANSWER_SECONDS):
-            raise ClusterLost(
-                "the Ray cluster no longer answers: its head is gone or "
-                "unreachable; restart it, then run again"
-            )
+        check_answers(self._nodes, ANSWER_SECONDS)
 
     def stop(self) -> None:
         """Passes on the last reports; does not wait for a cluster that does not answer."""
@@ -126,6 +117,30 @@ class ClusterProbe:
                 self._standstills.heard(beats, now)
             for label, found in counts.items():
                 self._report(label, found)
+
+
+def check_answers(nodes: Nodes, within_seconds: float) -> None:
+    """Raises ClusterLost if the cluster is gone.
+
+    To be called before work is given to it: where this machine's Ray process is gone, Ray's code
+    ends this process at once, without a word.
+    """
+    answered = threading.Event()
+    sockets: list[str | None] = []
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            sockets.append(nodes()[1])
+            answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    if not answered.wait(within_seconds):
+        raise ClusterLost(
+            "the Ray cluster no longer answers: its head is gone or "
+            "unreachable; restart it, then run again"
+        )
+    if sockets[0] is not None and _refuses(sockets[0]):
+        raise _machine_lost()
 
 
 def _refuses(path: str) -> bool:

@@ -40,7 +40,12 @@ from clipmill.pipeline.engine.activity import (
     end,
     look_at,
 )
-from clipmill.pipeline.engine.cluster_probe import ANSWER_SECONDS, ClusterLost, ClusterProbe
+from clipmill.pipeline.engine.cluster_probe import (
+    ANSWER_SECONDS,
+    ClusterLost,
+    ClusterProbe,
+    check_answers,
+)
 from clipmill.pipeline.engine.pools import Leg, Machine, Pool, plan_legs
 from clipmill.pipeline.engine.ray_noise import without_noise
 from clipmill.pipeline.engine.run_health import BEAT_SECONDS, Node, Tasks, Watchdog
@@ -58,6 +63,7 @@ POLL_SECONDS = 0.5
 _SHUTDOWN_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 _NODE_ANSWER_SECONDS = 60.0  # a process may have to be started there first
+_STILL_THERE_SECONDS = 30.0
 _FOOTERS_READ = 20
 # From here on, Ray Data appends its own settings to the text of a worker's exception.
 _RAYS_OWN_WORDS = "\nFailed to apply UDF transform"
@@ -283,22 +289,30 @@ def _run_leg(
     log_limits: LogLimits,
     lookout: Lookout,
 ) -> None:
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # Ray's wrapper would lose it on the way
     here = ray.get_runtime_context().get_node_id()
+    check_answers(lambda: _nodes(here), _STILL_THERE_SECONDS)  # after an earlier phase, say
     # On the driver's node: if that is lost, the run is over anyway.
     actor: Any = _Tally  # `ray.remote` turned the class into an actor class
     tally = actor.options(
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)
     ).remote()
-    stream = ray.data.from_items(
-        [{"shard": name} for name in names], override_num_blocks=len(names)
-    )
-    spec = plan.spec()
-    for number, pool in enumerate(leg):
-        stream = _through(stream, number, pool, spec, dataset, run_id, shards, tally, log_limits)
+
+    def batches() -> Iterator[Any]:
+        # Watched from the start: each of these calls may wait for a cluster that is lost.
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.raise_original_map_exception = True  # Ray's wrapper would lose it on the way
+        stream = ray.data.from_items(
+            [{"shard": name} for name in names], override_num_blocks=len(names)
+        )
+        spec = plan.spec()
+        for number, pool in enumerate(leg):
+            stream = _through(
+                stream, number, pool, spec, dataset, run_id, shards, tally, log_limits
+            )
+        yield from stream.iter_batches(batch_size=1, prefetch_batches=0)
+
     watchdog = Watchdog(leg, _rows_a_shard(dataset, names), time.monotonic())
 
     def end_worker(beat: Beat) -> None:
@@ -311,7 +325,7 @@ def _run_leg(
     standstills = Standstills(lookout, lambda beat: _look(beat, here), end_worker, blame_rows)
     probe = ClusterProbe(watchdog, lambda: _nodes(here), lambda: _take(tally), report, standstills)
     with without_noise():
-        for _ in _watched(stream.iter_batches(batch_size=1, prefetch_batches=0), probe):
+        for _ in _watched(batches(), probe):
             pass
 
 
