@@ -121,7 +121,7 @@ def status_report(dataset: Path) -> Status:
             _stage(catalog, label, list(steps), footers, doubled)
             for label, steps in itertools.groupby(planned, key=lambda step: step.stage_label)
         ]
-        found = reasons(catalog)
+        found = reasons(catalog, skipped=any(stage["skipped"] for stage in stages))
         for stage in stages:
             _add_untouched(found, stage, layout.record)
             stage["not_asked"] = min(_not_asked(found, stage["stage"]), stage["skipped"])

@@ -48,14 +48,14 @@ class Reasons(TypedDict):
     skipped: list[SkipReason]
 
 
-def reasons(catalog: Catalog) -> Reasons:
+def reasons(catalog: Catalog, *, skipped: bool = True) -> Reasons:
     """`rejections` by rule, `failures` by kind and `skipped` by stage and reason, the most common
     first.
 
     For a rule that compares, `detail` is that of the row furthest from the limit, and `keep` the
     setting that would keep every row, in the form of `--set`. For failures, `message` is the most
     common of `messages` different ones; `parts` counts those of kept rows, which no stage's
-    `failed` includes.
+    `failed` includes. If no row was `skipped`, none is looked for.
     """
     # The number before the sign, so that the furthest row comes first.
     number = r"TRY_CAST(regexp_extract(detail, '^(-?[0-9.]+) [<>] ', 1) AS DOUBLE)"
@@ -93,14 +93,16 @@ def reasons(catalog: Catalog) -> Reasons:
         }
         for kind, count, message, messages, can_be_retried, parts in rows
     ]
+    if not skipped:
+        return {"rejections": rejections, "failures": failures, "skipped": []}
     rows = catalog.execute(
         "SELECT stage, coalesce(detail, '') AS detail, count(*) AS n FROM skipped "
         "GROUP BY ALL ORDER BY n DESC, stage, detail"
     ).fetchall()
-    skipped: list[SkipReason] = [
+    skips: list[SkipReason] = [
         {"stage": stage, "detail": detail, "count": count} for stage, detail, count in rows
     ]
-    return {"rejections": rejections, "failures": failures, "skipped": skipped}
+    return {"rejections": rejections, "failures": failures, "skipped": skips}
 
 
 def _settings(catalog: Catalog) -> dict[str, str]:

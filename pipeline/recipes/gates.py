@@ -100,6 +100,18 @@ class Gate:
         return f"{predicate} AND isfinite({score}) AND {score} >= CAST('{threshold!r}' AS DOUBLE)"
 
 
+def is_condition(text: str) -> bool:
+    """Whether a gate's text is SQL as it stands; otherwise it is YAML for a gate.
+
+    SQL may hold what has another meaning in YAML: `title <> 'a: b #1'`.
+    """
+    text = text.strip()
+    if text.startswith("{") or text.lower() in ("", "null", "~", "true", "false"):
+        return False
+    # The Python interface passes texts as JSON.
+    return not (text.startswith('"') and text.endswith('"'))
+
+
 def _share(value: Any, place: str) -> float:
     text = _PERCENT.fullmatch(value) if isinstance(value, str) else None
     share = float(text[1]) / 100 if text else value

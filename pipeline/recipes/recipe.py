@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from clipmill.pipeline.ingest.list_text import check_encoding
 from clipmill.pipeline.ingest.source_files import ALL_SUFFIXES
 from clipmill.pipeline.ingest.sources import SourceSpec, source_from_argument
-from clipmill.pipeline.recipes.gates import SETTING, Gate
+from clipmill.pipeline.recipes.gates import SETTING, Gate, is_condition
 from clipmill.pipeline.recipes.stage_classes import class_reference, stage_class
 from clipmill.pipeline.recipes.strict_yaml import parse_yaml
 from clipmill.schemas.errors import UsageError
@@ -241,8 +241,9 @@ def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[
         name, equals, text = override.partition("=")
         if not equals or not name:
             raise UsageError(f"--set {override!r}: expected label.setting=value")
-        value = parse_yaml(text, f"--set {override!r}: the value")
         keys = tuple(name.split("."))
+        is_gate = keys[1:] == (SETTING,) and is_condition(text)
+        value = text if is_gate else parse_yaml(text, f"--set {override!r}: the value")
         if len(keys) == 1 or keys[0] not in (stages or {}):
             if keys[0] not in Recipe.model_fields or keys[0] == "stages":
                 known = [*(stages or {}), *(k for k in Recipe.model_fields if k != "stages")]

@@ -15,6 +15,7 @@ from clipmill.pipeline.engine import retry, step_files
 from clipmill.pipeline.engine.left_out import gate_connection
 from clipmill.pipeline.recipes.cheap_first import cheap_first_notes
 from clipmill.pipeline.recipes.gates import Gate, check_gates, gate_rows
+from clipmill.pipeline.recipes.overrides import as_overrides
 from clipmill.pipeline.recipes.plan import build_plan
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import load_recipe
@@ -265,7 +266,7 @@ def test_gate_means_what_it_means_in_sql(tmp_path):
         ("start_seconds", "is of type DOUBLE, but a gate is a condition"),
         ("1 = 1) OR (true", "syntax error"),
         ("true, true", "not one condition"),
-        ("[1]", "expected a condition such as"),
+        ("[1]", "is of type INTEGER[], but a gate is a condition"),
         ("{best: 130%, of: start_seconds}", "between 0% and 100%"),
         ("{best: 30%}", "belong together"),
         ("{best: 30%, of: clip_id}", "highest number"),
@@ -279,6 +280,19 @@ def test_bad_gate_is_refused_before_anything_begins(words, where, said):
     assert said in str(caught.value)
     assert "stages.name_words.where" in str(caught.value)
     assert not data.dataset.exists()
+
+
+def test_condition_is_taken_as_it_is_written(words):
+    def where(*overrides: str) -> str | dict | None:
+        gate = words("a").loaded(*overrides).gates.get("name_words")
+        return None if gate is None else gate.plain()
+
+    odd = "url <> 'a: b #1' AND word_score = 0.5"
+    assert where(gate(odd)) == odd
+    assert where(*as_overrides({"name_words.where": odd})) == odd
+    best = {"best": "30%", "of": "start_seconds", "among": "true"}
+    assert where(*as_overrides({"name_words.where": best})) == best
+    assert where(gate("true"), gate("null")) is None
 
 
 def test_gate_that_lets_nothing_through_is_told_before_and_after(words, capfd):
