@@ -67,7 +67,7 @@ def print_funnel(
             console.print(
                 Text(
                     f"  of these, {counted(regained['clips'], 'clip')} "
-                    f"({plain_hours(regained['hours'])}) pass only if cropped",
+                    f"({plain_hours(regained['hours'])}) only thanks to a crop",
                     style="dim",
                 )
             )

@@ -27,7 +27,7 @@ def safe_columns(there: Mapping[str, str], dataset: Any) -> dict[str, str]:
         raise UsageError(
             f"--crop safe reads the columns {', '.join(SAFE)} of clips, but {dataset} has no "
             f"{' and no '.join(lacking)}: add a stage that makes them with `clipmill run --dataset "
-            f"{shell_word(dataset)} --set bar_share.stage=./find_bars.py:FindBars` "
+            f"{shell_word(dataset)} --set find_bars.stage=./find_bars.py:FindBars` "
             "(docs/export.md#cropping has one)"
         )
     for name in SAFE:

@@ -103,7 +103,7 @@ def _funnel(info: Mapping[str, Any]) -> str:
     if regained := info.get("regained"):
         table += (
             f"\n\nOf these, {counted(regained['clips'], 'clip')}, "
-            f"{plain_hours(regained['hours'])}, pass only if they are cropped: export with "
+            f"{plain_hours(regained['hours'])}, only thanks to a crop: export with "
             "`--media exact --crop safe`."
         )
     if published := info.get("published"):
