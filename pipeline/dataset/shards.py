@@ -93,7 +93,15 @@ def existing(folder: Path, shards: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class ShardMetadata:
-    """Contents of a shard's footer; counts are of keys, `outputs` of kept rows."""
+    """Contents of a shard's footer; counts are of keys, `outputs` of kept rows.
+
+    What older versions did not measure is null. `cpu_seconds` includes helper processes;
+    `opening_…` is the part of the time in which models were loaded, `fixed_…` the rest of what was
+    not spent on rows; `commit_seconds` is the time
+    that the worker's commits took since its previous footer, which no other field counts. Tokens
+    are null if a server was asked that doesn't tell them. `gate` is the condition of the step's
+    gate, if it had one.
+    """
 
     stage: str
     step: str
@@ -109,6 +117,21 @@ class ShardMetadata:
     decoded_frames: int = 0
     source_frames: int = 0
     skipped: int = 0
+    not_asked: int | None = None
+    cpu_seconds: float | None = None
+    gpu_seconds: float | None = None
+    opening_seconds: float | None = None
+    opening_cpu_seconds: float | None = None
+    fixed_seconds: float | None = None
+    fixed_cpu_seconds: float | None = None
+    commit_seconds: float | None = None
+    requests: int | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    media_seconds: float | None = None
+    downloaded_bytes: int | None = None
+    written_bytes: int | None = None
+    gate: str | None = None
 
     def encode(self) -> dict[bytes, bytes]:
         return {SHARD_METADATA_KEY: json.dumps(asdict(self)).encode()}
@@ -233,6 +256,11 @@ class ShardWriter:
     @property
     def path(self) -> Path:
         return self._path
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of what was written so far."""
+        return self._temporary.stat().st_size
 
     def write(self, table: pa.Table) -> None:
         if table.num_rows:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from clipmill.pipeline.dataset.commit_fence import Fence
 from clipmill.pipeline.dataset.crash_journal import read_journal
@@ -35,22 +34,17 @@ from clipmill.pipeline.dataset.shards import ShardMetadata, note_outcomes, shard
 from clipmill.pipeline.dataset.tombstones import new_tombstone, removed_videos
 from clipmill.pipeline.engine.activity import Activity
 from clipmill.pipeline.engine.asked import Asked
+from clipmill.pipeline.engine.halting import is_halted
 from clipmill.pipeline.engine.left_out import LeftOut
+from clipmill.pipeline.engine.metering import Meter, reported, seconds_of_video, total
 from clipmill.pipeline.engine.step_files import StepFiles
-from clipmill.pipeline.engine.step_inputs import (
-    KeptFrameReader,
-    input_table,
-    kept_rows,
-    read_group,
-    without,
-)
+from clipmill.pipeline.engine.step_inputs import KeptFrameReader, input_table, read_group, without
 from clipmill.pipeline.engine.step_outputs import complete, failed_rows, made_before, skipped_rows
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, have_passed, named_keys
 from clipmill.schemas.damage import DamagedFile
 from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
 from clipmill.schemas.folders import FRAMES, JOURNAL, scratch_folder
-from clipmill.schemas.ids import clip_seconds
-from clipmill.schemas.step_tables import REMOVED_RULE
+from clipmill.schemas.step_tables import NOT_ASKED, REMOVED_RULE
 from clipmill.schemas.storage import full_storage, writing_to
 from clipmill.schemas.words import counted
 from clipmill.stages.models.device_errors import DeviceBroken, raise_if_broken
@@ -81,6 +75,7 @@ class Worker:
     log_limits: LogLimits = NO_LOGS
     activity: Activity = field(default_factory=Activity)
     _open: dict[str, tuple[Transform, Workspace]] = field(default_factory=dict)
+    _commit_seconds: float = 0.0
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __post_init__(self) -> None:
@@ -96,6 +91,8 @@ class Worker:
     def run(self, shard: str) -> None:
         """Runs all steps of this worker over one shard, except those already committed."""
         for step in self.steps:
+            if is_halted(self.dataset, self.run_id):
+                break
             is_done = shard_path(step.folder(self.dataset), shard).exists()
             if not is_done and self.shards.passes(self.plan.steps, step, shard):
                 self._run_step(step, shard)
@@ -136,7 +133,7 @@ class Worker:
 
     def _commit_step(self, step: PlannedStep, shard: str, log: ShardLog) -> Counter[str]:
         """Runs one step over one shard; returns its counts."""
-        started = time.monotonic()
+        meter = Meter()
         self.activity.at(step.label, shard, "reads its input")
         request = self.shards.retries.get(shard)
         only = None if request is None else named_keys(request, step)
@@ -163,7 +160,8 @@ class Worker:
                 self.report(step.stage_label, told)
                 rows = without(rows, step.stage.key, skipped)
             if rows.num_rows:
-                transform, workspace = self._transform(step, shard)
+                with meter.opening() if step.label not in self._open else contextlib.nullcontext():
+                    transform, workspace = self._transform(step, shard)
                 workspace.scratch.mkdir(parents=True, exist_ok=True)
                 stack.callback(shutil.rmtree, workspace.scratch, ignore_errors=True)
                 before = workspace.decoded_frames
@@ -172,19 +170,22 @@ class Worker:
                     frames = KeptFrameReader(self.plan, self.dataset, group)
                 attempts = _earlier_attempts(step, self.dataset, group)
                 made = made_before(step, self.dataset, group, rows[step.stage.key].to_pylist())
+                meter.begin_rows()
                 for batch, output in self._batches(step, shard, rows, transform, frames, log):
                     tables = complete(step, batch, output, attempts, made)
                     tables[step.label] = self._without_removed(step, tables[step.label])
                     tally = _tally(step, tables[step.label])
                     counts.update(tally)
-                    counts["source_frames"] += _sum(tables[step.label], "source_frames")
+                    counts["source_frames"] += total(tables[step.label], "source_frames")
                     writers.write(tables)
                     if tally["failed"]:
                         failed = tables[step.label].select([step.stage.key, "error"])
                         log.failures(step.stage.key, failed.to_pylist())
+                    meter.add(tables[step.label])
                     progress = _reported(step, tally, tables[step.label])
                     progress["share"] = batch.num_rows * share
                     self.report(step.stage_label, progress)
+                meter.end_rows()
                 decoded = workspace.decoded_frames - before
                 if frames is not None:
                     decoded += frames.decoded_frames
@@ -195,24 +196,30 @@ class Worker:
                     f"{done} kept, rejected, failed or skipped"
                 )
             self.activity.at(step.label, shard, "commits")
-            writers.finish(
-                ShardMetadata(
-                    step.stage_label,
-                    step.label,
-                    shard,
-                    step.fingerprint,
-                    self.run_id,
-                    counts["inputs"],
-                    counts["kept"],
-                    counts["rejected"],
-                    counts["failed"],
-                    counts["outputs"],
-                    round(time.monotonic() - started, 3),
-                    decoded,
-                    counts["source_frames"],
-                    counts["skipped"],
-                )
+            metadata = ShardMetadata(
+                step.stage_label,
+                step.label,
+                shard,
+                step.fingerprint,
+                self.run_id,
+                counts["inputs"],
+                counts["kept"],
+                counts["rejected"],
+                counts["failed"],
+                counts["outputs"],
+                decoded_frames=decoded,
+                source_frames=counts["source_frames"],
+                skipped=counts["skipped"],
+                not_asked=sum(why.startswith(NOT_ASKED) for why in skipped.values()),
+                commit_seconds=round(self._commit_seconds, 3),
+                gate=None if step.gate is None else step.gate.as_written().says(),
+                written_bytes=writers.size_bytes,
+                **meter.reading(step.stage.gpus),
             )
+            began = time.monotonic()
+            writers.finish(metadata)
+            self._commit_seconds = time.monotonic() - began
+        self.report(step.stage_label, reported(metadata))
         journal = _journal(step, self.dataset, shard)
         if not journal.is_dir():  # `verify` reports that
             journal.unlink(missing_ok=True)
@@ -415,24 +422,8 @@ def _reported(step: PlannedStep, tally: Counter[str], table: pa.Table) -> Any:
     if step.label != step.stage_label:
         return Counter({name: tally[name] for name in ("rejected", "failed", "skipped")})
     shown: Any = Counter(tally)  # seconds are fractional, which Counter's types don't allow
-    shown["seconds"] = _seconds_of_video(table)
+    shown["seconds"] = seconds_of_video(table)
     return shown
-
-
-def _seconds_of_video(table: pa.Table) -> float:
-    """The total length of the kept videos or clips, if the table or their ids tell it."""
-    rows = kept_rows(table)
-    if "duration_seconds" in rows.column_names:
-        return pc.sum(rows["duration_seconds"]).as_py() or 0.0
-    if "clip_id" in rows.column_names:
-        return sum(clip_seconds(key) for key in rows["clip_id"].to_pylist())
-    return 0.0
-
-
-def _sum(table: pa.Table, column: str) -> int:
-    if column not in table.column_names:
-        return 0
-    return sum(value or 0 for value in table[column].to_pylist())
 
 
 def _earlier_attempts(step: PlannedStep, dataset: Path, group: list[str]) -> dict[str, int]:

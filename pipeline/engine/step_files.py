@@ -45,6 +45,11 @@ class StepFiles:
         for name, table in tables.items():
             self._writers[name].write(table)
 
+    @property
+    def size_bytes(self) -> int:
+        """The size of what was written so far."""
+        return sum(writer.size_bytes for writer in self._writers.values())
+
     def finish(self, metadata: ShardMetadata) -> None:
         marker = self._writers[self._label]
         further = [writer for name, writer in self._writers.items() if name != self._label]

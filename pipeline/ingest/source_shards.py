@@ -71,8 +71,10 @@ def write_sources(folder: Path, name: str, table: pa.Table) -> None:
                 "",
                 "",
                 inputs=table.num_rows,
+                kept=counts["kept"],
+                rejected=counts["rejected"],
+                failed=counts["failed"],
                 outputs=counts["kept"],
-                **counts,
             )
         )
 

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,10 @@ class Gate:
         if self.threshold is None or math.isinf(self.threshold):
             return said
         return f"{said} (>= {self.threshold:.6g})"
+
+    def as_written(self) -> Gate:
+        """Without the threshold that a run found."""
+        return replace(self, threshold=None)
 
     def condition(self) -> str:
         """The SQL that is true for rows that pass."""

@@ -19,6 +19,7 @@ from clipmill.schemas.retries import Backoff, retried
 from clipmill.stages.media.fetch.proxies import proxies_of_environment
 from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.references import ModelReference
+from clipmill.stages.usage import REQUESTS, TOKENS_IN, TOKENS_OUT, TOLD_TOKENS, use
 
 _LONGEST_WAIT_SECONDS = 60.0
 _CHECK_SECONDS = 10.0
@@ -211,6 +212,7 @@ class OpenAIServer:
         return Backoff(retries, self.first_wait_seconds, _LONGEST_WAIT_SECONDS, spread=0.25)
 
     def _post(self, body: dict[str, Any]) -> Completion:
+        use(REQUESTS)
         try:
             answer, content = self._exchange("POST", "chat/completions", self.timeout_seconds, body)
         except httpx.TimeoutException as error:
@@ -272,7 +274,9 @@ class OpenAIServer:
 
     def _completion(self, content: bytes) -> Completion:
         try:
-            choice = httpx.Response(200, content=content).json()["choices"][0]
+            answer = httpx.Response(200, content=content).json()
+            _count_tokens(answer.get("usage"))
+            choice = answer["choices"][0]
             text = choice["message"]["content"]
             reason = choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -349,6 +353,18 @@ class _TryAgain(Exception):
         super().__init__(message)
         self.kind: ErrorKind = kind
         self.after_seconds = after_seconds
+
+
+def _count_tokens(usage: Any) -> None:
+    """Counts the tokens that a server says it has charged; not all servers do."""
+    counts = [
+        usage.get(name) if isinstance(usage, Mapping) else None
+        for name in ("prompt_tokens", "completion_tokens")
+    ]
+    if all(isinstance(count, int) and count >= 0 for count in counts):
+        for name, count in zip((TOKENS_IN, TOKENS_OUT), counts, strict=True):
+            use(name, count or 0)
+        use(TOLD_TOKENS)
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

@@ -19,6 +19,7 @@ from clipmill.schemas.errors import ClipmillError, printable
 from clipmill.stages.media.isolation.isolated_process import HEADER
 
 START_SECONDS = 120.0
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 """A helper must start on a request within this time, whatever the file's limits."""
 
 _CHUNK_BYTES = 1 << 20
@@ -140,6 +141,15 @@ class Helper:
         lines = printable(self._tail.decode("utf-8", "replace")).split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f"{how}, saying {last[:_LINE_CHARACTERS]!r}" if last else how
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the helper and of programs that it has waited for; 0 if unknown."""
+        try:
+            text = Path(f"/proc/{self._process.pid}/stat").read_text("utf-8", "replace")
+        except OSError:  # it has ended, or the system has no such file
+            return 0.0
+        # After the name: state is the first field, user and system time the 12th to 15th.
+        return sum(map(int, text.rpartition(")")[2].split()[11:15])) / _TICKS_PER_SECOND
 
     def kill(self) -> None:
         """Ends the helper and the programs that it has started."""

@@ -28,6 +28,7 @@ from clipmill.stages.media.isolation.helper_processes import (
     IdleHelpers,
 )
 from clipmill.stages.media.isolation.progress import beat
+from clipmill.stages.usage import HELPER_CPU_SECONDS, use
 
 STALL_SECONDS = 300.0
 TIME_LIMIT_SECONDS = 6 * 3600.0
@@ -275,6 +276,7 @@ def _try(
     limits = request.limits
     helper = _begun(task, request.packed(), fresh)
     decoded, is_spent = 0, True
+    cpu_before = 0.0 if helper.is_fresh else helper.cpu_seconds()
     try:
         while True:
             left = request.ends - time.monotonic()
@@ -307,6 +309,7 @@ def _try(
             raise error
     finally:
         counted(decoded)
+        use(HELPER_CPU_SECONDS, max(0.0, helper.cpu_seconds() - cpu_before))
         if is_spent:
             helper.kill()
         else:

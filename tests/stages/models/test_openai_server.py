@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
 
 from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.stages import usage
 from clipmill.stages.models.openai_server import Completion, Message, OpenAIServer
 from clipmill.stages.references import ModelReference
 from tests.http_server import refusing_address
@@ -47,6 +49,20 @@ def test_request_has_the_settings(monkeypatch):
     assert "temperature" not in request
     assert (text_of(request), picture_of(request)) == ("hello", b"\xff\xd8jpeg")
     assert stand_in.headers[0]["Authorization"] == "Bearer secret"
+
+
+def test_requests_and_tokens_are_counted():
+    """Every request counts, also one that fails; tokens only if the server tells them."""
+    told = {**json.loads(completion("a")), "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+    odd = {**json.loads(completion("b")), "usage": {"prompt_tokens": "many"}}
+    misdeeds = [500, json.dumps(told).encode(), json.dumps(odd).encode()]
+    before = usage.used()
+    serving = openai_server(lambda request: "fine", *misdeeds)
+    with serving as stand_in, client(stand_in.url, concurrency=1) as server:
+        server.ask([Message("x"), Message("y")], max_new_tokens=5)
+    spent = {name: count - before[name] for name, count in usage.used().items()}
+    assert spent[usage.REQUESTS] == 3
+    assert (spent[usage.TOKENS_IN], spent[usage.TOKENS_OUT], spent[usage.TOLD_TOKENS]) == (7, 2, 1)
 
 
 @pytest.mark.parametrize("misdeed", [500, 503, 429, 408, b"<html>", b'{"choices": []}', "reset"])
