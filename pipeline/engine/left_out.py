@@ -57,8 +57,11 @@ def gate_connection(dataset: Path, *, threads: int | None = None) -> duckdb.Duck
         config["threads"] = threads
     connection = duckdb.connect(":memory:", config=config)
     connection.execute("SET GLOBAL TimeZone = 'UTC'")
-    place = str(dataset.absolute())
-    allowed = ", ".join(map(literal, sorted({place, escaped_for_glob(place)})))
+    # DuckDB also checks the files that names resolve to: a table's folder may be a link.
+    links = [entry.resolve() for entry in dataset.iterdir() if entry.is_symlink()]
+    places = [str(place) for place in (dataset.absolute(), dataset.resolve(), *links)]
+    names = {name for place in places for name in (place, escaped_for_glob(place))}
+    allowed = ", ".join(map(literal, sorted(names)))
     connection.execute(f"SET allowed_directories = [{allowed}]")
     connection.execute("SET enable_external_access = false")
     return connection
