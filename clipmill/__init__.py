@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from clipmill.dataset import Dataset, open
     from clipmill.importing import import_internvid, import_published
     from clipmill.pipeline.catalog.index_writer import IndexReport
+    from clipmill.pipeline.costs.bill import Bill, StageBill
+    from clipmill.pipeline.costs.budget import BudgetSpent
+    from clipmill.pipeline.costs.resampling import Range
+    from clipmill.pipeline.costs.spent import Cost, StageCost
     from clipmill.pipeline.dataset.audit_estimates import Estimate, Quality
     from clipmill.pipeline.exports.run_export import Exported, ExportWatcher
     from clipmill.pipeline.ingest.span_import import ImportReport
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     from clipmill.pipeline.status import IngestStatus, StageStatus, Status
     from clipmill.pipeline.training import ClipDataset
     from clipmill.pipeline.verify.findings import Finding, Repaired, Verification
-    from clipmill.running import RunResult, StageProgress, retry, run
+    from clipmill.running import RunResult, StageProgress, plan, retry, run
     from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected, UsageError
     from clipmill.stages.protocol import (
         Middle,
@@ -45,9 +49,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit",
+    "Bill",
+    "BudgetSpent",
     "ClipDataset",
     "ClipmillError",
     "Clips",
+    "Cost",
     "DataFile",
     "Dataset",
     "Estimate",
@@ -62,6 +69,7 @@ __all__ = [
     "PerSecond",
     "Purged",
     "Quality",
+    "Range",
     "Removal",
     "Repaired",
     "RowFailed",
@@ -69,6 +77,8 @@ __all__ = [
     "Rows",
     "RunResult",
     "Stage",
+    "StageBill",
+    "StageCost",
     "StageProgress",
     "StageStatus",
     "Status",
@@ -80,6 +90,7 @@ __all__ = [
     "import_internvid",
     "import_published",
     "open",
+    "plan",
     "resource",
     "retry",
     "run",
@@ -88,12 +99,15 @@ __all__ = [
 # Imported on first use: `import clipmill` takes milliseconds and needs only what is used.
 _PLACES = {
     "Audit": "audit",
+    "BudgetSpent": "pipeline.costs.budget",
     "ClipDataset": "pipeline.training",
     "ClipmillError": "schemas.errors",
     "Clips": "clips",
+    "Cost": "pipeline.costs.spent",
     "DataFile": "stages.references",
     "Dataset": "dataset",
     "Estimate": "pipeline.dataset.audit_estimates",
+    "Bill": "pipeline.costs.bill",
     "ExportWatcher": "pipeline.exports.run_export",
     "Exported": "pipeline.exports.run_export",
     "Finding": "pipeline.verify.findings",
@@ -105,6 +119,7 @@ _PLACES = {
     "PerSecond": "stages.protocol",
     "Purged": "pipeline.removal.purge",
     "Quality": "pipeline.dataset.audit_estimates",
+    "Range": "pipeline.costs.resampling",
     "Removal": "pipeline.removal.under_lock",
     "Repaired": "pipeline.verify.findings",
     "RowFailed": "schemas.errors",
@@ -112,6 +127,8 @@ _PLACES = {
     "Rows": "stages.protocol",
     "RunResult": "running",
     "Stage": "stages.protocol",
+    "StageBill": "pipeline.costs.bill",
+    "StageCost": "pipeline.costs.spent",
     "StageProgress": "running",
     "StageStatus": "pipeline.status",
     "Status": "pipeline.status",
@@ -123,6 +140,7 @@ _PLACES = {
     "import_internvid": "importing",
     "import_published": "importing",
     "open": "dataset",
+    "plan": "running",
     "resource": "stages.protocol",
     "retry": "running",
     "run": "running",

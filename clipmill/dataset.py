@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import duckdb
 
     from clipmill.pipeline.catalog.index_writer import IndexReport
+    from clipmill.pipeline.costs.spent import Cost
     from clipmill.pipeline.exports.request import Documents, Engine, Format
     from clipmill.pipeline.exports.run_export import Exported, ExportWatcher
     from clipmill.pipeline.recipes.overrides import Settings
@@ -161,6 +162,16 @@ class Dataset(Audits):
                 ]
                 for name in names
             }
+
+    def cost(self, prices: Mapping[str, Any] | None = None) -> Cost:
+        """What was spent per stage and per 1,000 kept clips, and what the next 1,000 would cost.
+
+        prices: as in a recipe, e.g. `{"cpu_hour": 0.04}`; by default the newest run's.
+        """
+        from clipmill.pipeline.costs.spent import cost_report
+        from clipmill.pipeline.recipes.prices import read_prices
+
+        return cost_report(self.path, None if prices is None else read_prices(prices))
 
     def status(self) -> Status:
         """Inputs, kept, rejected, failed, skipped and pending rows per stage; as JSON `status`."""

@@ -13,8 +13,10 @@ from typing import Any
 
 from clipmill.dataset import Dataset
 from clipmill.pipeline import run as runs
+from clipmill.pipeline.costs.bill import Bill
 from clipmill.pipeline.engine.standstill import Seen
 from clipmill.pipeline.recipes.overrides import Settings, as_overrides
+from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.pipeline.status import StageStatus, Status
 from clipmill.pipeline.subsets.choosing import Wish
 from clipmill.schemas.errors import ERROR_KINDS, UsageError
@@ -72,6 +74,7 @@ def run(
     sample: int | None = None,
     seed: int = 0,
     have: _PathLike | Sequence[_PathLike] = (),
+    budget: str | Sequence[str] = (),
     wait: bool = False,
     progress: Callable[[StageProgress], None] | runs.Watcher | None = None,
 ) -> RunResult:
@@ -84,14 +87,82 @@ def run(
     on those of a frozen subset, or on that many random sources (drawn with `seed`), and on their
     videos. What else there is counts as not asked for; a later run does only what is new to it.
     have: folders with videos that are on disk already, found by the ids in their names.
+    budget: ends the run in order when it has spent this, e.g. `"20 cpu_hours"` or `"50 USD"`, with
+    a BudgetSpent, which is a ClipmillError.
     progress: called in this process, from any thread, each time a stage has processed some rows. A
     `clipmill.pipeline.run.Watcher`, which may change between releases, sees everything.
 
     Messages go to the logger `clipmill.run`. Raises ClipmillError if the run can't continue;
     committed results stay, and the same call continues from there.
     """
-    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources or ())
     wish = Wish(where, subset, sample, seed)
+    folder, loaded, take_sources = _loaded(
+        recipe, sources, dataset, settings, engine, have, wait=wait
+    )
+    watcher = progress if isinstance(progress, runs.Watcher) else _Watcher(progress)
+    place = runs.dataset_folder(loaded, folder)
+    did = runs.run(
+        loaded,
+        place,
+        until=until,
+        limit=limit,
+        wish=wish,
+        budget=[budget] if isinstance(budget, str) else list(budget),
+        wait=wait,
+        watcher=watcher,
+        take_sources=take_sources,
+    )
+    return _result(Dataset(place), did, watcher)
+
+
+def plan(
+    recipe: _PathLike | None = None,
+    *,
+    sources: _PathLike | Sequence[_PathLike] | None = None,
+    dataset: _PathLike | None = None,
+    settings: Settings = (),
+    engine: str | None = None,
+    until: str | None = None,
+    limit: int | None = None,
+    where: str | None = None,
+    subset: str | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    have: _PathLike | Sequence[_PathLike] = (),
+    rates: _PathLike | None = None,
+    progress: runs.Watcher | None = None,
+) -> Bill:
+    """What `run` with these arguments would do and cost, like `clipmill run --dry-run`.
+
+    Nothing is done, and the dataset need not exist. Rates come from its earlier runs, and for
+    stages that were never run in it from the dataset `rates`.
+    """
+    wish = Wish(where, subset, sample, seed)
+    folder, loaded, take_sources = _loaded(recipe, sources, dataset, settings, engine, have)
+    return runs.plan_run(
+        loaded,
+        runs.dataset_folder(loaded, folder),
+        until=until,
+        limit=limit,
+        take_sources=take_sources,
+        wish=wish,
+        rates=None if rates is None else Path(rates).expanduser(),
+        watcher=progress or _Watcher(None),
+    )
+
+
+def _loaded(
+    recipe: _PathLike | None,
+    sources: _PathLike | Sequence[_PathLike] | None,
+    dataset: _PathLike | None,
+    settings: Settings,
+    engine: str | None,
+    have: _PathLike | Sequence[_PathLike],
+    *,
+    wait: bool = False,
+) -> tuple[Path | None, LoadedRecipe, bool]:
+    """The folder that was given, the recipe, and whether its sources are to be read."""
+    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources or ())
     had = [have] if isinstance(have, str | os.PathLike) else list(have)
     folder = None if dataset is None else Path(dataset).expanduser()
     loaded = runs.load(
@@ -103,19 +174,7 @@ def run(
         have=[Path(one) for one in had],
         wait=wait,
     )
-    watcher = progress if isinstance(progress, runs.Watcher) else _Watcher(progress)
-    place = runs.dataset_folder(loaded, folder)
-    did = runs.run(
-        loaded,
-        place,
-        until=until,
-        limit=limit,
-        wish=wish,
-        wait=wait,
-        watcher=watcher,
-        take_sources=recipe is not None or bool(given),
-    )
-    return _result(Dataset(place), did, watcher)
+    return folder, loaded, recipe is not None or bool(given)
 
 
 def retry(

@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from clipmill.jobs.help_pages import default_shown, limits_shown, shown
 from clipmill.pipeline.catalog import views
 from clipmill.pipeline.ingest.source_spec import SourceSpec
+from clipmill.pipeline.recipes.prices import Prices
 from clipmill.pipeline.recipes.recipe import RaySettings, Recipe
 from clipmill.schemas import tables
 from clipmill.schemas.errors import ERROR_KINDS
@@ -159,6 +160,8 @@ def stages_page() -> str:
         _settings(SourceSpec.model_fields),
         "### `ray`\n",
         _settings(RaySettings.model_fields),
+        "### `prices`\n",
+        _settings(Prices.model_fields),
         "## Settings of every stage\n",
         _settings(_marked(common)),
     ]

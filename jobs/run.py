@@ -41,9 +41,9 @@ def run(loaded: LoadedRecipe, dataset: Path, **asked: Any) -> bool:
     return runs.run(loaded, dataset, watcher=TerminalWatcher(), **asked)
 
 
-def run_recipe(recipe: str | None, **asked: Any) -> None:
+def run_recipe(**asked: Any) -> None:
     """`clipmill.run`, followed on standard error; then the state of the dataset."""
-    show_status(clipmill.run(recipe, progress=TerminalWatcher(), **asked).status)
+    show_status(clipmill.run(progress=TerminalWatcher(), **asked).status)
     sys.stdout.flush()
 
 

@@ -16,13 +16,20 @@ if TYPE_CHECKING:
     from clipmill import IngestStatus, StageStatus, Status
 
 
-def print_status(dataset: Path, format: str = "table") -> None:
-    """The accounting of every stage, on standard output."""
-    report = clipmill.open(dataset).status()
+def print_status(dataset: Path, format: str = "table", *, cost: bool = False) -> None:
+    """The accounting of every stage, on standard output; with `cost`, what it has cost, too."""
+    opened = clipmill.open(dataset)
+    report = opened.status()
+    costs = opened.cost() if cost else None
     if format == "json":
-        print(json.dumps(report, indent=2, ensure_ascii=False))
-    else:
-        show_status(report)
+        added = {} if costs is None else {"cost": costs}
+        print(json.dumps({**report, **added}, indent=2, ensure_ascii=False))
+        return
+    show_status(report)
+    if costs is not None:
+        from clipmill.jobs.bill import show_cost
+
+        show_cost(costs)
 
 
 def show_status(report: Status) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import av  # noqa: F401 - a run without the extra that it needs fails here, not at each video
 
 from clipmill.pipeline.catalog.index_writer import index_problem
+from clipmill.pipeline.costs.bill import GROUPS_AT_START, Bill, Pending, estimate
+from clipmill.pipeline.costs.budget import Budget, BudgetSpent, ended_by, read_budget
+from clipmill.pipeline.costs.shadow import shadow_of
+from clipmill.pipeline.costs.words import describe_briefly, describe_rest
 from clipmill.pipeline.dataset import run_records as records
 from clipmill.pipeline.dataset.choices import Choice, open_choice
 from clipmill.pipeline.dataset.leftovers import (
@@ -23,7 +26,8 @@ from clipmill.pipeline.dataset.locks import Hold, dataset_lock, remove_if_empty,
 from clipmill.pipeline.dataset.run_logs import python_messages
 from clipmill.pipeline.engine.asked import shards_of
 from clipmill.pipeline.engine.driver_log import DriverLog
-from clipmill.pipeline.engine.gated_run import GatedRun, is_another
+from clipmill.pipeline.engine.gated_run import GatedRun, RunPhase, is_another
+from clipmill.pipeline.engine.halting import end_halt, halt
 from clipmill.pipeline.engine.having import describe_folders, with_folders
 from clipmill.pipeline.engine.interrupts import interruption_behind
 from clipmill.pipeline.engine.local import run_locally
@@ -38,6 +42,8 @@ from clipmill.pipeline.engine.retry import (
 )
 from clipmill.pipeline.engine.standstill import Lookout, Seen
 from clipmill.pipeline.engine.thresholds import Phase, describe_phases, phases
+from clipmill.pipeline.engine.watching import Progress as Progress
+from clipmill.pipeline.engine.watching import Watcher as Watcher
 from clipmill.pipeline.ingest.sources import fixed_shards_note, ingest, list_source_shards
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, build_plan, pending
 from clipmill.pipeline.recipes.ready_made import recipe_path
@@ -56,49 +62,6 @@ from clipmill.stages.models.places import ModelPlace
 _MOVED_SECONDS = 3.0
 
 
-class Progress(Protocol):
-    """Receives the reports of a run's workers. All methods may be called from any thread."""
-
-    def report(self, label: str, counts: Counter[Any]) -> None:
-        """Called with additions to a stage's counts: inputs, kept, rejected, failed, skipped,
-        shards, seconds."""
-
-    def show(self, workers: Sequence[Seen]) -> None:
-        """Called with what each worker is doing now."""
-
-    def say(self, message: str) -> None:
-        """Called with a warning, for example about a worker that makes no progress."""
-
-
-class Watcher:
-    """Follows a run. This class is silent; subclasses override what they want to show."""
-
-    def say(self, text: str) -> None:
-        """Called with one or more sentences about what was done, or will be."""
-
-    def busy(self, text: str) -> AbstractContextManager[object]:
-        """Announces something that takes a moment."""
-        return contextlib.nullcontext()
-
-    @contextmanager
-    def progress(
-        self, todo: Mapping[str, Sequence[int]], line_seconds: float
-    ) -> Iterator[Progress]:
-        """Opens the progress of all stages.
-
-        `todo` gives by stage, in order, the shards that each of its steps still has to do.
-        """
-        yield _Silent()
-
-
-class _Silent:
-    def report(self, label: str, counts: Counter[Any]) -> None: ...
-
-    def show(self, workers: Sequence[Seen]) -> None: ...
-
-    def say(self, message: str) -> None: ...
-
-
 def run(
     loaded: LoadedRecipe,
     dataset: Path,
@@ -108,12 +71,14 @@ def run(
     retry_kinds: Sequence[str] | None = None,
     take_sources: bool = True,
     wish: Wish | None = None,
+    budget: Sequence[str] = (),
     wait: bool = False,
     watcher: Watcher | None = None,
 ) -> bool:
     """Brings a dataset to the state that the recipe describes; True if there was anything to do.
 
-    A `wish` limits that to some clips or sources; what earlier runs did is kept.
+    A `wish` limits that to some clips or sources; what earlier runs did is kept. A `budget`, such
+    as `20 cpu_hours`, ends the run with BudgetSpent when it is spent.
     `retry_kinds` (an empty list means all) retries failed rows first. Without `take_sources` the
     recipe's sources are not read: the dataset's existing ones are used. Raises ClipmillError if
     the run can't continue, and, unless `wait` is set, if another command is using the dataset;
@@ -126,6 +91,7 @@ def run(
     if wish and limit is not None:
         raise UsageError(f"--limit with {wish}: it is about sources to add; give one of them")
     this = _Run(loaded, dataset, until, watcher or Watcher())
+    this.budget = read_budget(budget, loaded.recipe.prices)
     having = describe_folders(this.steps)
     records.check_place(dataset)
     is_new = not dataset.exists()
@@ -166,7 +132,41 @@ def run(
         this.finish_removals()  # of videos that came back from other sources
         if (problem := index_problem(dataset)) is not None:
             this.watcher.say(problem)
-        return did
+    if did and wish and wish.sample is not None:
+        rest = plan_run(loaded, dataset, until=until, take_sources=False)
+        this.watcher.say(describe_rest(rest))
+    return did
+
+
+def plan_run(
+    loaded: LoadedRecipe,
+    dataset: Path,
+    *,
+    until: str | None = None,
+    limit: int | None = None,
+    take_sources: bool = True,
+    wish: Wish | None = None,
+    rates: Path | None = None,
+    watcher: Watcher | None = None,
+) -> Bill:
+    """What `run` would do, and what that would cost; nothing is done, and nothing written.
+
+    `rates` is a dataset whose earlier runs tell what stages cost that were never run in this one.
+    """
+    records.check_place(dataset)
+    if rates is not None:
+        records.require_dataset(rates)
+    with shadow_of(dataset) as shadow:
+        this = _Run(loaded, shadow, until, watcher or Watcher())
+        if not list_source_shards(shadow):
+            this.require_sources()
+        if take_sources:
+            this.ingest(limit)
+        this.choose(wish)
+        this.let_in()
+        gated = this.gated()
+        gated.let_in_before(this.new_record(gated))
+        return this.estimate(dataset, rates=rates, looks_at_rows=True)
 
 
 class _Run:
@@ -181,6 +181,7 @@ class _Run:
         self.plan = build_plan(loaded)
         self.steps = self.plan.until(until)
         self._checked: set[str] = set()
+        self.budget: Budget | None = None
         self._choice: Choice | None = None
         self._is_retry = False
 
@@ -317,8 +318,8 @@ class _Run:
     def bring_up_to_date(self, hold: Hold, before: str | None) -> bool:
         """Runs what is pending; `before` tells the log what was done just before."""
         latest = records.latest_run(self.dataset)
-        gated = GatedRun(self.plan, self.steps, self.dataset, latest, self.shards, self.watcher.say)
-        record = self._new_record(gated)
+        gated = self.gated()
+        record = self.new_record(gated)
         gated.let_in_before(record)
         shards = self.shards()
         todo = self.pending(shards)
@@ -338,8 +339,11 @@ class _Run:
             )
             return False
         self.check_models_of(todo)
+        with contextlib.suppress(ClipmillError, OSError):  # the run itself meets the problem
+            if said := describe_briefly(self.estimate(self.dataset, groups=GROUPS_AT_START)):
+                self.watcher.say(said)
         # A new record: now that the models are here, their revisions are known.
-        record = self._new_record(gated)
+        record = self.new_record(gated)
         hold.begin(record["run_id"])
         kept_record = records.RecordOfThisRun(self.dataset, record)
         log = DriverLog(self.loaded, self.dataset, record, todo, before)
@@ -352,7 +356,9 @@ class _Run:
                 )
         except BaseException as error:
             # Even if the error came from the closed terminal.
-            state = "stopped" if interruption_behind(error) else "failed"
+            end_halt(self.dataset, record["run_id"])
+            in_order = isinstance(error, BudgetSpent) or interruption_behind(error)
+            state = "stopped" if in_order else "failed"
             with contextlib.suppress(OSError):  # a full disk may be what stopped the run
                 kept_record.finish(state)
             log.end(state, error)
@@ -366,7 +372,17 @@ class _Run:
         self.watcher.say(f"Done in {log.seconds:.0f} s.")
         return True
 
-    def _new_record(self, gated: GatedRun) -> records.RunRecord:
+    def gated(self) -> GatedRun:
+        latest = records.latest_run(self.dataset)
+        return GatedRun(self.plan, self.steps, self.dataset, latest, self.shards, self.watcher.say)
+
+    def estimate(self, dataset: Path, **details: Any) -> Bill:
+        """What is pending, as an estimate; `dataset` is the one that this one stands for."""
+        choice = self._choice.record if self._choice is not None else None
+        work = Pending(self.plan, self.steps, self.shards(), self.dataset, choice)
+        return estimate(work, self.loaded.recipe, dataset, **details)
+
+    def new_record(self, gated: GatedRun) -> records.RunRecord:
         return new_record(
             self.loaded, self.plan, self.steps, self.shards(), gated.may_skip, self._choice
         )
@@ -389,6 +405,8 @@ class _Run:
             hold.moved()
             progress.report(label, counts)
             log.report(label, counts)
+            if self.budget is not None and self.budget.add(counts):
+                halt(self.dataset, record.run_id)
             record.add_places(label, [name for name in counts if isinstance(name, ModelPlace)])
 
         def show(workers: Sequence[Seen]) -> None:
@@ -420,7 +438,7 @@ class _Run:
                 )
 
             with watched as progress:
-                gated.run(run_here, record, note)
+                gated.run(self._budgeted(run_here), record, note)
             return
         address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
         with contextlib.ExitStack() as stack:
@@ -466,7 +484,13 @@ class _Run:
                 )
 
             with watched as progress:
-                gated.run(run_there, record, note)
+                gated.run(self._budgeted(run_there), record, note)
+
+    def _budgeted(self, run_phase: RunPhase) -> RunPhase:
+        if self.budget is None:
+            return run_phase
+        self.budget.start()
+        return ended_by(self.budget, run_phase, lambda: sum(map(len, self.pending().values())))
 
 
 def load(

@@ -23,11 +23,22 @@ app = Commands("Explore a dataset")
 
 
 @app.command()
-def status(dataset: Dataset, format_: StatusFormat = "table") -> None:
+def status(
+    dataset: Dataset,
+    format_: StatusFormat = "table",
+    cost: Annotated[
+        bool,
+        typer.Option(
+            "--cost",
+            help="also what was spent per stage and per 1,000 kept clips, and what the next "
+            "1,000 would cost",
+        ),
+    ] = False,
+) -> None:
     """Show inputs, kept, rejected, failed, skipped, pending, seconds, rows/s for each stage."""
     from clipmill.jobs.status import print_status
 
-    print_status(dataset, format_)
+    print_status(dataset, format_, cost=cost)
 
 
 @app.command()

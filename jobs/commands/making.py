@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,7 @@ from clipmill.jobs.cli_options import (
     Wait,
 )
 from clipmill.jobs.help_pages import Commands
+from clipmill.schemas.errors import UsageError
 
 app = Commands("Make a dataset")
 
@@ -81,27 +82,64 @@ def run(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="random seed of --sample")] = 0,
     have: Have = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="show what would be done, and what it would take and cost, as ranges; do nothing",
+        ),
+    ] = False,
+    rates: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATASET",
+            help="with --dry-run: a dataset whose runs tell what stages take that were never "
+            "run in this one",
+        ),
+    ] = None,
+    format_: Annotated[
+        Literal["table", "json"], typer.Option("--format", help="with --dry-run: output format")
+    ] = "table",
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget",
+            metavar="AMOUNT",
+            help='end the run in order when it has spent this, e.g. "20 cpu_hours", '
+            '"50 USD", "8 hours", "2 million_tokens"; repeatable',
+        ),
+    ] = None,
     wait: Wait = False,
 ) -> None:
     """Run what is not done yet. Running again does only what is missing."""
     _say_that_it_begins("Reading the recipe …")
+    asked: dict[str, Any] = {
+        "recipe": recipe,
+        "dataset": dataset,
+        "sources": sources,
+        "settings": set_ or [],
+        "engine": engine,
+        "until": until,
+        "limit": limit,
+        "where": where,
+        "subset": subset,
+        "sample": sample,
+        "seed": seed,
+        "have": have or (),
+    }
+    if dry_run:
+        from clipmill.jobs.bill import print_plan
+
+        if budget:
+            raise UsageError("--budget with --dry-run: a dry run spends nothing; give one of them")
+        print_plan(format_, rates=rates, **asked)
+        return
+    if rates is not None or format_ != "table":
+        option = "--rates" if rates is not None else "--format"
+        raise UsageError(f"{option} is for --dry-run; add that, or leave {option} out")
     from clipmill.jobs.run import run_recipe
 
-    run_recipe(
-        recipe,
-        dataset=dataset,
-        sources=sources,
-        settings=set_ or [],
-        engine=engine,
-        until=until,
-        limit=limit,
-        where=where,
-        subset=subset,
-        sample=sample,
-        seed=seed,
-        have=have or (),
-        wait=wait,
-    )
+    run_recipe(budget=budget or [], wait=wait, **asked)
 
 
 @app.command()

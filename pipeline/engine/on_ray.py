@@ -46,6 +46,7 @@ from clipmill.pipeline.engine.cluster_probe import (
     ClusterProbe,
     check_answers,
 )
+from clipmill.pipeline.engine.halting import is_halted
 from clipmill.pipeline.engine.pools import Leg, Machine, Pool, plan_legs
 from clipmill.pipeline.engine.ray_noise import without_noise
 from clipmill.pipeline.engine.run_health import BEAT_SECONDS, Node, Tasks, Watchdog
@@ -256,11 +257,13 @@ def run_on_ray(
     log_limits: LogLimits,
     lookout: Lookout,
 ) -> None:
-    """Runs what is pending, phase by phase; returns when everything is committed.
+    """Runs what is pending, phase by phase; returns when all is committed, or the run halted.
 
     Raises ClipmillError if a stage can't continue at all (for example, a model does not load).
     """
     for leg in legs_of(plan, steps, shards, dataset, machine):
+        if is_halted(dataset, run_id):
+            return
         labels = [step.label for pool in leg for step in pool.steps]
         todo = pending(plan, [plan.by_label[label] for label in labels], shards, dataset)
         names = sorted({shard for missing in todo.values() for shard in missing})

@@ -15,6 +15,7 @@ from clipmill.pipeline.ingest.list_text import check_encoding
 from clipmill.pipeline.ingest.source_files import ALL_SUFFIXES
 from clipmill.pipeline.ingest.sources import SourceSpec, source_from_argument
 from clipmill.pipeline.recipes.gates import SETTING, Gate, is_condition
+from clipmill.pipeline.recipes.prices import Prices
 from clipmill.pipeline.recipes.stage_classes import class_reference, stage_class
 from clipmill.pipeline.recipes.strict_yaml import parse_yaml
 from clipmill.schemas.errors import UsageError
@@ -97,6 +98,9 @@ class Recipe(BaseModel):
         ge=0,
         description="how often a run reports its progress when standard error is "
         "a pipe or a file; 0 for never",
+    )
+    prices: Prices | None = Field(
+        None, description="what a CPU hour and the like cost, for `--dry-run` and `--budget`"
     )
     ray: RaySettings = Field(default_factory=RaySettings, description="the cluster")
     stages: dict[str, dict[str, Any]] = Field(description="label: settings, in order")

@@ -1,0 +1,216 @@
+"""What a run will take is told before it starts, measured as it goes, and bounded by a budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import clipmill
+from clipmill.jobs.bill import show_cost, show_plan
+from clipmill.pipeline.costs.budget import read_budget
+from clipmill.pipeline.dataset.shards import ShardMetadata, committed_shards, shard_path
+from clipmill.pipeline.recipes.prices import Prices
+from clipmill.schemas.errors import UsageError
+
+STAGES = Path(__file__).parent / "own_stages.py"
+
+
+def recipe(folder: Path, sources: int, **top: object) -> Path:
+    """A recipe of words; every source has three clips, and its gate lets two of them in."""
+    folder.mkdir(exist_ok=True)
+    lines = "".join(f"https://a{n}.test/?clips=3\n" for n in range(sources))
+    (folder / "list.txt").write_text(lines)
+    path = folder / "words.yaml"
+    stages = {
+        "fetch_words": {"stage": f"{STAGES}:FetchWords"},
+        "cut_words": {"stage": f"{STAGES}:CutWords"},
+        "name_words": {"stage": f"{STAGES}:NameWords", "where": "start_seconds >= 1"},
+        "count_letters": {"stage": f"{STAGES}:CountLetters"},
+    }
+    made = {"engine": "local", "shard_videos": 2, "sources": [{"path": "list.txt"}]}
+    path.write_text(yaml.safe_dump({**made, **top, "stages": stages}, sort_keys=False))
+    return path
+
+
+def files(dataset: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in dataset.rglob("*")
+        if path.is_file()
+    }
+
+
+def values(found: clipmill.Bill) -> dict[str, tuple[float, ...]]:
+    return {
+        stage.stage: tuple(
+            round(one.value) for one in (stage.rows, stage.passed, stage.kept, stage.outputs) if one
+        )
+        for stage in found.stages
+    }
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory) -> tuple[Path, Path, clipmill.RunResult]:
+    """A dataset of 40 sources, of which 12 random ones were processed."""
+    folder = tmp_path_factory.mktemp("costs")
+    path = recipe(folder, 40, prices={"cpu_hour": 3600.0, "gigabyte": 1.0, "currency": "EUR"})
+    result = clipmill.run(path, dataset=folder / "dataset", sample=12)
+    return path, folder / "dataset", result
+
+
+def test_a_sample_tells_what_the_rest_takes(sampled):
+    path, dataset, result = sampled
+    said = next(text for text in result.messages if text.startswith("The rest, judging from"))
+    assert "28 sources" in said
+    assert "name_words 56" in said
+    assert "EUR" in said
+    before = files(dataset)
+    found = clipmill.plan(path, dataset=dataset)
+    assert files(dataset) == before
+    assert found.sources == 28
+    assert values(found) == {
+        "fetch_words": (28, 28, 28, 28),
+        "cut_words": (28, 28, 28, 84),
+        "name_words": (84, 56, 56, 56),
+        "count_letters": (56, 56, 56, 56),
+    }
+    assert found["name_words"].has_gate
+    assert not found.unknown
+    assert found.wall_seconds is not None
+    assert found.wall_seconds.value > 0
+    cpu, money = found.amounts["cpu_seconds"], found.money
+    assert cpu is not None
+    assert money is not None
+    assert cpu.low <= cpu.value <= cpu.high
+    assert money.value == pytest.approx(cpu.value, rel=0.01)  # an hour costs 3600
+    assert json.loads(json.dumps(found.as_json()))["stages"][2]["passed"]["value"] == 56
+
+
+def test_a_dry_run_of_a_new_dataset_makes_nothing_and_says_what_is_unknown(tmp_path, capsys):
+    path = recipe(tmp_path, 5)
+    found = clipmill.plan(path, dataset=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert found.sources == 5
+    assert found["fetch_words"].rows.value == 5
+    assert found["cut_words"].outputs is None
+    assert found.wall_seconds is None
+    assert found.unknown == ("fetch_words", "cut_words", "name_words", "count_letters")
+    show_plan(found)
+    assert "--sample 200" in capsys.readouterr().out
+
+
+def test_rates_of_another_dataset(sampled, tmp_path):
+    _, dataset, _ = sampled
+    path = recipe(tmp_path, 10)
+    found = clipmill.plan(path, dataset=tmp_path / "new", rates=dataset)
+    assert values(found)["count_letters"] == (20, 20, 20, 20)
+    assert found["cut_words"].measured_on == "dataset"
+    changed = {"cut_words.length": 2.0}
+    found = clipmill.plan(path, dataset=tmp_path / "new", rates=dataset, settings=changed)
+    assert found["cut_words"].measured_on == "dataset, with other settings"
+
+
+def test_another_gate_is_tried_on_the_rows_so_far(sampled):
+    path, dataset, _ = sampled
+    found = clipmill.plan(
+        path, dataset=dataset, settings={"name_words.where": "start_seconds >= 2"}
+    )
+    assert values(found)["name_words"] == (84, 28, 28, 28)
+
+
+def test_what_was_spent(sampled, capsys):
+    _, dataset, _ = sampled
+    cost = clipmill.open(dataset).cost()
+    assert cost["kept_clips"] == 24
+    assert cost["currency"] == "EUR"
+    spent = cost["totals"]["spent"]
+    assert spent["cpu_seconds"] > 0
+    assert spent["requests"] == 0
+    assert spent["money"] == pytest.approx(spent["cpu_seconds"], rel=0.01)
+    assert sum(one["spent"]["cpu_seconds"] for one in cost["stages"]) == pytest.approx(
+        spent["cpu_seconds"], rel=1e-3
+    )
+    assert cost["totals"]["per_1000"]["seconds"] == pytest.approx(
+        spent["seconds"] / 0.024, rel=0.01
+    )
+    coming = cost["totals"]["next_1000"]["cpu_seconds"]
+    assert coming["low"] <= coming["value"] <= coming["high"]
+    show_cost(cost)
+    assert "the next 1,000" in capsys.readouterr().out
+    dear = clipmill.open(dataset).cost({"cpu_hour": 7200})
+    assert dear["currency"] == "USD"
+    assert dear["totals"]["spent"]["money"] == pytest.approx(2 * spent["cpu_seconds"], rel=0.01)
+
+
+def test_footers_measure_what_a_step_uses(sampled):
+    _, dataset, _ = sampled
+    for place in dataset.glob("cut_words/*"):
+        shard = committed_shards(place)[0]
+        footer = ShardMetadata.read(shard_path(place, shard))
+        assert footer.cpu_seconds is not None
+        assert footer.written_bytes
+    assert footer.tokens_in == 0
+    assert footer.not_asked == 0
+
+
+def test_a_budget_ends_a_run_in_order(tmp_path):
+    path = recipe(tmp_path, 12)
+    dataset = tmp_path / "dataset"
+    with pytest.raises(clipmill.BudgetSpent, match=r"budget is spent: 1e-05 cpu_hours .* left"):
+        clipmill.run(path, dataset=dataset, budget="0.00001 cpu_hours")
+    opened = clipmill.open(dataset)
+    assert opened.status()["run"]["state"] == "stopped"
+    assert opened.status()["stages"][0]["pending"] > 0
+    assert opened.verify().faults == []
+    done = clipmill.run(path, dataset=dataset, budget=["1 cpu_hour", "2 hours"])
+    assert done["count_letters"]["kept"] == 24
+    assert opened.status()["run"]["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lots", "expected an amount and a unit"),
+        ("0 cpu_hours", "more than 0"),
+        ("5 cpu_huors", "did you mean cpu_hours"),
+        ("50 USD", "needs prices"),
+        ("50 EUR", "prices.currency=EUR"),
+        ("-3 hours", "expected an amount and a unit"),
+    ],
+)
+def test_budgets_that_make_no_sense(text, says):
+    with pytest.raises(UsageError, match=says):
+        read_budget([text], None)
+
+
+def test_budgets_of_money():
+    with pytest.raises(UsageError, match="unknown unit 'EUR'"):
+        read_budget(["50 EUR"], Prices(cpu_hour=1))
+    with pytest.raises(UsageError, match="nothing but a currency"):
+        read_budget(["50 USD"], Prices())
+    budget = read_budget(["2 USD"], Prices(million_tokens=1.0))
+    assert budget is not None
+    assert budget.spent() is None
+    assert not budget.add({"tokens_in": 1_000_000, "tokens_out": 500_000})
+    assert budget.add({"tokens_out": 500_000})
+    assert "2 USD (spent: 2 USD)" in budget.spent()
+
+
+@pytest.mark.parametrize(
+    ("prices", "says"),
+    [
+        ({"cpu_hours": 1}, "unknown price 'cpu_hours'; did you mean cpu_hour"),
+        ({"cpu_hour": -1}, "between 0 and"),
+        ({"cpu_hour": float("nan")}, "between 0 and"),
+        ({"cpu_hour": "cheap"}, "expected a number"),
+        ({"million_tokens": 1, "million_tokens_in": 1}, "not both"),
+        ({"currency": "US dollars 5"}, "expected a currency's name"),
+    ],
+)
+def test_prices_that_make_no_sense(tmp_path, prices, says):
+    with pytest.raises(UsageError, match=says) as error:
+        clipmill.plan(recipe(tmp_path, 1, prices=prices), dataset=tmp_path / "new")
+    assert "prices" in str(error.value)
