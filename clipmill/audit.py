@@ -250,7 +250,8 @@ class Audits:
                     f"--name {name}: to draw more clips or report further thresholds, also give "
                     f"--subset {former.subset or former.recipe} --rule {former.rule}"
                 )
-            where, score, seed = former.predicate, former.comparison, former.seed
+            where, seed = former.predicate, former.seed
+            score = f"{former.score} {former.operator} {former.threshold!r}"
         with self._asking() as catalog, catalog.bounded():
             asked = _asked(
                 _dataset(self), catalog, where, subset, rule, score, settings, parameters

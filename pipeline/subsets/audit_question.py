@@ -254,6 +254,7 @@ def further_rules(recipe: SubsetRecipe, bodies: Sequence[Where | Percentile]) ->
             verb="percentile" if isinstance(body, Percentile) else "where",
             body=body,
             name=None,
+            crop=None,
         )
         for place, body in enumerate(bodies, 1)
     )

@@ -37,9 +37,11 @@ from clipmill.pipeline.subsets.candidates import (
     read_candidates,
 )
 from clipmill.pipeline.subsets.freeze import snapshot_of
-from clipmill.pipeline.subsets.rule_engine import RuleEngine, Size, equal
+from clipmill.pipeline.subsets.rule_engine import RuleEngine, Size
 from clipmill.pipeline.subsets.rules import Percentile, Where
+from clipmill.pipeline.subsets.shares import equal
 from clipmill.schemas.errors import UsageError
+from clipmill.schemas.safe_rectangles import IS_CROPPED
 from clipmill.schemas.words import counted
 
 DEFAULT_SAMPLE = 30
@@ -109,11 +111,13 @@ class Drawing:
         if choice.comparison is not None:
             assert isinstance(rule.body, Where)
             text = rule.body.expression
-            bodies += [
-                Where(expression=checker.with_outcome(text, rule.place, choice.comparison, outcome))
+            texts = [
+                checker.with_outcome(text, rule.place, choice.comparison, outcome)
                 for outcome in (True, False)
             ]
-            bodies.append(Where(expression=text))
+            # What a crop lets pass is kept whatever the threshold.
+            or_cropped = f" OR {IS_CROPPED}" if rule.crop else ""
+            bodies += [Where(expression=f"({one}\n){or_cropped}") for one in (*texts, text)]
         return bodies
 
     def _apply_percentile(

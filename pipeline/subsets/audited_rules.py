@@ -27,10 +27,12 @@ def rule_of(info: Mapping[str, Any], audit: AuditRecord) -> int | None:
     percentile is the same if its threshold is the same number.
     """
     verb, body = _verb(audit.rules[-1])
+    crop = audit.rules[-1].get("crop")
     funnel = info.get("funnel") or [{} for _ in info["rules"]]
     for number, (rule, outcome) in enumerate(zip(info["rules"], funnel, strict=True), 1):
         its_verb, its_body = _verb(rule)
-        if its_verb != verb or _plain(its_body) != _plain(body) or not _same_score(info, audit):
+        same = (its_verb, _plain(its_body), rule.get("crop")) == (verb, _plain(body), crop)
+        if not same or not _same_score(info, audit):
             continue
         if verb == "where" or any(
             (one["operator"], one["value"]) == (audit.operator, audit.threshold)
@@ -41,7 +43,7 @@ def rule_of(info: Mapping[str, Any], audit: AuditRecord) -> int | None:
 
 
 def _verb(rule: Mapping[str, Any]) -> tuple[str, Any]:
-    return next((key, value) for key, value in rule.items() if key != "name")
+    return next((key, value) for key, value in rule.items() if key not in ("name", "crop"))
 
 
 def _plain(body: Any) -> Any:

@@ -19,7 +19,7 @@ from clipmill.jobs.cli import app
 from clipmill.pipeline.dataset.tombstones import new_tombstone
 from clipmill.schemas.damage import DamagedFile
 from clipmill.schemas.errors import UsageError
-from tests.scored_catalog import Clip, aesthetic, build, embeddings, random_clips, similarity
+from tests.scored_catalog import Clip, aesthetic, build, embeddings, own, random_clips, similarity
 from tests.typed import Shell
 
 WHERE = "aesthetic >= 4.4 AND duration_seconds > 3"
@@ -298,6 +298,30 @@ def test_rule_of_a_subset_stands_on_its_card_and_in_the_report(dataset: Path, tm
     app(["subset", "show", str(dataset), "mine", "--format", "json"], standalone_mode=False)
     (found,) = json.loads(capsys.readouterr().out)["audits"]
     assert found["precision"] == precision.value
+
+
+def test_clips_that_pass_by_a_crop_are_kept_at_any_threshold(tmp_path: Path):
+    names = ("bars", "safe_left", "safe_top", "safe_right", "safe_bottom")
+    clips = [
+        Clip(
+            f"generic-v{n}",
+            0.0,
+            3.0,
+            values=dict(zip(names, (n / 40, 0.0, 0.1 * (n % 4 == 0), 1.0, 1.0), strict=True)),
+        )
+        for n in range(40)
+    ]
+    dataset = build(tmp_path / "dataset", clips, [own(name) for name in names])
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("rules: [{where: bars <= 0.2, crop: safe}]")
+    with clipmill.open(dataset) as opened:
+        audit = opened.audit(subset=str(recipe), sample=40, thresholds=[0.1])
+        audit.label(dict.fromkeys(audit.sample, True))
+        subset = opened.create_subset(str(recipe), name="mine")
+        assert "## Audits" in subset.card()
+    counts = {value: quality.clips for value, quality in audit.table}
+    assert counts[0.2] == len(subset) == 9 + 7
+    assert counts[0.1] == 5 + 8
 
 
 def test_removal_drops_labels_at_once_and_for_good(dataset: Path, tmp_path: Path, capsys):

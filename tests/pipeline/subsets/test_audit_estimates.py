@@ -14,7 +14,7 @@ from clipmill.pipeline.dataset.audit_estimates import (
     quality,
     wilson,
 )
-from clipmill.pipeline.subsets.rule_engine import equal
+from clipmill.pipeline.subsets.shares import equal
 
 SHARES = (0.2, 0.3, 0.5)
 
