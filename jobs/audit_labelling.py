@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+import sys
+import termios
+import tty
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -17,6 +21,8 @@ from clipmill.pipeline.catalog.links import clip_link
 from clipmill.schemas.errors import printable
 from clipmill.schemas.sql_text import literal
 
+_MOST_KEYS = 64
+_END = "\x04"
 _KEYS = "[y]es  [n]o  [s]kip  [u]ndo  [q]uit"
 
 
@@ -30,15 +36,28 @@ def label_in_terminal(
     rows = {row["clip_id"]: row for row in audit.clips()}
     paths = _paths(dataset, rows)
     console = Console(highlight=False)
+    question = printable(audit.record.question or DEFAULT_QUESTION)
+    with _keys_of_terminal() as keys:
+        console.print(Text(f"{question}  {_KEYS}", style="bold"))
+        _label(console, keys, audit, rows, paths, blind, by)
+
+
+def _label(
+    console: Console,
+    keys: Iterator[str],
+    audit: clipmill.Audit,
+    rows: Mapping[str, Mapping[str, Any]],
+    paths: Mapping[str, Path],
+    blind: bool,
+    by: str | None,
+) -> None:
     waiting = [clip for clip in audit.unlabelled if clip in rows]
     place, done = 0, len(audit) - len(waiting)
-    question = printable(audit.record.question or DEFAULT_QUESTION)
-    console.print(Text(f"{question}  {_KEYS}", style="bold"))
     while place < len(waiting):
         clip = waiting[place]
         console.rule(f"{done + place + 1} of {len(audit)}", align="left", characters="─")
         _show(console, rows[clip], paths.get(rows[clip]["video_id"]), blind)
-        key = _asked(console, is_first=place == 0)
+        key = _asked(console, keys, is_first=place == 0)
         if key == "q":
             console.print("quit")
             return
@@ -57,28 +76,38 @@ def label_in_terminal(
     console.print()
 
 
-def _asked(console: Console, *, is_first: bool) -> str:
+def _asked(console: Console, keys: Iterator[str], *, is_first: bool) -> str:
     console.print(Text("y, n, s, u or q? "), end="")
-    while True:
-        key = _key()
+    for key in keys:
         if key in ("y", "n", "s", "q") or (key == "u" and not is_first):
             return key
         console.print("(nothing to undo) " if key == "u" else "(y, n, s, u or q) ", end="")
+    return "q"
 
 
-_typed: list[str] = []
+@contextlib.contextmanager
+def _keys_of_terminal() -> Iterator[Iterator[str]]:
+    """The keys typed, each at once and unseen, until Ctrl-D; Ctrl-C and Ctrl-Z act as always.
+
+    For the whole time, so that what is typed while a clip is being stored is not lost.
+    """
+    terminal = sys.stdin.fileno()
+    former = termios.tcgetattr(terminal)
+    tty.setcbreak(terminal, termios.TCSADRAIN)
+    try:
+        yield _keys(terminal)
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, former)
 
 
-def _key() -> str:
-    """The next key; of several that came at once, such as fast typing, one after the other."""
-    while not _typed:
-        try:
-            keys = typer.getchar().lower()
-        except EOFError:
-            return "q"
+def _keys(terminal: int) -> Iterator[str]:
+    while typed := os.read(terminal, _MOST_KEYS):
+        keys = typed.decode("utf-8", "replace").lower()
         # An arrow or function key comes as a sequence of characters.
-        _typed.extend("?" if keys.startswith("\x1b") else keys)
-    return _typed.pop(0)
+        for key in "?" if keys.startswith("\x1b") else keys:
+            if key == _END:
+                return
+            yield key
 
 
 def _show(console: Console, row: Mapping[str, Any], path: Path | None, blind: bool) -> None:

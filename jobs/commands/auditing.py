@@ -39,7 +39,7 @@ def audit(
     score: Annotated[
         str | None,
         typer.Option(
-            metavar="SCORE", help='which threshold of several: "aesthetic", or "motion <= 20"'
+            metavar="SCORE", help='which threshold of several: "aesthetic", or "motion >= 2"'
         ),
     ] = None,
     sample: Annotated[

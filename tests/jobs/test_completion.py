@@ -33,6 +33,8 @@ EXPECTED = {
     "clipmill export data --caption caption_c": {"caption_coarse"},
     "clipmill subset show data t": {"talks"},
     "clipmill subset explain data internvid-d": {"internvid-div"},
+    "clipmill audit data --subset ca": {"calm"},
+    "clipmill audit data --name ": {"pretty"},
     "clipmill logs data --run 2026": {"20260101T000000000000-abcdef"},
     "clipmill run no-such-recipe --until ": None,
 }
@@ -45,6 +47,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("calm", "talks"):
         (home / "data" / "subsets" / name).mkdir(parents=True)
     (home / "data" / "runs").mkdir()
+    (home / "data" / "audits").mkdir()
+    (home / "data" / "audits" / "pretty.json").write_text("{}")
     (home / "data" / "runs" / "20260101T000000000000-abcdef.json").write_text(json.dumps({}))
     bash(home, "clipmill --install-completion; true")
     return home
