@@ -221,10 +221,12 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def shard_writer(path: Path, schema: pa.Schema, *, clean: bool = True) -> Iterator[ShardWriter]:
+def shard_writer(
+    path: Path, schema: pa.Schema, *, clean: bool = True, dictionaries: list[str] | bool = True
+) -> Iterator[ShardWriter]:
     """Writes one shard, which `finish` commits; without `finish`, the file is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = ShardWriter(path, schema, clean=clean)
+    writer = ShardWriter(path, schema, clean=clean, dictionaries=dictionaries)
     try:
         yield writer
     finally:
@@ -234,10 +236,19 @@ def shard_writer(path: Path, schema: pa.Schema, *, clean: bool = True) -> Iterat
 class ShardWriter:
     """A Parquet file being written: one row group per `write`, visible only after `finish`.
 
-    `clean` removes what killed writers left behind, for which the folder is listed.
+    `clean` removes what killed writers left behind, for which the folder is listed. `dictionaries`
+    are the columns that Parquet stores as dictionaries: values that rarely repeat are smaller, and
+    faster to write, without.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, *, clean: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        *,
+        clean: bool = True,
+        dictionaries: list[str] | bool = True,
+    ) -> None:
         self._path = path
         if clean:
             remove_leftovers(path)  # only one worker at a time writes a shard
@@ -246,7 +257,11 @@ class ShardWriter:
         try:
             # Page checksums let `verify` find flipped bits that still decompress.
             self._writer = pq.ParquetWriter(
-                self._temporary, schema, compression="zstd", write_page_checksum=True
+                self._temporary,
+                schema,
+                compression="zstd",
+                write_page_checksum=True,
+                use_dictionary=dictionaries,
             )
         except BaseException:
             self._temporary.unlink(missing_ok=True)

@@ -28,6 +28,16 @@ from clipmill.schemas.step_tables import EXPANDED_RULE, MENDED_RULE, REMOVED_RUL
 from clipmill.schemas.tables import SOURCES
 
 _OF_FAILURES = ["source_key", "listed_in", "rejection", "error"]
+# Captions, times and scores of clips rarely repeat.
+_REPEATED = [
+    "spans.list.element.extra.key_value.key",
+    "extra.key_value.key",
+    "extractor",
+    "category",
+    "language",
+    "query",
+    "listed_in",
+]
 KEPT, REJECTED, FAILED = range(3)
 """The outcome of a source."""
 
@@ -61,7 +71,8 @@ class NewShards:
 def write_sources(folder: Path, name: str, table: pa.Table) -> None:
     """Commits one shard of sources; an existing one is replaced completely."""
     counts = _outcomes(table)
-    with shard_writer(shard_path(folder, name), SOURCES, clean=False) as writer:
+    path = shard_path(folder, name)
+    with shard_writer(path, SOURCES, clean=False, dictionaries=_REPEATED) as writer:
         writer.write(table.select(SOURCES.names))
         writer.finish(
             ShardMetadata(
