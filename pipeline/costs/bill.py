@@ -118,8 +118,10 @@ def estimate(
     never used is tried on the rows so far. `dataset` is shown as the dataset's place.
     """
     footers = Footers(run.dataset, groups)
-    asked = (run.choice["sources"], run.choice["clips"] or None) if run.choice else (None, None)
-    work = Work(run.plan, run.steps, run.shards, footers, *asked, looks_at_rows=looks_at_rows)
+    sources, clips = None, None
+    if run.choice is not None:
+        sources, clips = run.choice["sources"], run.choice["clips"] or None
+    work = Work(run.plan, run.steps, run.shards, footers, sources, clips, looks_at_rows)
     elsewhere = None if rates is None else Footers(rates, groups)
     steps = estimate_steps(work, Rates(run.plan.steps, footers, elsewhere))
     prices = recipe.prices if recipe.prices and recipe.prices.has_any else None
