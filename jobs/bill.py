@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import clipmill
 from clipmill import Bill, Cost, Range
 from clipmill.pipeline.costs.words import UNKNOWN, plain_count, plain_money, shown, totals_in_words
 from clipmill.schemas.words import counted, plain_hours, plain_size, plain_time
@@ -26,17 +24,6 @@ _AMOUNTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("written_bytes", "written", plain_size),
 )
 """Amounts with their headings; a column is shown if any stage has something in it."""
-
-
-def print_plan(format: str = "table", **asked: Any) -> None:
-    """`clipmill.plan`, on standard output; messages of reading the sources on standard error."""
-    from clipmill.jobs.run import TerminalWatcher
-
-    found = clipmill.plan(progress=TerminalWatcher(), **asked)
-    if format == "json":
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
-    else:
-        show_plan(found)
 
 
 def _console() -> Console:

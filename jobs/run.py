@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 import clipmill
+from clipmill.jobs.bill import show_plan
 from clipmill.jobs.progress_bars import TerminalProgress, saying
 from clipmill.jobs.status import show_status
 from clipmill.pipeline import run as runs
@@ -45,6 +47,15 @@ def run_recipe(**asked: Any) -> None:
     """`clipmill.run`, followed on standard error; then the state of the dataset."""
     show_status(clipmill.run(progress=TerminalWatcher(), **asked).status)
     sys.stdout.flush()
+
+
+def print_plan(format: str = "table", **asked: Any) -> None:
+    """`clipmill.plan`, on standard output; messages of reading the sources on standard error."""
+    found = clipmill.plan(progress=TerminalWatcher(), **asked)
+    if format == "json":
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    else:
+        show_plan(found)
 
 
 def retry_failures(dataset: Path, kinds: Sequence[str], *, wait: bool) -> None:

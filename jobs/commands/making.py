@@ -128,7 +128,7 @@ def run(
         "have": have or (),
     }
     if dry_run:
-        from clipmill.jobs.bill import print_plan
+        from clipmill.jobs.run import print_plan
 
         if budget:
             raise UsageError("--budget with --dry-run: a dry run spends nothing; give one of them")
