@@ -129,7 +129,7 @@ Have = Annotated[
         "--have",
         metavar="FOLDER",
         help="don't download videos that are in this folder, under names that give their published "
-        "ids: ID.mp4, Title [ID].mp4 …; repeatable",
+        "ids: ID.mp4, Title [ID].mp4 and others; repeatable",
     ),
 ]
 Until = Annotated[

@@ -113,7 +113,7 @@ def shown(param: Any, *, both: bool = False) -> str:
     name = max(param.opts, key=len)
     if param.is_flag:
         return " / ".join([name, *param.secondary_opts]) if both else name
-    if choices := _choices(param):
+    if (choices := _choices(param)) and not param.metavar:
         return f"{name} {'|'.join(choices)}"
     words = {Path: "PATH", int: "NUMBER", float: "NUMBER"}
     return f"{name} {param.metavar or words.get(param.type_descriptor.annotation, 'TEXT')}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
@@ -27,6 +27,8 @@ from clipmill.jobs.help_pages import Commands
 from clipmill.schemas.errors import UsageError
 
 app = Commands("Make a dataset")
+
+_LAYOUTS = ", ".join(get_args(ImportFormat))
 
 
 def _say_that_it_begins(what: str) -> None:
@@ -161,7 +163,10 @@ def import_(
             help="files as they were published; pass all files of a publication at once",
         ),
     ],
-    format_: Annotated[ImportFormat, typer.Option("--format", help="whose metadata it is")],
+    format_: Annotated[
+        ImportFormat,
+        typer.Option("--format", metavar="LAYOUT", help=f"the layout of the metadata: {_LAYOUTS}"),
+    ],
     limit: Annotated[
         int | None, typer.Option(min=1, help="take only this many videos, with all their clips")
     ] = None,

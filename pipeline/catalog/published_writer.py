@@ -142,7 +142,7 @@ def _write(query: str, connection: duckdb.DuckDBPyConnection, path: Path) -> Non
 def _free_number(folder: Path) -> int:
     found = [
         int(path.stem.partition("-")[2])
-        for path in folder.glob("clips-*.parquet")
+        for path in folder.glob("clips-[0-9]*.parquet")
         if path.stem.partition("-")[2].isdigit()
     ]
     return max(found, default=-1) + 1
