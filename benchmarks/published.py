@@ -54,7 +54,7 @@ def _clock(seconds: float) -> str:
 def _measured(command: list[str]) -> tuple[float, float, int]:
     """Seconds, processor seconds and peak MB of a command that must succeed."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")

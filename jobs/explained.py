@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from clipmill.jobs.funnel import one_line, terminal
-from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.words import counted, plain_hours
 
 _SHOWN_PAIRS = 15
@@ -101,7 +99,7 @@ def print_correlations(found: Mapping[str, Any]) -> None:
     out.print()
 
 
-def print_agreement(found: Mapping[str, Any], clips: int, dataset: Path) -> None:
+def print_agreement(found: Mapping[str, Any], clips: int) -> None:
     """What the ready-made recipes keep, how much of it is the same, and which lack columns."""
     out = terminal()
     out.print(Text.assemble(("Recipes on this catalog ", "bold"), f"({counted(clips, 'clip')})"))
@@ -132,8 +130,7 @@ def print_agreement(found: Mapping[str, Any], clips: int, dataset: Path) -> None
             _print_unable(one)
         out.print(
             Text(
-                f"`clipmill subset explain {shell_word(dataset)} RECIPE` prints the command that "
-                "adds them.",
+                "`clipmill subset explain`, given one of these, prints the command that adds them.",
                 style="dim",
             )
         )

@@ -87,7 +87,7 @@ def explain(
     if scores:
         print_correlations(found["correlations"])
     if recipes:
-        print_agreement(found["recipes"], found["catalog"]["clips"], dataset)
+        print_agreement(found["recipes"], found["catalog"]["clips"])
 
 
 def list_subsets(dataset: Path, *, format: str = "table", output: Path | None = None) -> None:

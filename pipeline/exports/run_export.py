@@ -254,7 +254,7 @@ def _ways_out(request: ExportRequest) -> dict[str, str]:
         "where": f"`clipmill subset explain {dataset} --where {shell_word(request.where or '')}` "
         "shows the clips nearest to it",
         NO_MEDIA: "these are only published, and nothing of them is downloaded: --media none "
-        f"exports what is known of them, and `clipmill run … --dataset {dataset}` gets the media",
+        f"exports what is known of them, and `clipmill run --dataset {dataset}` gets the media",
         "not in the catalog": "the catalog shows what the newest run made: run the recipe that "
         "made the subset's clips again, or freeze the subset again",
         "not from YouTube": "--format internvid only holds videos from YouTube: use webdataset, "

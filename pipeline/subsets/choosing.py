@@ -22,7 +22,6 @@ from clipmill.pipeline.dataset.steps import fingerprints
 from clipmill.pipeline.recipes.plan import Plan
 from clipmill.pipeline.subsets.expressions import Expressions
 from clipmill.pipeline.subsets.freeze import load_subset
-from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import escaped_for_glob, literal
 from clipmill.schemas.step_tables import CLIP_ID_PATTERN, kept
@@ -118,7 +117,6 @@ def _match(catalog: Catalog, where: str) -> None:
     kind = Expressions(catalog).type_of(where, place)
     if kind != "BOOLEAN":
         raise UsageError(f"{place}: {where!r} is {kind}, not true or false")
-    dataset = shell_word(catalog.layout.dataset)
     with readable_errors():
         reader = catalog.ask(f"SELECT clip_id FROM clips WHERE ({where}\n)")
         catalog.connection.register("matching", reader)
@@ -130,11 +128,11 @@ def _match(catalog: Catalog, where: str) -> None:
     if not clips:
         raise UsageError(
             f"{place} {where}: the dataset has no clips to choose from yet; make them first, with "
-            "`clipmill run … --until split_clips`, or import published ones (`clipmill import`)"
+            "a run `--until split_clips`, or import published ones (`clipmill import`)"
         )
     raise UsageError(
-        f"{place} {where}: true for none of {counted(clips, 'clip')}; `clipmill subset explain "
-        f"{dataset} --where …` shows what each part of it leaves"
+        f"{place} {where}: true for none of {counted(clips, 'clip')}; `clipmill subset explain` "
+        "with the same --where shows what each part of it leaves"
     )
 
 

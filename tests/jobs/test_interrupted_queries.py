@@ -18,7 +18,7 @@ import duckdb
 import clipmill.jobs.cli
 import clipmill.jobs.status
 
-def ask(*_):
+def ask(*_, **__):
     connection = duckdb.connect(config={"threads": 1})
     print("asking", flush=True)
     while True:

@@ -110,6 +110,7 @@ def test_changed_gate_computes_only_what_it_newly_lets_in(words):
     assert fingerprints == {step.fingerprint for step in build_plan(data.loaded()).steps}
 
 
+@pytest.mark.slow
 def test_kills_while_gates_change_leave_the_same_rows(words, monkeypatch, tmp_path):
     """The process dies at the first gate, while it requests what passes, and while it does that."""
     sources = ("a?clips=3", "b?clips=3", "c?clips=3")

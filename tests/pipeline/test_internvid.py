@@ -285,6 +285,7 @@ def test_another_file_adds_spans_to_known_videos_before_a_run(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_known_video_grows_by_more_rows_than_one_batch(tmp_path, monkeypatch):
     take(tmp_path / "dataset", write(tmp_path, line(), name="a.jsonl"))
     monkeypatch.setattr(span_import, "_BATCH_ROWS", 100)

@@ -252,6 +252,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(steps=STEPS)
 def test_unresolved_failures_are_those_of_each_lists_last_reading(tmp_path_factory, steps):

@@ -165,6 +165,7 @@ def test_both_engines_give_the_same_rows(words, tmp_path):
         assert plain(rows) == plain(here.table(label)), label
 
 
+@pytest.mark.slow
 def test_row_that_kills_its_worker_twice_is_a_crash(words):
     """Ray starts the worker again; the row that kills it becomes a crash, its neighbours stay."""
     data = words("a", "k?kill=cut", "b", "c")

@@ -201,6 +201,7 @@ def test_stopped_worker_on_ray_fails_only_its_row(words):
     assert any("killed worker" in line["message"] for line in lines)
 
 
+@pytest.mark.slow
 def test_worker_on_ray_that_sleeps_at_a_fragile_row_fails_that_row(words):
     data = words("a", "t?stand=cut", "b")
     data.run("stall_seconds=3", engine="ray")

@@ -36,6 +36,7 @@ def test_tag_vocabulary_is_the_worlds() -> None:
     assert (MODELS / "tags.txt").read_text().split() == list(world.TAGS)
 
 
+@pytest.mark.slow
 def test_models_generalise_to_new_films() -> None:
     scores = evaluate_models.evaluate_models(MODELS, world.make_world(90_210, 3))
     assert scores.n_shots >= 12
