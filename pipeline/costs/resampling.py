@@ -61,7 +61,8 @@ class Resampling:
         weights = self._weights[:, [self._at[group] for group in groups]]
         with np.errstate(invalid="ignore", divide="ignore"):
             found: Any = (weights @ above) / (weights @ below)
-        return np.asarray(np.where(np.isfinite(found), found, found[0]))
+        all_groups = found[0] if np.isfinite(found[0]) else float("nan")
+        return np.asarray(np.where(np.isfinite(found), found, all_groups))
 
 
 def range_of(values: Values, *, known: bool = True) -> Range | None:

@@ -1,7 +1,7 @@
 """Which rows of a shard a run is asked for, and which given spans of a source.
 
-Only the first shards are filtered: a retry shard holds rows that were asked for by name, with what
-is made from them.
+Rows that a retry shard names are always asked for; what is made from them only if the run asks
+for it, since the retry may be an earlier run's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.pipeline.dataset.choices import Choice, ChosenOfShard, open_choice, stored_choices
-from clipmill.pipeline.dataset.shards import base_shard, retry_number
+from clipmill.pipeline.dataset.shards import base_shard
 from clipmill.pipeline.engine.step_inputs import kept_rows, read_group, read_shard
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList
 from clipmill.schemas.folders import SOURCES
@@ -43,20 +43,19 @@ class Asked:
         self.choice = None if name is None else open_choice(self.dataset, name)
 
     def split(
-        self, step: PlannedStep, shard: str, rows: pa.Table
+        self, step: PlannedStep, shard: str, rows: pa.Table, named: Collection[str] | None
     ) -> tuple[pa.Table, dict[str, str]]:
         """The rows to process, and why each of the others is skipped.
 
-        The given spans of a source are reduced to those that are asked for.
+        `named` are the keys for which a retry shard was requested. The given spans of a source are
+        reduced to those that are asked for.
         """
-        left_out: dict[str, str] = {}
         if self.choice is None or not rows.num_rows:
-            return rows, left_out
+            return rows, {}
         keys = rows[step.key].to_pylist()
-        if not retry_number(shard):
-            asked = self.keys(step, base_shard(shard), keys)
-            left_out = {key: f"{NOT_ASKED}: {self.choice.said}" for key in keys if key not in asked}
-            rows = rows.filter(pa.array([key in asked for key in keys], pa.bool_()))
+        asked = self.keys(step, base_shard(shard), keys) | set(named or ())
+        left_out = {key: f"{NOT_ASKED}: {self.choice.said}" for key in keys if key not in asked}
+        rows = rows.filter(pa.array([key in asked for key in keys], pa.bool_()))
         if (column := spans_column(step)) is not None:
             rows = self._with_asked_spans(step, shard, rows, column)
         return rows, left_out

@@ -143,7 +143,7 @@ class Worker:
         log.start(rows.num_rows)
         self.report(step.stage_label, _begun(self.plan, step, rows.num_rows))
         share = 1 / (rows.num_rows or 1)
-        rows, skipped = self._asked.split(step, shard, rows)
+        rows, skipped = self._asked.split(step, shard, rows, only)
         checked = rows[step.stage.key].to_pylist()
         if only is not None and have_passed(request):
             checked = [key for key in checked if key not in only]

@@ -123,6 +123,23 @@ def test_a_wider_choice_does_only_what_is_new(world, split):
     assert not world.run(split).did_anything
 
 
+def test_choice_also_holds_for_rows_that_an_earlier_run_let_in(world, tmp_path):
+    """Most videos were let in after a sample, by a request, before there was a stage to choose
+    for."""
+    name = str(tmp_path / "dataset")
+    world.run(name, until="split_clips", sample=1)
+    world.run(name, until="split_clips")
+    result = world.run(name, where="start_seconds < 1")
+    assert len(world.calls()) == 3 * 4
+    assert counts(result, "rate_clips") == [12, 4, 0, 0, 8, 8, 0]
+    last = world.run(name)
+    assert len(calls := world.calls()) == 3 * 8
+    assert set(calls.values()) == {1}
+    assert counts(last, "rate_clips") == [12, 12, 0, 0, 0, 0, 0]
+    assert rows_of(last.dataset.path) == rows_of(world.folder / "whole")
+    assert last.dataset.verify().faults == []
+
+
 def test_shards_without_a_chosen_row_are_not_touched(world, split):
     videos = "SELECT DISTINCT video_id, url FROM clips ORDER BY url"
     [(video, _), *_] = clipmill.open(split).sql(videos).fetchall()
