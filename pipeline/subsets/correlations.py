@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from clipmill.pipeline.catalog.catalog import Catalog
-from clipmill.pipeline.catalog.views import clip_columns
 from clipmill.pipeline.subsets.expressions import is_numeric
 from clipmill.schemas.sql_text import quoted
 
@@ -55,16 +54,17 @@ class Correlations:
 def score_columns(catalog: Catalog) -> list[str]:
     """The numeric columns of `clips` that describe what is in a clip."""
     described = catalog.execute("SELECT * FROM clips LIMIT 0").description
-    made = clip_columns(catalog.layout.steps)
+    made = catalog.layout.clip_columns
     return [
         name for name, kind, *_ in described if name in {*made, *_ALWAYS} and is_numeric(str(kind))
     ]
 
 
 def score_correlations(catalog: Catalog, *, most_clips: int = MOST_CLIPS) -> Correlations:
-    """Spearman's correlation of every two numeric columns of `clips`; nulls are left out pairwise.
+    """Spearman's correlation of every two scores of `clips` that have values.
 
-    Larger catalogs are sampled by a hash of the clip's id, so the result doesn't vary.
+    Nulls are left out pairwise. Larger catalogs are sampled by a hash of the clip's id, so the
+    result doesn't vary.
     """
     names = score_columns(catalog)
     (whole,) = catalog.execute("SELECT count(*) FROM clips").fetchall()[0]
@@ -77,6 +77,10 @@ def score_correlations(catalog: Catalog, *, most_clips: int = MOST_CLIPS) -> Cor
         np.ma.filled(np.ma.asarray(read[f"c{i}"], dtype=np.float64), np.nan)
         for i in range(len(names))
     ]
+    there = [i for i, column in enumerate(values) if not np.isnan(column).all()]
+    names, values = [names[i] for i in there], [values[i] for i in there]
+    if len(names) < 2:
+        return Correlations(tuple(names), 0, whole, ())
     n = len(values[0])
     ranks = _Ranks(values)
     pairs = []

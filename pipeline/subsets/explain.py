@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.catalog.views import usual_caption
 from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, names
 from clipmill.pipeline.subsets.agreement import Agreement, compare_recipes
 from clipmill.pipeline.subsets.candidates import ALL, CANDIDATES, read_candidates
@@ -248,8 +249,9 @@ def _add_captions(catalog: Catalog, found: list[Neighbourhood]) -> None:
     connection.execute(
         "CREATE OR REPLACE TABLE work.shown AS SELECT unnest(?) AS clip_id", [sorted(clips)]
     )
+    caption = usual_caption(catalog.layout.steps)
     rows = connection.execute(
-        "SELECT clip_id, caption FROM clips SEMI JOIN work.shown USING (clip_id)"
+        f"SELECT clip_id, {caption} FROM clips SEMI JOIN work.shown USING (clip_id)"
     ).fetchall()
     captions = dict(rows)
     for one in found:

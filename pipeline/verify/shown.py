@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from clipmill.pipeline.catalog import views
 from clipmill.pipeline.catalog.layout import Layout, read_layout
+from clipmill.pipeline.catalog.published import published_rows
 from clipmill.pipeline.dataset.shards import shard_name
 from clipmill.pipeline.verify.findings import Book
 from clipmill.pipeline.verify.layout import SOURCES_STEP, Survey, narrowed
@@ -46,6 +47,7 @@ class Shown:
         self._sources: StepTable | None = None
         self._split: StepTable | None = None
         self._rows: str | None = None
+        self._has_published = layout is not None and layout.published is not None
         if layout is None:
             return
         connection.execute("CREATE SCHEMA internal")
@@ -83,7 +85,10 @@ class Shown:
     @property
     def clips(self) -> str | None:
         """A query for the ids of the clips that the catalog shows; None if it has no clips."""
-        return f"SELECT clip_id FROM ({self._rows})" if self._rows else None
+        found = [] if self._rows is None else [self._rows]
+        if self._has_published and self._sources is not None:
+            found.append(published_rows(self._sources, ()))
+        return " UNION ".join(f"SELECT clip_id FROM ({rows})" for rows in found) or None
 
     def check_doubles(self) -> None:
         if self._sources is not None:

@@ -137,6 +137,11 @@ def test_subsets_and_exports_work_before_any_media(dataset: Path, tmp_path: Path
     with pytest.raises(UsageError, match=r"12 without media.*only published"):
         opened.export(tmp_path / "cut", "webdataset", media="copy")
     opened.report(tmp_path / "report.html")
+    checked = opened.verify()
+    assert (checked.faults, checked.notes) == ([], [])
+    found = opened.explain(where="umt_sim >= 0.1", scores=True)
+    assert found["correlations"]["columns"] == ["duration_seconds", "umt_sim", "aesthetic_given"]
+    assert "caption 0 1" in str(found)
     with pytest.raises(UsageError, match="the catalog has no such column"):
         opened.create_subset("panda-10m")
 
