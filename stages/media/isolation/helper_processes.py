@@ -19,8 +19,8 @@ from clipmill.schemas.errors import ClipmillError, printable
 from clipmill.stages.media.isolation.isolated_process import HEADER
 
 START_SECONDS = 120.0
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 """A helper must start on a request within this time, whatever the file's limits."""
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 _CHUNK_BYTES = 1 << 20
 _TAIL_BYTES = 4000
