@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,21 @@ def _call_changed(packed: bytes, function: Callable[..., Any], *args: Any) -> An
             setattr(owner, name, value)
 
 
+_LOADING = threading.Lock()
+
+
 def _cloudpickle() -> Any:
     """Ray's cloudpickle, without Ray: it takes seconds to import."""
     name = "cloudpickle"
-    if name not in sys.modules:
-        ray = importlib.util.find_spec("ray")
-        assert ray is not None
-        assert ray.submodule_search_locations
-        file = Path(ray.submodule_search_locations[0]) / "cloudpickle" / "cloudpickle.py"
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+    with _LOADING:  # downloads call this from several threads
+        if name not in sys.modules:
+            ray = importlib.util.find_spec("ray")
+            assert ray is not None
+            assert ray.submodule_search_locations
+            file = Path(ray.submodule_search_locations[0]) / "cloudpickle" / "cloudpickle.py"
+            spec = importlib.util.spec_from_file_location(name, file)
+            assert spec is not None
+            assert spec.loader is not None
+            sys.modules[name] = module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        return sys.modules[name]
