@@ -75,6 +75,7 @@ class Odd:
         headers = {
             b"content-type": b"video/mp4",
             b"content-length": b"%d" % len(VIDEO),
+            b"connection": b"close",  # or yt-dlp asks again on it, if the end comes late
             self.name: self.value,
         }
         handler.wfile.write(
