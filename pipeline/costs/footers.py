@@ -10,18 +10,10 @@ from pathlib import Path
 
 from clipmill.pipeline.dataset.run_records import RunRecord, run_records
 from clipmill.pipeline.dataset.shards import ShardMetadata, base_shard, committed_shards, shard_path
+from clipmill.pipeline.engine.metering import REPORTED
 
 _MOST_RECORDS = 50
-AMOUNTS = (
-    "cpu_seconds",
-    "gpu_seconds",
-    "requests",
-    "tokens_in",
-    "tokens_out",
-    "downloaded_bytes",
-    "written_bytes",
-    "media_seconds",
-)
+AMOUNTS = (*REPORTED, "media_seconds")
 """What work uses beside a worker's time, and what it works on, as footers call it."""
 
 

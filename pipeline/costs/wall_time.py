@@ -10,6 +10,7 @@ import numpy as np
 
 from clipmill.pipeline.costs.estimate import StepEstimate
 from clipmill.pipeline.costs.rates import Values
+from clipmill.pipeline.engine.parallel_map import usable_cpus
 from clipmill.pipeline.engine.pools import Leg, Machine, plan_legs
 from clipmill.pipeline.engine.thresholds import phases
 from clipmill.pipeline.recipes.recipe import Recipe
@@ -22,7 +23,7 @@ def machine_of(recipe: Recipe) -> Machine | None:
     """The machine that a run would have; None for a cluster, which isn't asked."""
     if recipe.ray.address or os.environ.get("RAY_ADDRESS"):
         return None
-    cpus = recipe.ray.num_cpus or len(os.sched_getaffinity(0))
+    cpus = recipe.ray.num_cpus or usable_cpus()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         gpus = len([one for one in visible.split(",") if one.strip() not in ("", "-1")])

@@ -40,7 +40,7 @@ def map_tasks(
 
         yield from map_on_ray(function, items)
         return
-    workers = min(len(items), _usable_cpus())
+    workers = min(len(items), usable_cpus())
     if workers == 1:
         for item in items:
             with null_input():
@@ -50,7 +50,8 @@ def map_tasks(
         yield from _in_processes(function, items, workers)
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
+    """The processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

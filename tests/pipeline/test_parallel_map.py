@@ -26,7 +26,7 @@ def engine(request, monkeypatch) -> str:
         request.getfixturevalue("ray_cluster")
     else:
         one = request.param == "local, one processor"
-        monkeypatch.setattr(tasks, "_usable_cpus", lambda: 1 if one else 2)
+        monkeypatch.setattr(tasks, "usable_cpus", lambda: 1 if one else 2)
     return request.param.split(",")[0]
 
 
@@ -35,7 +35,7 @@ def processes(request, monkeypatch) -> str:
     """The engines that run tasks in other processes."""
     if request.param == "ray":
         request.getfixturevalue("ray_cluster")
-    monkeypatch.setattr(tasks, "_usable_cpus", lambda: 2)
+    monkeypatch.setattr(tasks, "usable_cpus", lambda: 2)
     return request.param
 
 
@@ -83,7 +83,7 @@ def test_dead_process_is_replaced_and_its_item_retried(processes, tmp_path):
 
 
 def test_results_arrive_as_they_finish(tmp_path, monkeypatch):
-    monkeypatch.setattr(tasks, "_usable_cpus", lambda: 2)
+    monkeypatch.setattr(tasks, "usable_cpus", lambda: 2)
     items = ["until/told", "a", "b", "c"]
     results = map_tasks(partial(work, tmp_path), items, engine="local")
     order = [next(results).item for _ in range(3)]
@@ -109,7 +109,7 @@ from clipmill.pipeline.engine import parallel_map as tasks
 from tests.pipeline.task_work import work
 
 if __name__ == "__main__":
-    tasks._usable_cpus = lambda: 2
+    tasks.usable_cpus = lambda: 2
     print("begun", flush=True)
     items = ["sleep/200", "sleep/201", "sleep/202"]
     list(tasks.map_tasks(partial(work, Path(sys.argv[1])), items, engine="local"))

@@ -250,7 +250,7 @@ def test_nan_and_infinity_become_null_in_text(tmp_path):
 
 def test_stopped_export_has_no_processes_left_when_it_raises(tmp_path, monkeypatch):
     """Although the caller still holds the error, and with it the frames of the export."""
-    monkeypatch.setattr(tasks, "_usable_cpus", lambda: 2)
+    monkeypatch.setattr(tasks, "usable_cpus", lambda: 2)
     small = write_small(tmp_path / "dataset", 60)
     others = set(active_children())  # of earlier tests
 
