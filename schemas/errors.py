@@ -41,6 +41,22 @@ class RowFailed(Exception):
         return type(self), (self.kind, self.message)
 
 
+class ServerRefused(RowFailed):
+    """A server refuses a model's requests whatever they ask: no other row would fare better.
+
+    The key is wrong (`status` 401, 403), or there is no such model or address (404). `setting`
+    names the model, as `<stage>.<setting>`.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str, status: int, setting: str) -> None:
+        super().__init__(kind, message)
+        self.status = status
+        self.setting = setting
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, self.message, self.status, self.setting)
+
+
 class RowRejected(Exception):
     """A rule rejected this row; `rule` is `<stage>.<setting>`, as the user would set it."""
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.errors import RowFailed, ServerRefused
 from clipmill.schemas.tables import TEXT_AT, clip_table
 from clipmill.stages.media.read.sampling import pick_frames
 from clipmill.stages.models.captioners import Captioner, PictureToCaption, open_captioner
@@ -290,6 +290,8 @@ class _Clip:
                 coarse_seconds=self.coarse.seconds if self.coarse else None,
                 captions_fine=fine if self.fine else None,
             )
+        except ServerRefused:
+            raise  # it concerns all clips
         except RowFailed as failure:
             rows.record(self.clip_id, failure)
 
@@ -297,6 +299,8 @@ class _Clip:
 def usable(ticket: Ticket, texts: Mapping[Hashable, str | RowFailed]) -> str:
     """The cleaned text of a ticket; RowFailed if it can't be used."""
     text = texts[ticket]
+    if isinstance(text, ServerRefused):
+        raise text
     where = f"{ticket.scale} caption at {ticket.seconds:.3f} s"
     if isinstance(text, RowFailed):
         raise RowFailed(text.kind, f"{where}: {text.message}")

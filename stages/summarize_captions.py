@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
-from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.errors import RowFailed, ServerRefused
 from clipmill.schemas.tables import clip_table
 from clipmill.stages.media.read.speech import Lines, said_within, speaking_track, with_words
 from clipmill.stages.models.generated_text import fault_of, shortened, tidy
@@ -154,6 +154,8 @@ class SummarizeCaptions(GeneratingStage):
         for clip_id, answer in zip(prompts, answers, strict=True):
             try:
                 rows.keep(clip_id, caption=self._usable(answer))
+            except ServerRefused:
+                raise  # it concerns all clips
             except RowFailed as failure:
                 rows.record(clip_id, failure)
         return rows.table()

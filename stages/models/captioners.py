@@ -77,8 +77,8 @@ def open_captioner(
 ) -> Iterator[Captioner]:
     """The captioner for a reference; errors name `setting`."""
     if reference.server:
-        with stage.server(reference) as server:
-            server.check(setting)
+        with stage.server(reference, setting) as server:
+            server.check()
             yield ServerCaptioner(server)
         return
     from clipmill.stages.models.loading import local_folder

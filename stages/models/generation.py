@@ -104,8 +104,8 @@ class GeneratingStage(Stage):
                 "or no_repeat_ngram_size; use server_options for what the server supports"
             )
 
-    def server(self, reference: ModelReference) -> OpenAIServer:
-        """The client for a reference to a server."""
+    def server(self, reference: ModelReference, setting: str) -> OpenAIServer:
+        """The client for a reference to a server; errors name `setting`."""
         # Here, because httpx takes a tenth of a second to import.
         from clipmill.stages.models.openai_server import OpenAIServer
 
@@ -117,6 +117,7 @@ class GeneratingStage(Stage):
             first_wait_seconds=self.server_first_wait_seconds,
             key_variable=self.server_key_variable,
             options=self.server_options,
+            setting=setting,
         )
 
 

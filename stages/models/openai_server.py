@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed
+from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed, ServerRefused
 from clipmill.schemas.retries import Backoff, retried
 from clipmill.stages.media.fetch.proxies import proxies_of_environment
 from clipmill.stages.media.isolation.progress import beat
@@ -70,6 +70,10 @@ class OpenAIServer:
     server that is down costs about a minute per batch instead of hours, and is used again once it
     is back.
 
+    A wrong key (401, 403), or a model or address that isn't there (404), is ServerRefused with the
+    `setting` that names the model. Once the server has answered, 403 concerns only its request:
+    some servers refuse what a picture shows that way.
+
     Exiting the context manager, even during `ask`, cuts pending requests and sends no more.
     """
 
@@ -80,6 +84,7 @@ class OpenAIServer:
     first_wait_seconds: float = 1.0
     key_variable: str = "OPENAI_API_KEY"
     options: Mapping[str, Any] = field(default_factory=dict)
+    setting: str = ""
 
     def __post_init__(self) -> None:
         self._url = str(self.reference.server).rstrip("/")
@@ -92,6 +97,7 @@ class OpenAIServer:
         self._asked: list[Future[Completion | RowFailed]] = []
         self._lock = threading.Lock()
         self._unanswered = 0
+        self._has_answered = False
 
     def _authorization(self) -> dict[str, str]:
         key = os.environ.get(self.key_variable, "").strip()
@@ -114,7 +120,7 @@ class OpenAIServer:
         for line in list(self._lines):
             line.client.close()
 
-    def check(self, setting: str) -> None:
+    def check(self) -> None:
         """Raises ClipmillError if nothing answers at the server's address.
 
         Any answer is accepted: not every server lists its models, and a wrong key fails each row.
@@ -123,8 +129,8 @@ class OpenAIServer:
             self._exchange("GET", "models", min(_CHECK_SECONDS, self.timeout_seconds))
         except httpx.ConnectError as error:
             raise ClipmillError(
-                f"{setting}: no server answers at {self._url} ({error}); start it, or point to "
-                f"another with --set {setting}=http://HOST:PORT/v1#MODEL"
+                f"{self.setting}: no server answers at {self._url} ({error}); start it, or "
+                f"point to another with --set {self.setting}=http://HOST:PORT/v1#MODEL"
             ) from error
         except (httpx.HTTPError, _TooLong):
             # Slow or odd, but reachable: the requests themselves are retried if necessary.
@@ -267,7 +273,12 @@ class OpenAIServer:
         if status in (408, 409, 425, 429) or status >= 500:
             return _TryAgain("transient", text, _retry_after(answer))
         if status in (401, 403):
-            return RowFailed("blocked", f"{text}; the key is read from ${self.key_variable}")
+            text = f"{text}; the key is read from ${self.key_variable}"
+            if status == 403 and self._has_answered:
+                return RowFailed("blocked", text)
+            return ServerRefused("blocked", text, status, self.setting)
+        if status == 404:
+            return ServerRefused("permanent", text, status, self.setting)
         if status in (400, 413, 422):
             return RowFailed("model", text)
         return RowFailed("permanent", text)
@@ -289,6 +300,7 @@ class OpenAIServer:
             raise RowFailed("model", f"{self._url} filtered its answer")
         if not isinstance(text, str | None):
             raise RowFailed("model", f"{self._url} answered with content that is not text")
+        self._has_answered = True
         return Completion(text or "", complete=reason != "length")
 
 

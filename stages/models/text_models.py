@@ -52,8 +52,8 @@ def open_text_model(
 ) -> Iterator[TextModel]:
     """The language model for a reference; errors name `setting`."""
     if reference.server:
-        with stage.server(reference) as server:
-            server.check(setting)
+        with stage.server(reference, setting) as server:
+            server.check()
             yield ServerTextModel(server, generation)
         return
     from clipmill.stages.models.loading import local_folder

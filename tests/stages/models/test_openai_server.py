@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import threading
 
 import pytest
 
-from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.schemas.errors import ClipmillError, RowFailed, ServerRefused
 from clipmill.stages import usage
 from clipmill.stages.models.openai_server import Completion, Message, OpenAIServer
 from clipmill.stages.references import ModelReference
@@ -101,6 +102,26 @@ def test_each_error_status_has_its_kind(misdeed, kind, asked, words):
     assert words in failure.message
 
 
+def test_refusals_that_concern_all_requests_are_told_apart():
+    """A wrong key and a missing model always do; 403 only until the server has answered."""
+    serving = openai_server(text_of, 401, 403, 404, completion("x"), 403, 401, 404)
+    with serving as stand_in, client(stand_in.url, concurrency=1, setting="s.model") as server:
+        answers = server.ask([Message("x")] * 7, max_new_tokens=5)
+    assert [getattr(answer, "status", None) for answer in answers] == [
+        401,
+        403,
+        404,
+        None,
+        None,
+        401,
+        404,
+    ]
+    refused = pickle.loads(pickle.dumps(answers[0]))
+    assert isinstance(refused, ServerRefused)
+    assert (refused.kind, refused.status, refused.setting) == ("blocked", 401, "s.model")
+    assert refused.message == answers[0].message
+
+
 def test_failure_affects_only_its_own_request():
     with openai_server(text_of, 400) as stand_in, client(stand_in.url, concurrency=1) as server:
         answers = server.ask([Message("a"), Message("b")], max_new_tokens=5)
@@ -117,10 +138,10 @@ def test_answer_at_the_token_limit_is_incomplete():
 
 def test_unreachable_server_is_reported_at_the_start():
     with openai_server(text_of) as stand_in, client(stand_in.url) as server:
-        server.check("caption_frames.model")
+        server.check()
     with (
         refusing_address() as gone,
-        client(f"http://{gone}/v1") as server,
+        client(f"http://{gone}/v1", setting="caption_frames.model") as server,
         pytest.raises(ClipmillError, match=r"--set caption_frames\.model"),
     ):
-        server.check("caption_frames.model")
+        server.check()
