@@ -14,6 +14,7 @@ from clipmill.schemas.errors import RowFailed, ServerRefused
 from clipmill.schemas.tables import TEXT_AT, clip_table
 from clipmill.stages.media.read.sampling import pick_frames
 from clipmill.stages.models.captioners import Captioner, PictureToCaption, open_captioner
+from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.generated_text import fault_of, shortened, tidy
 from clipmill.stages.models.generation import GeneratingStage, Generation
 from clipmill.stages.models.prompts import render, variables_of
@@ -202,14 +203,14 @@ class CaptionFrames(GeneratingStage):
     def transform(self, table: pa.Table, captioners: Mapping[str, Captioner]) -> pa.Table:
         """One row per clip; captioners by scale. Pictures of all clips share model batches."""
         clips = [self._look_at(row) for row in table.to_pylist()]
-        texts: dict[Hashable, str | RowFailed] = {}
+        answers: dict[Hashable, Completion | RowFailed] = {}
         for scale, generation in ((COARSE, self._generation), (FINE, self._fine_generation)):
             pictures = [picture for clip in clips for picture in clip.pictures[scale]]
             if pictures:
-                texts |= captioners[scale].describe(pictures, generation)
+                answers |= captioners[scale].describe(pictures, generation)
         rows = Rows(self)
         for clip in clips:
-            clip.write(rows, texts)
+            clip.write(rows, answers)
         return rows.table()
 
     def _look_at(self, row: Mapping[str, Any]) -> _Clip:
@@ -276,17 +277,18 @@ class _Clip:
         for pictures in self.pictures.values():
             pictures.clear()
 
-    def write(self, rows: Rows, texts: Mapping[Hashable, str | RowFailed]) -> None:
+    def write(self, rows: Rows, answers: Mapping[Hashable, Completion | RowFailed]) -> None:
         if self.failure is not None:
             rows.record(self.clip_id, self.failure)
             return
         try:
             fine = [
-                {"seconds": seconds, "text": usable(ticket, texts)} for seconds, ticket in self.fine
+                {"seconds": seconds, "text": usable(ticket, answers)}
+                for seconds, ticket in self.fine
             ]
             rows.keep(
                 self.clip_id,
-                caption_coarse=usable(self.coarse, texts) if self.coarse else None,
+                caption_coarse=usable(self.coarse, answers) if self.coarse else None,
                 coarse_seconds=self.coarse.seconds if self.coarse else None,
                 captions_fine=fine if self.fine else None,
             )
@@ -296,17 +298,17 @@ class _Clip:
             rows.record(self.clip_id, failure)
 
 
-def usable(ticket: Ticket, texts: Mapping[Hashable, str | RowFailed]) -> str:
+def usable(ticket: Ticket, answers: Mapping[Hashable, Completion | RowFailed]) -> str:
     """The cleaned text of a ticket; RowFailed if it can't be used."""
-    text = texts[ticket]
-    if isinstance(text, ServerRefused):
-        raise text
+    answer = answers[ticket]
+    if isinstance(answer, ServerRefused):
+        raise answer
     where = f"{ticket.scale} caption at {ticket.seconds:.3f} s"
-    if isinstance(text, RowFailed):
-        raise RowFailed(text.kind, f"{where}: {text.message}")
-    tidied = tidy(text)
+    if isinstance(answer, RowFailed):
+        raise RowFailed(answer.kind, f"{where}: {answer.message}")
+    tidied = tidy(answer.text)
     if fault := fault_of(tidied):
-        said = "" if tidied else f" (the model said {shortened(text)})"
+        said = "" if tidied else f" (the model said {shortened(answer.text)})"
         raise RowFailed("model", f"{where}: {fault}{said}")
     return tidied
 

@@ -20,7 +20,7 @@ from clipmill.stages.protocol import Rows, Transform, Workspace, resource
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
-    from clipmill.stages.models.openai_server import Completion
+    from clipmill.stages.models.completions import Completion
     from clipmill.stages.models.text_models import TextModel
 
 SUMMARIES = clip_table(("caption", pa.string()))

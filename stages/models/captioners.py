@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.stages.models.completions import Completion, completions, ending_tokens
 from clipmill.stages.models.generation import (
     Batches,
     GeneratingStage,
@@ -61,14 +62,14 @@ def frame_of(picture: PictureToCaption) -> np.ndarray:
 
 
 class Captioner(Protocol):
-    """Returns a text or a failure for each ticket."""
+    """Returns an answer or a failure for each ticket."""
 
     def check_prompt(self, prompt: str | None) -> None:
         """Raises ClipmillError if the model can't use the prompt."""
 
     def describe(
         self, pictures: Sequence[PictureToCaption], generation: Generation
-    ) -> dict[Hashable, str | RowFailed]: ...
+    ) -> dict[Hashable, Completion | RowFailed]: ...
 
 
 @contextmanager
@@ -104,17 +105,14 @@ class ServerCaptioner:
 
     def describe(
         self, pictures: Sequence[PictureToCaption], generation: Generation
-    ) -> dict[Hashable, str | RowFailed]:
+    ) -> dict[Hashable, Completion | RowFailed]:
         from clipmill.stages.models.openai_server import Message
 
         answers = self._server.ask(
             [Message(picture.prompt or CHAT_PROMPT, picture.jpeg) for picture in pictures],
             max_new_tokens=generation.max_new_tokens,
         )
-        return {
-            picture.ticket: answer if isinstance(answer, RowFailed) else answer.text
-            for picture, answer in zip(pictures, answers, strict=True)
-        }
+        return {picture.ticket: answer for picture, answer in zip(pictures, answers, strict=True)}
 
 
 class LocalCaptioner:
@@ -129,16 +127,16 @@ class LocalCaptioner:
 
     def describe(
         self, pictures: Sequence[PictureToCaption], generation: Generation
-    ) -> dict[Hashable, str | RowFailed]:
+    ) -> dict[Hashable, Completion | RowFailed]:
         family = self._family
         ordered = sorted(pictures, key=family.group)
-        batches = Batches[PictureToCaption, dict[str, Any], str](
+        batches = Batches[PictureToCaption, dict[str, Any], Completion](
             self._size, family.prepare, lambda inputs: family.generate(inputs, generation)
         )
-        texts = batches.run([list(group) for _, group in groupby(ordered, key=family.group)])
+        answers = batches.run([list(group) for _, group in groupby(ordered, key=family.group)])
         # A size that didn't fit once won't fit next time.
         self._size = batches.size
-        return {picture.ticket: text for picture, text in zip(ordered, texts, strict=True)}
+        return {picture.ticket: answer for picture, answer in zip(ordered, answers, strict=True)}
 
 
 class Family:
@@ -188,23 +186,35 @@ class Family:
         """The model's inputs for a batch, on the CPU; runs in a thread parallel to the model."""
         raise NotImplementedError
 
-    def generate(self, inputs: Mapping[str, Any], generation: Generation) -> list[str]:
+    def generate(self, inputs: Mapping[str, Any], generation: Generation) -> list[Completion]:
         import torch
 
         with torch.inference_mode():
             inputs = {name: self._moved(value) for name, value in inputs.items()}
             output = self.model.generate(**inputs, **self.options(), **generation.arguments())
-        texts: list[str] = self._decoder.batch_decode(
-            self.new_tokens(output, inputs), skip_special_tokens=True
+        new = self.new_tokens(output, inputs)
+        return completions(
+            self._decoder.batch_decode(new, skip_special_tokens=True),
+            new,
+            ends=self.ends(),
+            padding=self.tokenizer.pad_token_id,
+            limit=generation.max_new_tokens,
+            prompt_tokens=prompt_lengths(inputs),
         )
-        return texts
 
     def options(self) -> dict[str, Any]:
         """Arguments of `generate` that depend on the model instead of the settings."""
         return {"pad_token_id": self.tokenizer.pad_token_id}
 
+    def ends(self) -> frozenset[int]:
+        """The tokens after which the model stops."""
+        return ending_tokens(self.model)
+
     def new_tokens(self, output: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """The output without the prompt, which decoders repeat and encoder–decoders don't."""
+        """The output without the prompt, which decoders repeat, and encoder–decoders replace by
+        one token that starts the text."""
+        if self.model.config.is_encoder_decoder:
+            return output[:, 1:]
         return without_prompt(output, inputs.get("input_ids"))
 
     def _moved(self, value: Any) -> Any:
@@ -264,6 +274,9 @@ class Blip(_OnePicture):
 
     def options(self) -> dict[str, Any]:
         return {}
+
+    def ends(self) -> frozenset[int]:
+        return frozenset([self.model.config.text_config.sep_token_id])
 
     def new_tokens(self, output: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
         return output[:, inputs["input_ids"].shape[1] - 1 :]
@@ -402,6 +415,16 @@ def load_processor(auto_class: str, folder: Path, setting: str, trust_remote_cod
         raise ClipmillError(
             f"{setting}: {folder} lacks what {auto_class} needs: {error}"
         ) from error
+
+
+def prompt_lengths(inputs: Mapping[str, Any]) -> list[int] | None:
+    """Tokens of each prompt without its padding; None if the model takes no prompt."""
+    counted = inputs.get("attention_mask", inputs.get("input_ids"))
+    if counted is None or "input_ids" not in inputs:
+        return None
+    if "attention_mask" in inputs:
+        return [int(length) for length in counted.sum(dim=1)]
+    return [counted.shape[1]] * len(counted)
 
 
 def without_prompt(output: torch.Tensor, input_ids: torch.Tensor | None) -> torch.Tensor:

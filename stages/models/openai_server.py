@@ -18,6 +18,7 @@ from clipmill.schemas.errors import ClipmillError, ErrorKind, RowFailed, ServerR
 from clipmill.schemas.retries import Backoff, retried
 from clipmill.stages.media.fetch.proxies import proxies_of_environment
 from clipmill.stages.media.isolation.progress import beat
+from clipmill.stages.models.completions import Completion
 from clipmill.stages.references import ModelReference
 from clipmill.stages.usage import REQUESTS, TOKENS_IN, TOKENS_OUT, TOLD_TOKENS, use
 
@@ -31,14 +32,8 @@ _MOST_BYTES = 8 * 2**20
 # ends by itself.
 _LEAVING_SECONDS = 2.0
 _BEAT_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The model's answer. `complete` is false if it was cut off at the token limit."""
-
-    text: str
-    complete: bool = True
+# `length` is OpenAI's own word; the others are in use for the same.
+_CUT_OFF = ("length", "max_tokens", "model_length")
 
 
 @dataclass(frozen=True)
@@ -286,7 +281,7 @@ class OpenAIServer:
     def _completion(self, content: bytes) -> Completion:
         try:
             answer = httpx.Response(200, content=content).json()
-            _count_tokens(answer.get("usage"))
+            counts = _count_tokens(answer.get("usage"))
             choice = answer["choices"][0]
             text = choice["message"]["content"]
             reason = choice.get("finish_reason")
@@ -301,7 +296,7 @@ class OpenAIServer:
         if not isinstance(text, str | None):
             raise RowFailed("model", f"{self._url} answered with content that is not text")
         self._has_answered = True
-        return Completion(text or "", complete=reason != "length")
+        return Completion(text or "", reason not in _CUT_OFF, *counts)
 
 
 class _Line:
@@ -367,16 +362,16 @@ class _TryAgain(Exception):
         self.after_seconds = after_seconds
 
 
-def _count_tokens(usage: Any) -> None:
-    """Counts the tokens that a server says it has charged; not all servers do."""
-    counts = [
-        usage.get(name) if isinstance(usage, Mapping) else None
-        for name in ("prompt_tokens", "completion_tokens")
-    ]
-    if all(isinstance(count, int) and count >= 0 for count in counts):
-        for name, count in zip((TOKENS_IN, TOKENS_OUT), counts, strict=True):
-            use(name, count or 0)
-        use(TOLD_TOKENS)
+def _count_tokens(usage: Any) -> tuple[int | None, int | None]:
+    """The tokens of prompt and answer that a server says it has charged; not all servers do."""
+    told = usage if isinstance(usage, Mapping) else {}
+    into, out = told.get("prompt_tokens"), told.get("completion_tokens")
+    if not (isinstance(into, int) and isinstance(out, int) and min(into, out) >= 0):
+        return None, None
+    use(TOKENS_IN, into)
+    use(TOKENS_OUT, out)
+    use(TOLD_TOKENS)
+    return into, out
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from clipmill.schemas.errors import ClipmillError, RowFailed
-from clipmill.stages.models.captioners import has_chat_template, load_processor, without_prompt
+from clipmill.stages.models.captioners import (
+    has_chat_template,
+    load_processor,
+    prompt_lengths,
+    without_prompt,
+)
+from clipmill.stages.models.completions import Completion, completions, ending_tokens
 from clipmill.stages.models.generation import (
     Batches,
     GeneratingStage,
@@ -18,11 +24,8 @@ from clipmill.stages.models.generation import (
     load_config,
     load_weights,
 )
-from clipmill.stages.models.openai_server import Completion, Message, OpenAIServer
+from clipmill.stages.models.openai_server import Message, OpenAIServer
 from clipmill.stages.references import ModelReference
-
-if TYPE_CHECKING:
-    import torch
 
 # A tokenizer without a known limit reports a number like 10**30.
 _NO_LIMIT = 10**6
@@ -115,17 +118,11 @@ class LocalTextModel:
             self._place,
             trust_remote_code=trust,
         )
-        self._ends = self._ending_tokens()
+        self._ends = ending_tokens(self._model) or {self._tokenizer.eos_token_id}
         self.longest_prompt = self._longest_prompt(config)
         self._batches = Batches[list[int], dict[str, Any], Completion](
             batch_texts, self._prepare, self._compute
         )
-
-    def _ending_tokens(self) -> frozenset[int]:
-        ends = self._model.generation_config.eos_token_id
-        if ends is None:
-            ends = self._tokenizer.eos_token_id
-        return frozenset([ends] if isinstance(ends, int) else ends or [])
 
     def _longest_prompt(self, config: Any) -> int | None:
         text = config.get_text_config()
@@ -189,14 +186,13 @@ class LocalTextModel:
         # An encoder–decoder's first token starts the decoder; in some models it also ends the
         # output.
         new = output[:, 1:] if self._encoder_decoder else without_prompt(output, moved["input_ids"])
-        texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [
-            Completion(text, self._ended(tokens)) for text, tokens in zip(texts, new, strict=True)
-        ]
-
-    def _ended(self, tokens: torch.Tensor) -> bool:
-        return len(tokens) < self._generation.max_new_tokens or not self._ends.isdisjoint(
-            tokens.tolist()
+        return completions(
+            self._tokenizer.batch_decode(new, skip_special_tokens=True),
+            new,
+            ends=self._ends,
+            padding=self._tokenizer.pad_token_id,
+            limit=self._generation.max_new_tokens,
+            prompt_tokens=prompt_lengths(moved),
         )
 
 

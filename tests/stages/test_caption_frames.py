@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.tables import FRAME, TAG
 from clipmill.stages.caption_frames import CAPTIONS, CaptionFrames, leaders
+from clipmill.stages.models.completions import Completion
 from clipmill.stages.protocol import Middle, PerSecond, Workspace
 from tests.openai_stand_in import openai_server, picture_of, text_of
 
@@ -47,7 +48,11 @@ class Reader:
     def describe(self, pictures, generation):
         self.asked += pictures
         shuffled = random.Random(0).sample(pictures, len(pictures))
-        return {picture.ticket: self.say(number_in(picture.jpeg), picture) for picture in shuffled}
+        return {picture.ticket: self.answer(picture) for picture in shuffled}
+
+    def answer(self, picture):
+        said = self.say(number_in(picture.jpeg), picture)
+        return Completion(said) if isinstance(said, str) else said
 
 
 def clip(name: str, first_number: int, seconds=(0.5, 1.5, 2.5), start=0.0, end=3.0, **columns):

@@ -18,9 +18,10 @@ from clipmill.schemas.tables import FRAME, TEXT_AT
 from clipmill.stages.caption_frames import CaptionFrames
 from clipmill.stages.embed_clips import EmbedClips
 from clipmill.stages.models.captioners import Blip
+from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.embedders import ClipEmbedder
 from clipmill.stages.models.generated_text import LONGEST_CHARACTERS
-from clipmill.stages.models.openai_server import Completion, Message, OpenAIServer
+from clipmill.stages.models.openai_server import Message, OpenAIServer
 from clipmill.stages.models.text_models import LocalTextModel
 from clipmill.stages.models.vectors import as_column, unit
 from clipmill.stages.references import DataFile, ModelReference

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.tables import SUBTITLE, TAG, TEXT_AT
+from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.generation import Generation
-from clipmill.stages.models.openai_server import Completion
 from clipmill.stages.models.text_models import open_text_model
 from clipmill.stages.protocol import Workspace
 from clipmill.stages.summarize_captions import (

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.stages.models.captioners import PictureToCaption, open_captioner
+from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.generation import Batches, GeneratingStage, Generation
 from clipmill.stages.models.pixels import PlainPixels
 from clipmill.stages.references import ModelReference
@@ -77,15 +78,63 @@ def test_text_depends_only_on_its_picture(name, generation):
             alone |= opened.describe([picture], generation)
     assert together == turned == alone
     assert set(together) == {picture.ticket for picture in asked}
-    assert all(isinstance(text, str) and text for text in together.values())
-    assert len(set(together.values())) == len(asked)
+    assert all(isinstance(answer, Completion) and answer.text for answer in together.values())
+    assert len({answer.text for answer in together.values()}) == len(asked)
+
+
+@pytest.mark.parametrize("generation", [GREEDY, BEAMS], ids=["greedy", "beams"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answer_that_ends_is_told_from_one_that_was_cut_off(name, generation):
+    """The third token of the first answer becomes one more token that ends the model's answers."""
+    asked = pictures(4)
+    with captioner(tiny_model(name), batch_images=1) as opened:
+        made = recorded(opened._family)
+        cut = opened.describe(asked, generation)
+        third = made[0][2]
+        made.clear()
+        end_at(opened._family.model, third)
+        ended = opened.describe(asked, generation)
+    with captioner(tiny_model(name)) as opened:
+        end_at(opened._family.model, third)
+        assert opened.describe(asked, generation) == ended
+    assert {(answer.complete, answer.new_tokens) for answer in cut.values()} == {(False, 8)}
+    assert [(answer.complete, answer.new_tokens) for answer in ended.values()] == [
+        (third in tokens, tokens.index(third) + 1 if third in tokens else 8) for tokens in made
+    ]
+    assert any(answer.complete for answer in ended.values())
+    no_prompt = name == "vision_encoder_decoder"
+    assert all((answer.prompt_tokens is None) == no_prompt for answer in cut.values())
+
+
+def recorded(family):
+    """The new tokens of each answer, as they come."""
+    made = []
+    new_tokens = family.new_tokens
+
+    def recording(output, inputs):
+        new = new_tokens(output, inputs)
+        made.extend(new.tolist())
+        return new
+
+    family.new_tokens = recording
+    return made
+
+
+def end_at(model, token):
+    if type(model) is hf.BlipForConditionalGeneration:
+        model.config.text_config.sep_token_id = token
+    for module in model.modules():
+        settings = getattr(module, "generation_config", None)
+        if settings is not None:
+            declared = settings.eos_token_id
+            settings.eos_token_id = [token, *([] if declared is None else [declared])]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_gives_texts_too(name):
     with captioner(tiny_model(name), dtype="bfloat16") as opened:
         texts = opened.describe(pictures(3), GREEDY)
-    assert all(isinstance(text, str) and text for text in texts.values())
+    assert all(isinstance(answer, Completion) and answer.text for answer in texts.values())
 
 
 def test_prompts_of_the_same_length_share_a_batch(monkeypatch):
@@ -105,15 +154,15 @@ def test_prompts_of_the_same_length_share_a_batch(monkeypatch):
 def test_prompt_is_not_part_of_the_caption():
     """BLIP's output begins with its prompt, which the model did not generate."""
     with captioner(tiny_model("blip")) as opened:
-        (text,) = opened.describe([PictureToCaption(0, jpeg(0), "a picture of")], GREEDY).values()
-        assert not text.startswith("a picture of")
-        assert len(text.split()) == GREEDY.max_new_tokens
+        found = opened.describe([PictureToCaption(0, jpeg(0), "a picture of")], GREEDY)
+    assert not found[0].text.startswith("a picture of")
+    assert len(found[0].text.split()) == GREEDY.max_new_tokens
 
 
 def test_generation_settings_reach_the_model():
     with captioner(tiny_model("blip")) as opened:
         short, long = (
-            opened.describe([PictureToCaption(0, jpeg(0))], Generation(count, count, 1, 1))[0]
+            opened.describe([PictureToCaption(0, jpeg(0))], Generation(count, count, 1, 1))[0].text
             for count in (3, 9)
         )
     assert (len(short.split()), len(long.split())) == (3, 9)

@@ -10,7 +10,8 @@ import pytest
 
 from clipmill.schemas.errors import ClipmillError, RowFailed, ServerRefused
 from clipmill.stages import usage
-from clipmill.stages.models.openai_server import Completion, Message, OpenAIServer
+from clipmill.stages.models.completions import Completion
+from clipmill.stages.models.openai_server import Message, OpenAIServer
 from clipmill.stages.references import ModelReference
 from tests.http_server import refusing_address
 from tests.openai_stand_in import completion, openai_server, picture_of, text_of
