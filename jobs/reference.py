@@ -26,7 +26,7 @@ from clipmill.schemas import tables
 from clipmill.schemas.errors import ERROR_KINDS
 from clipmill.schemas.sql_text import duckdb_type
 from clipmill.stages.built_in import built_in_stages
-from clipmill.stages.protocol import Middle, PerSecond, Stage, Uniform
+from clipmill.stages.protocol import Middle, PerSecond, Stage, Starts, Uniform
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 _MADE = (
@@ -217,7 +217,9 @@ def _pick(pick: object) -> str:
         return "the middle one"
     if isinstance(pick, Uniform):
         return f"{pick.count} evenly spaced"
-    assert isinstance(pick, PerSecond)  # there are only three kinds of picks
+    if isinstance(pick, Starts):
+        return f"{pick.count} at the starts of equal parts"
+    assert isinstance(pick, PerSecond)  # there are only four kinds of picks
     return f"{pick.rate:g} per second, at least {pick.at_least}"
 
 

@@ -21,6 +21,7 @@ from clipmill.schemas.tables import OUTCOME
 from clipmill.stages.media.read.sampling import FramePick as FramePick
 from clipmill.stages.media.read.sampling import Middle as Middle
 from clipmill.stages.media.read.sampling import PerSecond as PerSecond
+from clipmill.stages.media.read.sampling import Starts as Starts
 from clipmill.stages.media.read.sampling import Uniform as Uniform
 from clipmill.stages.references import DataFile, ModelReference
 

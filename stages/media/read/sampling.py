@@ -21,6 +21,13 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class Starts:
+    """`count` frames at the starts of `count` equal parts of the clip."""
+
+    count: int
+
+
+@dataclass(frozen=True)
 class PerSecond:
     """Frames at `rate` per second, and never fewer than `at_least`."""
 
@@ -28,20 +35,22 @@ class PerSecond:
     at_least: int = 1
 
 
-FramePick = Middle | Uniform | PerSecond
+FramePick = Middle | Uniform | Starts | PerSecond
 
 
 def target_seconds(pick: FramePick, start_seconds: float, end_seconds: float) -> list[float]:
-    """The times that a pick requests: middles of equal parts of `[start_seconds, end_seconds)`."""
-    duration = end_seconds - start_seconds
+    """The times that a pick requests, in equal parts of `[start_seconds, end_seconds)`."""
+    duration, within = end_seconds - start_seconds, 0.5
     match pick:
         case Middle():
             count = 1
         case Uniform(count=count):
             pass
+        case Starts(count=count):
+            within = 0.0
         case PerSecond(rate=rate, at_least=at_least):
             count = max(at_least, math.ceil(duration * rate - 1e-9))
-    return [start_seconds + duration * (i + 0.5) / count for i in range(count)]
+    return [start_seconds + duration * (i + within) / count for i in range(count)]
 
 
 def nearest(seconds: Sequence[float], target: float) -> int:
