@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from clipmill.stages.models.vectors import stored, unit
 from clipmill.stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace
 from clipmill.stages.references import DataFile
 
+logger = logging.getLogger(__name__)
+
 TAGS = clip_table(("tags", pa.list_(TAG)))
 
 SHIPPED_VOCABULARY = Path(__file__).parent / "data" / "tags.txt"
@@ -29,7 +32,9 @@ class TagClips(EmbedderStage):
 
     A frame's score for a tag is the cosine of their embeddings (scores: cosine), or the softmax
     of these over the whole vocabulary at the model's own temperature, so that a frame's scores sum
-    to 1 (scores: softmax). Over several templates a tag's text embeddings are averaged.
+    to 1 (scores: softmax). For SigLIP, which was trained so, it is the sigmoid at the model's own
+    temperature and bias: the probability that a tag fits, whatever else is in the vocabulary
+    (scores: sigmoid). Over several templates a tag's text embeddings are averaged.
     """
 
     name: ClassVar[str] = "tag_clips"
@@ -51,7 +56,9 @@ class TagClips(EmbedderStage):
         description="tags below this score are left out; adjust it for scores: cosine, "
         "where CLIP gives 0.15–0.35",
     )
-    scores: Literal["softmax", "cosine"] = Field("softmax", description="the kind of score")
+    scores: Literal["softmax", "cosine", "sigmoid"] = Field(
+        "softmax", description="the kind of score; sigmoid is for SigLIP models"
+    )
     over_frames: Literal["mean", "max"] = Field(
         "mean", description="how the scores of a clip's frames become the clip's"
     )
@@ -100,6 +107,7 @@ class TagClips(EmbedderStage):
             else SHIPPED_VOCABULARY
         )
         embedder = self.load("text") if self.embeddings else self.load("image", "text")
+        self._check_kind_of_score(embedder)
         vectors = self._tag_vectors(tags, embedder)
 
         def transform(batch: pa.Table) -> pa.Table:
@@ -114,7 +122,7 @@ class TagClips(EmbedderStage):
                         f"tag_clips: the embeddings of {self.embeddings} have {frames.shape[1]} "
                         f"numbers, those of {self.model} have {vectors.shape[1]}; use one model"
                     )
-                scores = self._scores(frames @ vectors.T, embedder.logit_scale)
+                scores = self._scores(frames @ vectors.T, embedder)
                 if np.isfinite(scores).all():
                     rows.keep(key, tags=self._best(tags, scores))
                 else:
@@ -139,9 +147,25 @@ class TagClips(EmbedderStage):
             for clip, end in zip(frames, ends, strict=True)
         ]
 
-    def _scores(self, cosines: np.ndarray, scale: float) -> np.ndarray:
+    def _check_kind_of_score(self, embedder: ClipEmbedder) -> None:
+        if self.scores == "sigmoid" and embedder.logit_bias is None:
+            raise UsageError(
+                f"tag_clips.scores: {self.model} has no bias for a sigmoid, as SigLIP models have; "
+                "use softmax or cosine"
+            )
+        if self.scores == "softmax" and embedder.logit_bias is not None:
+            logger.warning(
+                "%s was trained with a sigmoid, not a softmax; tag_clips.scores=sigmoid gives each "
+                "tag's own probability",
+                self.model,
+            )
+
+    def _scores(self, cosines: np.ndarray, embedder: ClipEmbedder) -> np.ndarray:
         """Scores of the vocabulary, from cosines of shape (frames, tags)."""
-        if self.scores == "softmax":
+        scale = embedder.logit_scale
+        if embedder.logit_bias is not None and self.scores == "sigmoid":
+            cosines = 1 / (1 + np.exp(-(scale * cosines + embedder.logit_bias)))
+        elif self.scores == "softmax":
             logits = scale * (cosines - cosines.max(axis=1, keepdims=True))
             cosines = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
         scores: np.ndarray = (

@@ -1,12 +1,13 @@
-"""Image and text embeddings by any contrastive model of open_clip.
+"""Image and text embeddings by any contrastive model of open_clip, and by those of transformers.
 
 A reference names the model as a folder with `open_clip_config.json` and weights, as the id of
 such a repository on the hub, or as one of open_clip's own pairs of architecture and weights:
-`open_clip:ViT-L-14/openai`.
+`open_clip:ViT-L-14/openai`. A folder or repository in transformers' format has `config.json`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from clipmill.stages.media.read.images import FitMode, Interpolation, decode_jpe
 from clipmill.stages.models.batch_size import BatchSize
 from clipmill.stages.models.loading import local_folder
 from clipmill.stages.models.published_weights import PAIR, published_weights
+from clipmill.stages.models.text_towers import token_counts
 from clipmill.stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
 from clipmill.stages.protocol import Stage, resource
 from clipmill.stages.references import ModelReference
@@ -58,6 +60,10 @@ class ImagePreparation:
     def of(cls, model: torch.nn.Module) -> ImagePreparation:
         from open_clip.model import get_model_preprocess_cfg
 
+        if plain := getattr(model, "preparation", None):  # a TransformersClip
+            return cls(
+                plain.size, plain.mean, plain.deviation, plain.mode, plain.interpolation, fill=0
+            )
         config = get_model_preprocess_cfg(model)
         size = config["size"]
         return cls(
@@ -108,6 +114,7 @@ class ClipEmbedder:
         towers: Sequence[Tower] = ("image", "text"),
         dtype: DType = "auto",
         batch_images: int = 32,
+        trust_remote_code: bool = False,
     ) -> None:
         prepare_torch()
         import torch
@@ -117,9 +124,13 @@ class ClipEmbedder:
         say_place(setting, reference, self.device, self.dtype)
         self._images = BatchSize(batch_images)
         self._fresh = BatchSize(_TEXT_BATCH)
-        model, self._tokenize = _load(reference, setting, with_tokenizer="text" in towers)
-        # Before the cast: bfloat16 would round it.
+        model, self._tokenize = _load(
+            reference, setting, with_tokenizer="text" in towers, trust_remote_code=trust_remote_code
+        )
+        # Before the cast: bfloat16 would round them.
         self.logit_scale = float(model.logit_scale.detach().exp())
+        bias = getattr(model, "logit_bias", None)
+        self.logit_bias = None if bias is None else float(bias.detach())
         self.prepare = ImagePreparation.of(model)
         _drop_towers(model, towers)
         self._model = model.to(device=self.device, dtype=self.dtype).eval()
@@ -129,6 +140,15 @@ class ClipEmbedder:
     def batch_images(self) -> int:
         """Images per forward pass; fewer than requested if memory is short."""
         return self._images.size
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model reads of a text, special ones included."""
+        return int(self._tokenize.context_length)
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text, special ones included, before any truncation."""
+        return token_counts(self._tokenize, texts)
 
     @property
     def image_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -218,6 +238,9 @@ def _unit_rows(features: torch.Tensor) -> np.ndarray:
 
 
 def _drop_towers(model: torch.nn.Module, keep: Sequence[Tower]) -> None:
+    if hasattr(model, "drop_towers"):  # a TransformersClip
+        model.drop_towers(keep)
+        return
     unused = [] if "image" in keep else ["visual"]
     if "text" not in keep:
         unused += ["text", "transformer", "token_embedding", "ln_final"]
@@ -226,7 +249,9 @@ def _drop_towers(model: torch.nn.Module, keep: Sequence[Tower]) -> None:
             setattr(model, name, None)
 
 
-def _load(reference: ModelReference, setting: str, *, with_tokenizer: bool) -> tuple[Any, Any]:
+def _load(
+    reference: ModelReference, setting: str, *, with_tokenizer: bool, trust_remote_code: bool
+) -> tuple[Any, Any]:
     import open_clip
 
     folder = local_folder(reference, setting=setting)
@@ -243,22 +268,32 @@ def _load(reference: ModelReference, setting: str, *, with_tokenizer: bool) -> t
             )
         else:
             if not (folder / "open_clip_config.json").is_file():
+                if _is_of_transformers(folder):
+                    from clipmill.stages.models.transformers_clip import TransformersClip
+
+                    wrapped = TransformersClip(folder, trust_remote_code=trust_remote_code)
+                    return wrapped, wrapped.tokenize
                 raise UsageError(
                     f"{setting}: {reference} contains no open_clip_config.json; models must be in "
                     "open_clip's format, such as open_clip:ViT-B-32/openai or a repository of "
-                    "timm or laion"
+                    "timm or laion, or in that of transformers, with a config.json"
                 )
             name, options = f"local-dir:{folder}", {}
         model = open_clip.create_model(name, require_pretrained=True, weights_only=True, **options)
         return model, open_clip.get_tokenizer(name) if with_tokenizer else None
     except ClipmillError:
         raise
-    # open_clip raises many kinds of errors for a malformed folder.
+    # Both libraries raise many kinds of errors for a malformed folder.
     except Exception as error:
         raise ClipmillError(
             f"{setting}: the model {reference} in {folder} cannot be loaded: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _is_of_transformers(folder: Path) -> bool:
+    place = folder / "config.json"
+    return place.is_file() and "model_type" in json.loads(place.read_text("utf-8"))
 
 
 def _weights_file(folder: Path) -> Path:
@@ -273,13 +308,18 @@ class EmbedderStage(Stage):
 
     model: ModelReference = Field(
         DEFAULT_MODEL,
-        description="contrastive model of open_clip: open_clip:ARCHITECTURE/WEIGHTS, hub id, or "
-        "folder with open_clip_config.json",
+        description="contrastive model: open_clip:ARCHITECTURE/WEIGHTS, or hub id or folder in "
+        "the format of open_clip or of transformers (CLIP, SigLIP and the like)",
     )
     dtype: DType = Field(
         "auto",
         description="number format of the model; auto is bfloat16 if the CPU or GPU has "
         "instructions for it, otherwise float32",
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="run Python code from the model's folder, as jina-clip needs; only for folders "
+        "that you trust (no code is fetched from the hub)",
     )
     batch_images: int = resource(
         32, ge=1, description="images per model call; halved when memory runs out"
@@ -292,6 +332,7 @@ class EmbedderStage(Stage):
             towers=towers,
             dtype=self.dtype,
             batch_images=self.batch_images,
+            trust_remote_code=self.trust_remote_code,
         )
 
     def same_model(self, label: str, before: Mapping[str, Stage]) -> None:

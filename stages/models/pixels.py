@@ -17,6 +17,7 @@ _BICUBIC = 3  # PIL's number
 _PLAIN = {
     "BlipImageProcessor",
     "CLIPImageProcessor",
+    "ChineseCLIPImageProcessor",
     "DeiTImageProcessor",
     "SiglipImageProcessor",
     "ViTImageProcessor",
