@@ -13,6 +13,7 @@ from pydantic import Field
 from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.tables import clip_table
 from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
+from clipmill.stages.models.long_texts import DividedText, TextScorer, divided, text_columns
 from clipmill.stages.models.vectors import frame_mean, stored
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
 
@@ -21,10 +22,13 @@ SIMILARITY = clip_table(
     ("similarity_coarse", pa.float32()),
     ("similarity_fine", pa.float32()),
     ("similarity_reason", pa.string()),
+    *text_columns("similarity"),
+    ("similarity_coarse_truncated", pa.bool_()),
+    ("similarity_fine_truncated", pa.bool_()),
 )
 
 
-class ScoreSimilarity(EmbedderStage):
+class ScoreSimilarity(EmbedderStage, TextScorer):
     """Cosines, from -1 to 1, of a clip's frames and its texts.
 
     One cosine of the frame mean, which is the mean of the frames' embeddings of length 1, scaled
@@ -92,8 +96,14 @@ class ScoreSimilarity(EmbedderStage):
                 strict=True,
             )
         )
-        texts = list(dict.fromkeys(text for clip in scales for scale in clip for text in scale))
-        vectors = dict(zip(texts, embedder.embed_texts(texts), strict=True))
+        texts = divided(
+            (text for clip in scales for scale in clip for text in scale),
+            embedder,
+            self.long_text,
+            sentence_scores=self.sentence_scores,
+        )
+        scored = list(dict.fromkeys(part for text in texts.values() for part in text.scored))
+        vectors = dict(zip(scored, embedder.embed_texts(scored), strict=True))
         rows = Rows(self)
         for key, frames, clip in zip(keys, stored(batch["embeddings"]), scales, strict=True):
             if not len(frames):
@@ -102,13 +112,17 @@ class ScoreSimilarity(EmbedderStage):
                 continue
             # A cosine is linear in a frame of length 1: that of the plain mean is the mean of all.
             mean = frames.mean(axis=0) if self.over_frames == "cosine" else frame_mean(frames)
-            summary, coarse, fine = (self._cosine(mean, scale, vectors) for scale in clip)
+            cosines = self._cosines(mean, clip, texts, vectors)
+            summary, coarse, fine = (self._score(scale, texts, cosines) for scale in clip)
             rows.keep(
                 key,
                 similarity=summary,
                 similarity_coarse=coarse,
                 similarity_fine=fine,
                 similarity_reason=self._reason((summary, coarse, fine), clip),
+                similarity_coarse_truncated=self._truncated(clip[1], texts),
+                similarity_fine_truncated=self._truncated(clip[2], texts),
+                **(texts[clip[0][0]].columns("similarity", cosines) if clip[0] else {}),
             )
         return rows.table()
 
@@ -123,20 +137,39 @@ class ScoreSimilarity(EmbedderStage):
             found.append([text for text in texts if text and text.strip()])
         return found
 
-    def _cosine(
-        self, mean: np.ndarray, texts: list[str], vectors: Mapping[str, np.ndarray]
-    ) -> float | None:
-        if not texts:
-            return None
-        towards = np.stack([vectors[text] for text in texts])
+    def _cosines(
+        self,
+        mean: np.ndarray,
+        clip: Sequence[list[str]],
+        texts: Mapping[str, DividedText],
+        vectors: Mapping[str, np.ndarray],
+    ) -> dict[str, float]:
+        """The cosine of everything that is scored of a clip's texts."""
+        scored = list(
+            dict.fromkeys(part for scale in clip for text in scale for part in texts[text].scored)
+        )
+        if not scored:
+            return {}
+        towards = np.stack([vectors[text] for text in scored])
         if towards.shape[1] != len(mean):
             raise ClipmillError(
                 f"score_similarity: the embeddings of {self.embeddings} have {len(mean)} numbers, "
                 f"those of {self.model} have {towards.shape[1]}; set score_similarity.model to the "
                 f"model of {self.embeddings}"
             )
-        score = float((towards @ mean).mean())
+        return dict(zip(scored, (towards @ mean).tolist(), strict=True))
+
+    def _score(
+        self, scale: Sequence[str], texts: Mapping[str, DividedText], cosines: Mapping[str, float]
+    ) -> float | None:
+        if not scale:
+            return None
+        score = float(np.mean([texts[text].score(cosines, self.long_text) for text in scale]))
         return score if np.isfinite(score) else None
+
+    @staticmethod
+    def _truncated(scale: Sequence[str], texts: Mapping[str, DividedText]) -> bool | None:
+        return any(texts[text].truncated for text in scale) if scale else None
 
     def _reason(self, scores: Sequence[float | None], texts: Sequence[list[str]]) -> str | None:
         names = ("similarity", "similarity_coarse", "similarity_fine")
