@@ -556,13 +556,13 @@ class Planted:
         return (Path.touch, (self.path,))
 
 
-@pytest.mark.parametrize("what", ["aesthetic head", "open_clip", "x-clip"])
+@pytest.mark.parametrize("what", ["aesthetic head", "open_clip", "x-clip", "viclip"])
 def test_pickle_among_the_weights_does_not_run(what, tmp_path):
     import torch
 
     from clipmill.stages.models.aesthetic_heads import load_head
     from clipmill.stages.models.embedders import ClipEmbedder
-    from clipmill.stages.models.video_text import VideoTextModel
+    from clipmill.stages.models.video_text.choose import load_video_text_model
     from clipmill.stages.references import ModelReference
     from tests.tiny_clip import save_tiny_clip
 
@@ -572,15 +572,18 @@ def test_pickle_among_the_weights_does_not_run(what, tmp_path):
         "aesthetic head": "head.pth",
         "open_clip": "open_clip_pytorch_model.bin",
         "x-clip": "pytorch_model.bin",
+        "viclip": "ViCLIP.pth",
     }[what]
     (folder / "open_clip_model.safetensors").unlink()
     torch.save({"weight": torch.ones(1, 2), "bias": Planted(ran)}, folder / weights)
-    (folder / "config.json").write_text('{"model_type": "xclip"}')
+    if what == "x-clip":
+        (folder / "config.json").write_text('{"model_type": "xclip"}')
     reference = ModelReference(folder=str(folder))
     read = {
         "aesthetic head": lambda: load_head(folder / weights),
         "open_clip": lambda: ClipEmbedder(reference, setting="embed_clips.model"),
-        "x-clip": lambda: VideoTextModel(reference, setting="score_video_similarity.model"),
+        "x-clip": lambda: load_video_text_model(reference, setting="score_video_similarity.model"),
+        "viclip": lambda: load_video_text_model(reference, setting="score_video_similarity.model"),
     }[what]
     with pytest.raises(ClipmillError):
         read()

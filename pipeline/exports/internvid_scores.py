@@ -19,6 +19,9 @@ from clipmill.schemas.sql_text import quoted
 GIVEN = "take_given_score"
 # The paper names no head; the recipe `internvid` uses V2, and V1 has another scale.
 LAION_V2 = "*sac+logos+ava1-l14-linearMSE*"
+# Names of a folder with UMT-L/16's weights; as in the recipe internvid-flt.
+_UMT_L16 = ("umt-l16*", "l16_*")
+_UMT_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,14 @@ def _scores(catalog: Catalog) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _is_umt(stage: Mapping[str, Any]) -> bool:
-    return stage["name"] == GIVEN and _scorer(stage) == "umt-sim"
+    if stage["name"] == GIVEN:
+        return _scorer(stage) == "umt-sim"
+    if stage["name"] != "score_video_similarity":
+        return False
+    model = Path(str((stage["models"].get("model") or {}).get("reference", ""))).name
+    return stage["settings"].get("frames_per_clip") == _UMT_FRAMES and any(
+        fnmatch.fnmatchcase(model, name) for name in _UMT_L16
+    )
 
 
 def _is_laion(stage: Mapping[str, Any]) -> bool:

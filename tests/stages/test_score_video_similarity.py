@@ -1,4 +1,4 @@
-"""score_video_similarity: X-CLIP's cosine of each clip and its text, on its own clip."""
+"""score_video_similarity: a model's cosine of each clip and its text, on its own clip."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 from clipmill.schemas.errors import ClipmillError
 from clipmill.stages.models.torch_setup import prepare_torch
-from clipmill.stages.models.video_text import VideoTextModel
-from clipmill.stages.protocol import Uniform
+from clipmill.stages.models.video_text.from_transformers import XCLIP
+from clipmill.stages.protocol import Starts, Uniform
 from clipmill.stages.score_video_similarity import ScoreVideoSimilarity
 from tests.tiny_clip import clips_with_frames, transformed
 
@@ -151,6 +151,7 @@ def test_missing_caption_is_null_and_missing_frames_a_failure(model, tmp_path) -
     without = transformed(stage, tmp_path, clips_with_frames({"x": [1]}))
     assert without[0]["video_similarity_reason"]
     assert stage.frames_picked() == (Uniform(8),)
+    assert ScoreVideoSimilarity(model=model, frame_choice="starts").frames_picked() == (Starts(8),)
 
 
 def test_non_finite_weights_give_null_with_a_reason(model, tmp_path) -> None:
@@ -168,7 +169,7 @@ def test_non_finite_weights_give_null_with_a_reason(model, tmp_path) -> None:
 def test_batch_is_halved_permanently_if_memory_runs_out(model, tmp_path, monkeypatch) -> None:
     expected = transformed(ScoreVideoSimilarity(model=model), tmp_path, batch(CLIPS, WORDS[:5]))
     sizes: list[int] = []
-    original = VideoTextModel._batch_of_cosines
+    original = XCLIP._batch_of_cosines
 
     def limited(self, clips, texts):
         sizes.append(len(clips))
@@ -176,7 +177,7 @@ def test_batch_is_halved_permanently_if_memory_runs_out(model, tmp_path, monkeyp
             raise MemoryError
         return original(self, clips, texts)
 
-    monkeypatch.setattr(VideoTextModel, "_batch_of_cosines", limited)
+    monkeypatch.setattr(XCLIP, "_batch_of_cosines", limited)
     found = transformed(ScoreVideoSimilarity(model=model), tmp_path, batch(CLIPS, WORDS[:5]))
     assert sizes == [5, 2, 2, 1]
     assert [row["clip_id"] for row in found] == [row["clip_id"] for row in expected]
@@ -189,5 +190,5 @@ def test_batch_is_halved_permanently_if_memory_runs_out(model, tmp_path, monkeyp
 
 def test_model_of_another_kind_is_refused(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    with pytest.raises(ClipmillError, match=r"score_video_similarity\.model.*not 'xclip'"):
+    with pytest.raises(ClipmillError, match=r"score_video_similarity\.model.*model_type is 'clip'"):
         transformed(ScoreVideoSimilarity(model=tmp_path), tmp_path, clips_with_frames({}))

@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.exports.internvid_scores import internvid_scores
 from clipmill.pipeline.recipes.ready_made import (
     SUBSET_FOLDER,
     names,
@@ -469,6 +470,28 @@ def test_flt_draws_among_the_best_by_umt_sim(tmp_path):
     assert set(frozen(tmp_path, "internvid-flt", "clips=100000", seed=1)) == able
     smaller = set(frozen(tmp_path, "internvid-flt", "clips=100000", "top=10", seed=2))
     assert smaller == {clip.id for clip in best(clips, "similarity", 10)}
+
+
+def umt(model: str, frames: int) -> Made:
+    settings = {"frames_per_clip": frames, "frame_choice": "middles", "long_text": "truncate"}
+    return Made("umt_sim", "score_video_similarity", "similarity", settings, {"model": model})
+
+
+def test_flt_takes_umt_sim_computed_here(tmp_path):
+    """By UMT-L/16 on four frames; other models, and other numbers of frames, are refused."""
+    clips = random_clips(90, FLT.columns)
+    build(tmp_path / "own", clips, [umt("./models/umt-l16-25m", 4)])
+    assert set(frozen(tmp_path / "own", "internvid-flt")) == {c.id for c in FLT.expected(clips)}
+    with open_catalog(tmp_path / "own") as catalog:
+        assert internvid_scores(catalog).columns["UMT_Score"] == '"umt_sim"'
+    others = [
+        ("./models/umt-l16-25m", 8, "its frames_per_clip is 8, not 4"),
+        ("OpenGVLab/ViCLIP-L-14-hf", 4, "its model is OpenGVLab/ViCLIP-L-14-hf, not umt-l16"),
+    ]
+    for number, (model, frames, said) in enumerate(others):
+        build(tmp_path / str(number), clips, [umt(model, frames)])
+        with pytest.raises(UsageError, match=said):
+            frozen(tmp_path / str(number), "internvid-flt")
 
 
 @pytest.mark.parametrize(
