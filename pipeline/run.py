@@ -178,7 +178,7 @@ class _Run:
         self.loaded = loaded
         self.dataset = dataset
         self.watcher = watcher
-        self.plan = build_plan(loaded)
+        self.plan = build_plan(loaded, dataset)
         self.steps = self.plan.until(until)
         self._checked: set[str] = set()
         self.budget: Budget | None = None

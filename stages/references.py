@@ -5,7 +5,11 @@ A reference names a model in one of these ways, in a recipe as one string or as 
     Salesforce/blip-image-captioning-base@main     a hub id, with or without a revision
     ./models/captioner                             a folder (relative to the recipe's file)
     package:clipmill.jobs/demo/models/captioner    a folder in an installed Python package
-    http://127.0.0.1:8000/v1#qwen2.5-vl            a model behind an OpenAI-compatible server
+    http://127.0.0.1:8000/v1#qwen2.5-vl@7b-0125    a model behind an OpenAI-compatible server, with
+                                                   or without a revision of your own choice
+
+Servers at several addresses that serve the same model are a list of such references, or one text
+with commas: http://a:8000/v1,http://b:8000/v1#qwen2.5-vl.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import functools
 import hashlib
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -26,6 +31,7 @@ from clipmill.stages.media.isolation.progress import LargeFile
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 PACKAGE = "package:"
 _WEB = ("http://", "https://")
+_NEXT_ADDRESS = re.compile(r"\s*,\s*(?=https?://)")
 _CONFIG = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 
@@ -145,8 +151,39 @@ def _check_server(url: str) -> None:
         raise ValueError(f"the server's address is not usable: {url}; {example}")
 
 
+def _served(addresses: Sequence[Any]) -> dict[str, Any]:
+    """The fields of a reference to a model that is served at each of these addresses."""
+    if not addresses or not all(
+        isinstance(address, str) and address.startswith(_WEB) for address in addresses
+    ):
+        raise ValueError(
+            "a list as a model means servers with the same model, "
+            "e.g. [http://a:8000/v1#name, http://b:8000/v1#name]"
+        )
+    urls, names = [], []
+    for address in addresses:
+        url, _, name = address.partition("#")
+        urls.append(url)
+        names += [name] * bool(name)
+    if len(set(names)) > 1:
+        raise ValueError(
+            f"servers of one reference serve one model, but these are {len(set(names))}: "
+            f"{', '.join(dict.fromkeys(names))}"
+        )
+    model, _, revision = names[0].partition("@") if names else ("", "", "")
+    return {
+        "server": urls[0],
+        "more_servers": tuple(urls[1:]),
+        "model": model or None,
+        "revision": revision or None,
+    }
+
+
 class ModelReference(BaseModel):
-    """Exactly one of `hub`, `folder` and `server` is set; `model` names the server's model."""
+    """Exactly one of `hub`, `folder` and `server` is set; `model` names the server's model.
+
+    `more_servers` serve the same model.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     hub: str | None = None
@@ -154,17 +191,19 @@ class ModelReference(BaseModel):
     folder: str | None = None
     server: str | None = None
     model: str | None = None
+    more_servers: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         if isinstance(value, Path):
             return {"folder": str(value)}
+        if isinstance(value, list | tuple):
+            return _served(value)
         if not isinstance(value, str):
             return value
         if value.startswith(_WEB):
-            url, _, model = value.partition("#")
-            return {"server": url, "model": model or None}
+            return _served(_NEXT_ADDRESS.split(value))
         if value.startswith(PACKAGE):
             return {"folder": str(packaged_path(value))}
         if value.startswith((".", "/", "~")):
@@ -176,8 +215,11 @@ class ModelReference(BaseModel):
     def _one_place(self) -> ModelReference:
         if sum(place is not None for place in (self.hub, self.folder, self.server)) != 1:
             raise ValueError("a model reference needs exactly one of: hub, folder, server")
+        if self.more_servers and not self.server:
+            raise ValueError("more_servers are further addresses of the model that server names")
         if self.server:
-            _check_server(self.server)
+            for address in self.servers:
+                _check_server(address)
             if not self.model:
                 raise ValueError(
                     "a server needs the model's name, e.g. http://127.0.0.1:8000/v1#name"
@@ -186,10 +228,20 @@ class ModelReference(BaseModel):
 
     def __str__(self) -> str:
         if self.server:
-            return f"{self.server}#{self.model}"
+            return f"{','.join(self.servers)}#{self.served_as}"
         if self.folder:
             return self.folder
         return f"{self.hub}@{self.revision}" if self.revision else str(self.hub)
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """All addresses of a served model."""
+        return (self.server, *self.more_servers) if self.server else ()
+
+    @property
+    def served_as(self) -> str:
+        """A served model's name and declared revision."""
+        return f"{self.model}@{self.revision}" if self.revision else str(self.model)
 
     def relative_to(self, folder: Path) -> ModelReference:
         """The same model; a relative folder is resolved from `folder`."""
@@ -198,10 +250,13 @@ class ModelReference(BaseModel):
         return self.model_copy(update={"folder": str((folder / self.folder).resolve())})
 
     def identity(self) -> str:
-        """What the results depend on: bytes for a folder, name and revision for the rest."""
+        """What the results depend on: bytes for a folder, name and revision for the rest.
+
+        A served model is the same at another address.
+        """
         if self.folder:
             path = Path(self.folder)
             return "sha256:" + folder_sha256(path) if path.is_dir() else "missing:" + path.name
         if self.server:
-            return f"{self.server}#{self.model}"
+            return f"served:{self.served_as}"
         return f"{self.hub}@{self.revision or 'main'}"

@@ -79,7 +79,8 @@ def _get(value: ModelReference | DataFile, setting: str, away: dict[str, str]) -
                 f"{setting}: no file {value.path}; set it with --set {setting}=/path/to/file"
             )
     elif value.server:
-        _ask_server(value.server, setting)
+        for address in value.servers:
+            _ask_server(address, setting)
     elif value.hub:
         repository = repository_of(value.hub)
         if (reason := away.get(_place(value))) is None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, NotRequired, TypedDict
 
 from clipmill.pipeline.dataset.shards import base_shard, committed_shards, shard_order
 from clipmill.pipeline.dataset.steps import Read, Step, StepId, downstream, reads_of
+from clipmill.pipeline.recipes.fingerprints import fingerprint, fingerprint_in
 from clipmill.pipeline.recipes.gates import Gate, check_gates
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.pipeline.recipes.stage_classes import class_reference, stage_class
@@ -120,15 +119,18 @@ class Plan:
         )
 
 
-def build_plan(loaded: LoadedRecipe) -> Plan:
-    """Orders, checks and fingerprints the steps of a recipe."""
+def build_plan(loaded: LoadedRecipe, dataset: Path | None = None) -> Plan:
+    """Orders, checks and fingerprints the steps of a recipe.
+
+    What a dataset holds of a step under a former fingerprint of it stays valid.
+    """
     steps: list[PlannedStep] = []
     for stage_label, stage in loaded.stages.items():
         gate = loaded.gates.get(stage_label)
         for part in stage.steps():
             label = stage_label if part is stage or part.name == stage.name else part.name
             _check_label(label, stage_label, steps)
-            steps.append(replace(_step(label, stage_label, part, steps), gate=gate))
+            steps.append(replace(_step(label, stage_label, part, steps, dataset), gate=gate))
             gate = None  # it chooses what the stage's first step gets
     _check_levels(steps)
     check_gates(steps)
@@ -154,7 +156,9 @@ def _check_label(label: str, stage_label: str, before: Sequence[PlannedStep]) ->
         )
 
 
-def _step(label: str, stage_label: str, stage: Stage, before: list[PlannedStep]) -> PlannedStep:
+def _step(
+    label: str, stage_label: str, stage: Stage, before: list[PlannedStep], dataset: Path | None
+) -> PlannedStep:
     known = {step.label: step for step in before}
     try:
         stage.check_upstream({step.label: step.stage for step in before})
@@ -189,7 +193,12 @@ def _step(label: str, stage_label: str, stage: Stage, before: list[PlannedStep])
         if maker is not None:
             upstream[maker.label] = None
     inputs = {name: known[name].fingerprint for name in upstream}
-    return PlannedStep.of(label, stage_label, stage, fingerprint(stage, inputs), inputs)
+    digits = (
+        fingerprint(stage, inputs)
+        if dataset is None
+        else fingerprint_in(dataset, label, stage_label, stage, inputs)
+    )
+    return PlannedStep.of(label, stage_label, stage, digits, inputs)
 
 
 def _check_column(step: PlannedStep, read: Read, stage_label: str) -> None:
@@ -242,19 +251,6 @@ def _check_rows_are_found(step: Step, columns: dict[str, set[str]]) -> None:
             f"stages.{step.stage_label} has the key {key}, but reads from no stage "
             "whose rows have it; have it read a column of an earlier stage that does"
         )
-
-
-def fingerprint(stage: Stage, inputs: dict[str, str]) -> str:
-    """16 hex digits over what determines a step's output: itself, its settings, its inputs."""
-    payload = {
-        "name": stage.name,
-        "version": stage.version,
-        "identity": stage.identity(),
-        "prompts": stage.prompts(),
-        "inputs": inputs,
-    }
-    text = json.dumps(payload, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Beginning(TypedDict):
