@@ -69,8 +69,8 @@ def resource(default: Any, **details: Any) -> Any:
 
 def _identity(value: Any) -> Any:
     """A setting's value for the fingerprint: models and files count by their content."""
-    if isinstance(value, ModelReference | DataFile):
-        return value.identity()
+    if callable(own := getattr(value, "identity", None)):
+        return own()
     if isinstance(value, list | tuple):
         return [_identity(item) for item in value]
     if isinstance(value, Mapping):

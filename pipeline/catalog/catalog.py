@@ -427,7 +427,7 @@ def _run_rows(dataset: Path) -> list[dict[str, Any]]:
 
 def _run_stage(stage: StageRecord) -> dict[str, Any]:
     steps = [{"step": step["step"], "fingerprint": step["fingerprint"]} for step in stage["steps"]]
-    places = stage.get("places") or {}
+    places, served = stage.get("places") or {}, stage.get("served") or {}
     return {
         "stage": stage["stage"],
         "name": stage["name"],
@@ -435,7 +435,7 @@ def _run_stage(stage: StageRecord) -> dict[str, Any]:
         "steps": steps,
         "score": stage["score"],
         "models": [
-            {"setting": name, **model, "places": places.get(name)}
+            {"setting": name, **model, "places": places.get(name), "served": served.get(name)}
             for name, model in stage["models"].items()
         ],
         "prompts": list(stage["prompts"].items()),

@@ -136,11 +136,14 @@ EMBEDDINGS_VIEW: Columns = (
 )
 _RUN_STEP = pa.struct([("step", pa.string()), ("fingerprint", pa.string())])
 _RUN_PLACE = pa.struct([("device", pa.string()), ("dtype", pa.string())])
+_RUN_SERVED = pa.struct([("address", pa.string()), ("said", pa.string())])
 _RUN_MODEL = pa.struct(
     [
         *((name, pa.string()) for name in ("setting", "reference", "revision", "identity")),
         # Where the run's workers loaded it; null if they didn't need to, or it is a server.
         ("places", pa.list_(_RUN_PLACE)),
+        # What each of its servers says about it, as JSON text; null if it is none of a server.
+        ("served", pa.list_(_RUN_SERVED)),
     ]
 )
 RUN_STAGE = pa.struct(

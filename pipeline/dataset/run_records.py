@@ -47,10 +47,17 @@ class PlaceRecord(TypedDict):
     dtype: str
 
 
+class ServedRecord(TypedDict):
+    """Where a model is served, and what its server says about it, as JSON text."""
+
+    address: str
+    said: str
+
+
 class StageRecord(TypedDict):
     """One stage of a run; `stage` is its label in the recipe, `name` its class's word.
 
-    `models`, `prompts` and `places` are by setting. `gate` is what it skips rows by, and
+    `models`, `prompts`, `places` and `served` are by setting. `gate` is what it skips rows by, and
     `threshold` what its best share came to.
     """
 
@@ -64,6 +71,7 @@ class StageRecord(TypedDict):
     models: dict[str, ModelRecord]
     prompts: dict[str, str]
     places: NotRequired[dict[str, list[PlaceRecord]]]
+    served: NotRequired[dict[str, list[ServedRecord]]]
     gate: NotRequired[str | None]
     threshold: NotRequired[float | None]
 
@@ -139,10 +147,16 @@ class RecordOfThisRun:
         stage = next(stage for stage in self._record["stages"] if stage["stage"] == label)
         models, is_new = stage["models"], False
         for place in sorted(places):
-            entry: PlaceRecord = {"device": place.device, "dtype": place.dtype}
             # A model that two settings name is loaded once.
             for name in (name for name in models if models[name] == models.get(place.setting)):
-                known = stage.setdefault("places", {}).setdefault(name, [])
+                known: list[Any]
+                entry: PlaceRecord | ServedRecord
+                if place.served:
+                    known = stage.setdefault("served", {}).setdefault(name, [])
+                    entry = {"address": place.device, "said": place.served}
+                else:
+                    known = stage.setdefault("places", {}).setdefault(name, [])
+                    entry = {"device": place.device, "dtype": place.dtype}
                 if entry not in known:
                     known.append(entry)
                     is_new = True

@@ -1,64 +1,56 @@
-"""Settings, loading and batching shared by caption_frames and summarize_captions."""
+"""Settings and loading shared by the stages whose models make text."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.schemas.errors import ClipmillError
 from clipmill.stages.media.isolation.progress import beat
-from clipmill.stages.models.batch_size import free_memory, is_out_of_memory, out_of_memory
-from clipmill.stages.models.device_errors import raise_if_broken
+from clipmill.stages.models.batch_size import is_out_of_memory
+from clipmill.stages.models.engines.loading_options import loading_options
+from clipmill.stages.models.engines.programs import ServerPrograms
+from clipmill.stages.models.engines.requests import Generation as Generation
 from clipmill.stages.protocol import Stage, resource
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
     import torch
 
-    from clipmill.stages.models.openai_server import OpenAIServer
-
-Item = TypeVar("Item")
-Prepared = TypeVar("Prepared")
-Result = TypeVar("Result")
-
+Attention = Literal[
+    "auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"
+]
+Quantization = Literal[
+    "none", "bitsandbytes_8bit", "bitsandbytes_4bit", "torchao_int8", "torchao_int4"
+]
+DeviceMap = Literal["none", "auto", "balanced", "balanced_low_0", "sequential"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True)
-class Generation:
-    """How a text is generated. There is no sampling, so the same input gives the same text."""
+def arguments_of(generation: Generation, is_unwanted: Callable[[], bool]) -> dict[str, Any]:
+    """Keyword arguments of transformers' `generate`; once it `is_unwanted`, it ends early."""
 
-    max_new_tokens: int
-    min_new_tokens: int = 0
-    num_beams: int = 1
-    no_repeat_ngram_size: int = 0
+    def stops(*_: Any, **__: Any) -> bool:
+        """After each token."""
+        beat()
+        return is_unwanted()
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of transformers' `generate`."""
-        wanted: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
-            "num_beams": self.num_beams,
-            "do_sample": False,
-            "stopping_criteria": [_report],
-        }
-        if self.min_new_tokens:
-            wanted["min_new_tokens"] = self.min_new_tokens
-        if self.no_repeat_ngram_size:
-            wanted["no_repeat_ngram_size"] = self.no_repeat_ngram_size
-        return wanted
-
-
-def _report(*_: Any, **__: Any) -> bool:
-    """Reports progress after each token; never stops generation."""
-    beat()
-    return False
+    wanted: dict[str, Any] = {
+        "max_new_tokens": generation.max_new_tokens,
+        "num_beams": generation.num_beams,
+        "do_sample": False,
+        "stopping_criteria": [stops],
+    }
+    if generation.min_new_tokens:
+        wanted["min_new_tokens"] = generation.min_new_tokens
+    if generation.no_repeat_ngram_size:
+        wanted["no_repeat_ngram_size"] = generation.no_repeat_ngram_size
+    return wanted
 
 
 class GeneratingStage(Stage):
@@ -70,13 +62,34 @@ class GeneratingStage(Stage):
         "instructions for it, otherwise float32",
     )
     device: str = resource("auto", description="auto, cpu, cuda or cuda:N")
+    attention: Attention = Field(
+        "auto",
+        description="implementation of attention; auto is transformers' choice for the model",
+    )
+    quantization: Quantization = Field(
+        "none",
+        description="stores weights in fewer bits, by the package that comes first in the name",
+    )
+    device_map: DeviceMap = resource(
+        "none",
+        description="how a model that is larger than a GPU is spread over the worker's GPUs, and "
+        "what doesn't fit over its memory; needs the package accelerate",
+    )
+    engine: ServerPrograms | None = Field(
+        None,
+        description="a server that the run starts for the model, by vllm or sglang: python (of an "
+        "environment with it), tensor_parallel, options, environment, start_seconds; by default "
+        "transformers runs the model in the worker's process",
+    )
     trust_remote_code: bool = Field(
         False,
         description="run the Python code in the model's folder; only for authors whom "
         "you trust (no code is fetched from the hub)",
     )
     server_concurrency: int = resource(
-        8, ge=1, description="parallel requests when the model is a server"
+        8,
+        ge=1,
+        description="requests in flight at a time, for each model of a worker that is a server",
     )
     server_timeout_seconds: float = resource(
         120.0, gt=0, description="maximum time to wait for one answer of a server"
@@ -95,38 +108,45 @@ class GeneratingStage(Stage):
         description="additional fields of each request; null removes a default (temperature: null)",
     )
 
-    @staticmethod
-    def check_server(reference: ModelReference, generation: Generation) -> None:
+    @model_validator(mode="after")
+    def _check_engine(self) -> GeneratingStage:
+        ignored = ("attention", "quantization", "device_map", "device")
+        for name in ignored if self.engine is not None else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} is for models in the worker's process, and engine starts a server; "
+                    "use the server's own options: engine: {vllm: {options: […]}}"
+                )
+        return self
+
+    def check_server(self, reference: ModelReference, generation: Generation) -> None:
         """ValueError if a server would silently ignore settings."""
-        if reference.server and generation != Generation(generation.max_new_tokens):
+        if reference.server and self.engine is not None:
             raise ValueError(
-                f"{reference} is a server, and OpenAI's protocol has no num_beams, min_new_tokens "
+                f"engine starts a server for a model, but {reference} is a server already; name "
+                "the model's folder or hub id, or leave engine out"
+            )
+        is_served = reference.server or self.engine is not None
+        if is_served and generation != Generation(generation.max_new_tokens):
+            raise ValueError(
+                f"{reference} is served, and OpenAI's protocol has no num_beams, min_new_tokens "
                 "or no_repeat_ngram_size; use server_options for what the server supports"
             )
 
-    def server(self, reference: ModelReference, setting: str) -> OpenAIServer:
-        """The client for a reference to a server; errors name `setting`."""
-        # Here, because httpx takes a tenth of a second to import.
-        from clipmill.stages.models.openai_server import OpenAIServer
-
-        return OpenAIServer(
-            reference,
-            concurrency=self.server_concurrency,
-            timeout_seconds=self.server_timeout_seconds,
-            retries=self.server_retries,
-            first_wait_seconds=self.server_first_wait_seconds,
-            key_variable=self.server_key_variable,
-            options=self.server_options,
-            setting=setting,
-        )
+    def is_served(self, *references: ModelReference) -> bool:
+        """Whether servers answer for one of these models."""
+        return self.engine is not None or any(one.server for one in references)
 
 
 @dataclass(frozen=True)
 class ModelPlacement:
-    """The device and dtype of a model."""
+    """The device and dtype of a model, and how it is put there."""
 
     device: torch.device
     dtype: torch.dtype
+    attention: Attention = "auto"
+    quantization: Quantization = "none"
+    device_map: DeviceMap = "none"
 
     @classmethod
     def of(cls, stage: GeneratingStage, setting: str, folder: Path) -> ModelPlacement:
@@ -142,7 +162,7 @@ class ModelPlacement:
             else getattr(torch, stage.dtype)
         )
         torch_setup.say_place(setting, folder, device, dtype)
-        return cls(device, dtype)
+        return cls(device, dtype, stage.attention, stage.quantization, stage.device_map)
 
 
 def load_config(folder: Path, what: str, *, trust_remote_code: bool) -> Any:
@@ -181,14 +201,18 @@ def load_weights(
             weights_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **loading_options(place, what),
         )
-        model.to(place.device).eval()
+        # A model that transformers has spread or quantised is where it belongs.
+        if getattr(model, "hf_device_map", None) is None:
+            model.to(place.device)
+        model.eval()
     except pickle.UnpicklingError as error:
         raise ClipmillError(
             f"{what}: {folder} contains a pickle with more than weights, which may run code "
             "when it is loaded; use the model's safetensors"
         ) from error
-    except (OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, ImportError) as error:
         if is_out_of_memory(error):
             raise ClipmillError(
                 f"{what}: there is not enough memory to load {folder} on {place.device} as "
@@ -215,85 +239,3 @@ def load_weights(
                 max_length=None,
             )
     return model
-
-
-def chat_options(template: Any) -> dict[str, bool]:
-    """Variables for a chat template: captions need no thinking."""
-    return {"enable_thinking": False} if "enable_thinking" in str(template) else {}
-
-
-class Batches(Generic[Item, Prepared, Result]):
-    """Runs items through a model in batches, and prepares one while computing the previous one.
-
-    If memory is short, the size is halved permanently. Any other exception fails only the item
-    that causes it: its batch is processed again one by one. DeviceBroken is raised.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        prepare: Callable[[Sequence[Item]], Prepared],
-        compute: Callable[[Prepared], Sequence[Result]],
-    ) -> None:
-        self.size = size
-        self._prepare = prepare
-        self._compute = compute
-
-    def run(self, groups: Iterable[Sequence[Item]]) -> list[Result | RowFailed]:
-        """Results in the order of the items; a batch never mixes two groups."""
-        batches = [
-            group[i : i + self.size] for group in groups for i in range(0, len(group), self.size)
-        ]
-        results: list[Result | RowFailed] = []
-        with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
-            ahead = [pool.submit(self._prepare, batch) for batch in batches[:1]]
-            for i, batch in enumerate(batches):
-                prepared = ahead.pop()
-                if i + 1 < len(batches):
-                    ahead.append(pool.submit(self._prepare, batches[i + 1]))
-                if len(batch) > self.size:
-                    prepared.cancel()
-                    results += self._pieces(batch)
-                else:
-                    results += self._attempt(batch, prepared.result)
-        return results
-
-    def _pieces(self, batch: Sequence[Item]) -> list[Result | RowFailed]:
-        results: list[Result | RowFailed] = []
-        while len(results) < len(batch):
-            piece = batch[len(results) : len(results) + self.size]
-            results += self._attempt(piece, partial(self._prepare, piece))
-        return results
-
-    def _attempt(
-        self, batch: Sequence[Item], prepared: Callable[[], Prepared]
-    ) -> list[Result | RowFailed]:
-        beat()
-        try:
-            found: list[Result | RowFailed] = [*self._compute(prepared())]
-            if len(found) != len(batch):
-                raise RuntimeError(f"{len(batch)} inputs gave {len(found)} outputs")
-            return found
-        except Exception as error:  # noqa: BLE001 - whatever a model raises fails only its item
-            raise_if_broken(error)
-            memory = is_out_of_memory(error)
-            failure = (
-                error
-                if isinstance(error, RowFailed)
-                else out_of_memory(error)
-                if memory
-                else RowFailed("model", f"{type(error).__name__}: {error}")
-            )
-        # Outside the handler, so that the traceback no longer references the batch's tensors.
-        if memory:
-            free_memory()
-        if len(batch) == 1:
-            return [failure]
-        if memory:
-            self.size = max(1, len(batch) // 2)
-            return self._pieces(batch)
-        return [
-            result
-            for item in batch
-            for result in self._attempt([item], partial(self._prepare, [item]))
-        ]

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from clipmill.stages.models.generation import Batches
+from clipmill.stages.models.engines.gathering import Gathered
+from clipmill.stages.models.engines.requests import outcome_of
 from clipmill.stages.protocol import Rows, Stage, Workspace, resource
 from tests.pipeline.own_stages import asked
 
@@ -42,9 +43,13 @@ class CaptionWords(Stage):
 
     @contextmanager
     def open(self, workspace: Workspace):
+        def gathered(urls):
+            futures = Gathered(2, list, compute).submit_all([(url, 0, url) for url in urls])
+            return [outcome_of(future) for future in futures]
+
         def transform(batch):
             rows, urls = Rows(self), batch["url"].to_pylist()
-            found = Batches(2, list, compute).run([urls]) if self.in_batches else compute(urls)
+            found = gathered(urls) if self.in_batches else compute(urls)
             for key, caption in zip(batch["video_id"].to_pylist(), found, strict=True):
                 if isinstance(caption, Exception):
                     rows.record(key, caption)

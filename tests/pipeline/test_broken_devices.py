@@ -13,7 +13,8 @@ from clipmill.jobs.run import run
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.models.device_errors import DeviceBroken, raise_if_broken
-from clipmill.stages.models.generation import Batches
+from clipmill.stages.models.engines.gathering import Gathered
+from clipmill.stages.models.engines.requests import outcome_of
 from tests.faults.kill_world import clipmill
 
 HERE = Path(__file__).parent
@@ -113,5 +114,5 @@ def test_other_errors_fail_only_their_row(error):
             raise error
         return items
 
-    found = Batches(2, list, compute).run([[1, 2, 3]])
-    assert [type(one) for one in found] == [int, RowFailed, int]
+    found = Gathered(2, list, compute).submit_all([(item, 0, item) for item in (1, 2, 3)])
+    assert [type(outcome_of(one)) for one in found] == [int, RowFailed, int]

@@ -24,7 +24,7 @@ from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.run import load
 from clipmill.pipeline.status import status_report
-from clipmill.stages.models.text_models import LocalTextModel
+from clipmill.stages.models.engines.language import LanguageModel
 from tests.conftest import Made
 from tests.openai_stand_in import StandIn, openai_server, text_of
 
@@ -34,10 +34,11 @@ POISON = """
 import importlib.abc, importlib.util, os, sys
 
 MOST = {
-    "clipmill.stages.models.captioners": ("Blip", "generate", lambda x: len(x["pixel_values"]), 2),
+    "clipmill.stages.models.engines.families": (
+        "Blip", "generate", lambda x: len(x["pixel_values"]), 2),
     "clipmill.stages.models.embedders": ("ClipEmbedder", "embed_batch", len, 3),
-    "clipmill.stages.models.text_models": (
-        "LocalTextModel", "_compute", lambda x: len(x["input_ids"]), 1),
+    "clipmill.stages.models.engines.language": (
+        "LanguageModel", "generate", lambda x: len(x["input_ids"]), 1),
 }
 
 
@@ -199,11 +200,11 @@ def test_run_with_too_little_memory_for_batches_makes_the_same_rows(
 def test_rows_that_never_fit_fail_and_a_retry_makes_them(made, dataset, monkeypatch):
     import torch
 
-    def no_memory(self, inputs):
+    def no_memory(self, *inputs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     with monkeypatch.context() as without:
-        without.setattr(LocalTextModel, "_compute", no_memory)
+        without.setattr(LanguageModel, "generate", no_memory)
         run(load(None, dataset), dataset)
     n_clips = len(clips(made.dataset))
     report = {stage["stage"]: stage for stage in status_report(dataset)["stages"]}

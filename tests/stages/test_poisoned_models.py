@@ -17,12 +17,13 @@ from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.schemas.tables import FRAME, TEXT_AT
 from clipmill.stages.caption_frames import CaptionFrames
 from clipmill.stages.embed_clips import EmbedClips
-from clipmill.stages.models.captioners import Blip
 from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.embedders import ClipEmbedder
+from clipmill.stages.models.engines.families import Blip
+from clipmill.stages.models.engines.language import LanguageModel
+from clipmill.stages.models.engines.requests import Generation, Request, answers
+from clipmill.stages.models.engines.servers import ServerEngine
 from clipmill.stages.models.generated_text import LONGEST_CHARACTERS
-from clipmill.stages.models.openai_server import Message, OpenAIServer
-from clipmill.stages.models.text_models import LocalTextModel
 from clipmill.stages.models.vectors import as_column, unit
 from clipmill.stages.references import DataFile, ModelReference
 from clipmill.stages.score_aesthetic import ScoreAesthetic
@@ -282,7 +283,7 @@ def test_picture_that_makes_the_model_raise_fails_only_its_clip(tmp_path, monkey
     original = Blip.generate
     bad = None
 
-    def generate(self, inputs, settings):
+    def generate(self, inputs, *settings):
         nonlocal bad
         pixels = inputs["pixel_values"]
         bad = pixels[1].clone() if bad is None else bad
@@ -294,7 +295,7 @@ def test_picture_that_makes_the_model_raise_fails_only_its_clip(tmp_path, monkey
         with_hook = self.model.vision_model.embeddings.patch_embedding
         handle = with_hook.register_forward_pre_hook(look)
         try:
-            return original(self, inputs, settings)
+            return original(self, inputs, *settings)
         finally:
             handle.remove()
 
@@ -315,10 +316,10 @@ def test_picture_that_makes_the_model_raise_fails_only_its_clip(tmp_path, monkey
 def test_language_model_halves_its_batch_and_fails_what_never_fits(tmp_path, monkeypatch):
     sizes: list[int] = []
     monkeypatch.setattr(
-        LocalTextModel,
-        "_compute",
+        LanguageModel,
+        "generate",
         limited(
-            LocalTextModel._compute,
+            LanguageModel.generate,
             1,
             lambda inputs: len(inputs["input_ids"]),
             sizes,
@@ -336,7 +337,7 @@ def test_language_model_halves_its_batch_and_fails_what_never_fits(tmp_path, mon
     assert sizes == [3, 1, 1, 1]
     assert len(rows) == 3
     monkeypatch.setattr(
-        LocalTextModel, "_compute", limited(LocalTextModel._compute, 0, len, [], MemoryError)
+        LanguageModel, "generate", limited(LanguageModel.generate, 0, len, [], MemoryError)
     )
     rows = transformed(stage, tmp_path, to_summarise(["a dog", "a cat"]))
     assert {row["error"]["kind"] for row in rows} == {"model"}
@@ -452,13 +453,13 @@ def test_captioner_with_nan_weights_gives_failures_of_kind_model(tmp_path):
 # --- servers ---
 
 
-def asking(stand_in: StandIn, **settings: Any) -> OpenAIServer:
+def asking(stand_in: StandIn, **settings: Any) -> ServerEngine:
     settings = {"retries": 0, "timeout_seconds": 100.0, "first_wait_seconds": 0.0} | settings
-    return OpenAIServer(ModelReference(server=stand_in.url, model="tiny"), **settings)
+    return ServerEngine(ModelReference(server=stand_in.url, model="tiny"), **settings)
 
 
-def asked(server: OpenAIServer, question: str = "q0") -> Completion | RowFailed:
-    (answer,) = server.ask([Message(question)], max_new_tokens=5)
+def asked(server: ServerEngine, question: str = "q0") -> Completion | RowFailed:
+    (answer,) = answers(server, [Request.of(question, generation=Generation(5))])
     return answer
 
 
@@ -501,7 +502,7 @@ def test_each_server_fault_has_its_kind_in_bounded_time(misdeed, kind):
         started = time.monotonic()
         failure = asked(server)
         assert time.monotonic() - started < 40
-        server.timeout_seconds = 100.0
+        server._timeout_seconds = 100.0
         assert asked(server, "q1").text == "q1"
     assert failure.kind == kind
 

@@ -29,7 +29,7 @@ from clipmill.schemas.tables import SOURCES
 from clipmill.stages.caption_frames import CaptionFrames
 from clipmill.stages.media.fetch import downloads
 from clipmill.stages.media.fetch.resumable_file import Partial
-from clipmill.stages.models.openai_server import OpenAIServer
+from clipmill.stages.models.engines.servers import ServerEngine
 from clipmill.stages.protocol import Workspace
 from clipmill.stages.references import ModelReference
 from tests.download_helpers import make_video, outcome, stage
@@ -225,7 +225,7 @@ def test_invalid_server_is_reported_when_the_recipe_is_read(server):
 def test_invalid_environment_proxy_is_reported_before_a_server_request(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://[::1")
     reference = ModelReference.model_validate("http://127.0.0.1:9/v1#name")
-    with OpenAIServer(reference) as server, pytest.raises(ClipmillError, match="fix or unset"):
+    with ServerEngine(reference) as server, pytest.raises(ClipmillError, match="fix or unset"):
         server.check("caption_frames.model")
     step = PlannedStep.of(
         "caption_frames", "caption_frames", CaptionFrames(model=reference), "", {}

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.tables import SUBTITLE, TAG, TEXT_AT
 from clipmill.stages.models.completions import Completion
-from clipmill.stages.models.generation import Generation
+from clipmill.stages.models.engines.requests import Generation, Request
 from clipmill.stages.models.text_models import open_text_model
 from clipmill.stages.protocol import Workspace
 from clipmill.stages.summarize_captions import (
@@ -260,13 +260,14 @@ def test_answer_that_ends_is_complete(tmp_path):
     def answers(folder):
         asked = stage(model=str(folder), dtype="float32")
         with open_text_model(asked.model, asked, "x", Generation(6, 0, 1, 1), 4) as model:
-            return model.complete(TEXTS), model._tokenizer
+            return model.complete(TEXTS), model.engine.model.tokenizers
 
-    cut, tokenizer = answers(tiny_model("t5"))
+    cut, tokenizers = answers(tiny_model("t5"))
     assert not any(answer.complete for answer in cut)
     folder = shutil.copytree(tiny_model("t5"), tmp_path / "t5")
     settings = json.loads((folder / "generation_config.json").read_text())
-    third = tokenizer.convert_tokens_to_ids(cut[0].text.split()[2])
+    with tokenizers.borrowed() as tokenizer:
+        third = tokenizer.convert_tokens_to_ids(cut[0].text.split()[2])
     settings["eos_token_id"] = [third, settings["eos_token_id"]]
     (folder / "generation_config.json").write_text(json.dumps(settings))
     ended, _ = answers(folder)
@@ -292,9 +293,14 @@ def test_control_tokens_in_a_title_stay_text():
 
     asked = stage(model=str(tiny_model("chat")))
     with open_text_model(asked.model, asked, "x", Generation(4), 4) as model:
-        ids = model._ids("my <|im_end|> title")
-        end = model._tokenizer.convert_tokens_to_ids("<|im_end|>")
-        assert ids.count(end) == model._ids("my title").count(end)
+        language = model.engine.model
+        with language.tokenizers.borrowed() as tokenizer:
+            end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        odd, plain = (
+            language.accepted(Request.of(text, generation=Generation(4)))
+            for text in ("my <|im_end|> title", "my title")
+        )
+        assert odd.count(end) == plain.count(end)
 
 
 def test_stage_with_tiny_models_is_deterministic(tmp_path):

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.stages.models.captioners import PictureToCaption, open_captioner
 from clipmill.stages.models.completions import Completion
-from clipmill.stages.models.generation import Batches, GeneratingStage, Generation
+from clipmill.stages.models.engines.gathering import Gathered
+from clipmill.stages.models.engines.requests import Generation
+from clipmill.stages.models.generation import GeneratingStage
 from clipmill.stages.models.pixels import PlainPixels
 from clipmill.stages.references import ModelReference
 from tests.models_factory import hf, tiny_model
@@ -70,7 +72,7 @@ def test_text_depends_only_on_its_picture(name, generation):
     prompts = (None, "a red") if name in ("blip", "blip2", "qwen_vl") else (None,)
     asked = pictures(5, prompts)
     with captioner(tiny_model(name)) as opened:
-        assert type(opened._family).__name__ == FAMILIES[name]
+        assert type(opened.engine.model).__name__ == FAMILIES[name]
         together = opened.describe(asked, generation)
         turned = opened.describe(asked[::-1], generation)
         alone = {}
@@ -88,14 +90,14 @@ def test_answer_that_ends_is_told_from_one_that_was_cut_off(name, generation):
     """The third token of the first answer becomes one more token that ends the model's answers."""
     asked = pictures(4)
     with captioner(tiny_model(name), batch_images=1) as opened:
-        made = recorded(opened._family)
+        made = recorded(opened.engine.model)
         cut = opened.describe(asked, generation)
         third = made[0][2]
         made.clear()
-        end_at(opened._family.model, third)
+        end_at(opened.engine.model.model, third)
         ended = opened.describe(asked, generation)
     with captioner(tiny_model(name)) as opened:
-        end_at(opened._family.model, third)
+        end_at(opened.engine.model.model, third)
         assert opened.describe(asked, generation) == ended
     assert {(answer.complete, answer.new_tokens) for answer in cut.values()} == {(False, 8)}
     assert [(answer.complete, answer.new_tokens) for answer in ended.values()] == [
@@ -140,13 +142,13 @@ def test_bfloat16_gives_texts_too(name):
 def test_prompts_of_the_same_length_share_a_batch(monkeypatch):
     """Tags give each clip its own prompt; eight pictures with two lengths take two batches."""
     with captioner(tiny_model("blip")) as opened:
-        generate, sizes = opened._family.generate, []
+        generate, sizes = opened.engine.model.generate, []
 
-        def counted(inputs, generation):
+        def counted(inputs, *settings):
             sizes.append(len(inputs["pixel_values"]))
-            return generate(inputs, generation)
+            return generate(inputs, *settings)
 
-        monkeypatch.setattr(opened._family, "generate", counted)
+        monkeypatch.setattr(opened.engine.model, "generate", counted)
         opened.describe(pictures(4, ("a red dog", "a cat")), GREEDY)
     assert sizes == [4, 4]
 
@@ -189,6 +191,16 @@ def test_broken_picture_fails_alone():
     assert texts == expected
 
 
+def run(size, compute, *groups):
+    """The results for groups of items, handed in together."""
+    gathered = Gathered(size, list, compute)
+    items = [(item, name, item) for name, group in enumerate(groups) for item in group]
+    futures = gathered.submit_all(items)
+    results = [future.exception(60) or future.result() for future in futures]
+    gathered.close()
+    return results, gathered.size
+
+
 def test_batch_is_halved_permanently_if_memory_runs_out():
     """Sizes tried: 8 fails, then 4 fails, then 2, and 2 from then on."""
     sizes = []
@@ -199,11 +211,10 @@ def test_batch_is_halved_permanently_if_memory_runs_out():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [item * 10 for item in batch]
 
-    batches = Batches(8, list, compute)
-    assert batches.run([range(10), range(10, 13)]) == [item * 10 for item in range(13)]
-    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
-    assert batches.size == 2
-    (failure,) = Batches(4, list, lambda batch: bytearray(1 << 62)).run([[1]])
+    results, size = run(8, compute, range(10), range(10, 13))
+    assert results == [item * 10 for item in range(13)]
+    assert (sizes, size) == ([8, 4, 2, 2, 2, 2, 2, 2, 1], 2)
+    ((failure,), _) = run(4, lambda batch: bytearray(1 << 62), [1])
     assert (failure.kind, "out of memory" in failure.message) == ("model", True)
 
 
@@ -213,13 +224,11 @@ def test_exception_fails_only_the_item_that_causes_it():
             raise IndexError("three")
         return batch
 
-    results = Batches(4, list, compute).run([range(6)])
+    results, _ = run(4, compute, range(6))
     assert [result for result in results if not isinstance(result, RowFailed)] == [0, 1, 2, 4, 5]
     assert results[3].message == "IndexError: three"
-    assert [type(result) for result in Batches(2, list, lambda batch: [1]).run([[1, 2]])] == [
-        int,
-        int,
-    ]
+    results, _ = run(2, lambda batch: [1], [1, 2])
+    assert [type(result) for result in results] == [int, int]
 
 
 def copied(name, tmp_path):

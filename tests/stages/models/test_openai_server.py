@@ -11,15 +11,21 @@ import pytest
 from clipmill.schemas.errors import ClipmillError, RowFailed, ServerRefused
 from clipmill.stages import usage
 from clipmill.stages.models.completions import Completion
-from clipmill.stages.models.openai_server import Message, OpenAIServer
+from clipmill.stages.models.engines.requests import Generation, Picture, Request, answers
+from clipmill.stages.models.engines.servers import ServerEngine
 from clipmill.stages.references import ModelReference
 from tests.http_server import refusing_address
 from tests.openai_stand_in import completion, openai_server, picture_of, text_of
 
 
-def client(url: str, **settings) -> OpenAIServer:
+def client(url: str, **settings) -> ServerEngine:
     settings = {"retries": 1, "timeout_seconds": 100.0, "first_wait_seconds": 0.0} | settings
-    return OpenAIServer(ModelReference(server=url, model="tiny"), **settings)
+    return ServerEngine(ModelReference(server=url, model="tiny"), **settings)
+
+
+def ask(server: ServerEngine, *texts: str):
+    asked = [Request.of(text, generation=Generation(5)) for text in texts]
+    return answers(server, asked)
 
 
 def test_answers_are_in_the_order_of_the_requests():
@@ -31,8 +37,8 @@ def test_answers_are_in_the_order_of_the_requests():
         return "re: " + text_of(request)
 
     with openai_server(answer) as stand_in, client(stand_in.url, concurrency=4) as server:
-        answers = server.ask([Message(f"question {i}") for i in range(12)], max_new_tokens=7)
-    assert answers == [Completion(f"re: question {i}") for i in range(12)]
+        found = ask(server, *(f"question {i}" for i in range(12)))
+    assert found == [Completion(f"re: question {i}") for i in range(12)]
     assert stand_in.most_at_once == 4
 
 
@@ -44,7 +50,9 @@ def test_request_has_the_settings(monkeypatch):
         openai_server(lambda request: "x") as stand_in,
         client(stand_in.url, key_variable="TEST_KEY", options=options) as server,
     ):
-        server.ask([Message("hello", b"\xff\xd8jpeg")], max_new_tokens=7)
+        server.submit(
+            Request.of("hello", Picture(b"\xff\xd8jpeg"), generation=Generation(7))
+        ).result()
     (request,) = stand_in.requests
     assert request["path"] == "/v1/chat/completions"
     assert (request["model"], request["max_tokens"], request["top_k"]) == ("tiny", 7, 1)
@@ -61,7 +69,7 @@ def test_requests_and_tokens_are_counted():
     before = usage.used()
     serving = openai_server(lambda request: "fine", *misdeeds)
     with serving as stand_in, client(stand_in.url, concurrency=1) as server:
-        server.ask([Message("x"), Message("y")], max_new_tokens=5)
+        ask(server, "x", "y")
     spent = {name: count - before[name] for name, count in usage.used().items()}
     assert spent[usage.REQUESTS] == 3
     assert (spent[usage.TOKENS_IN], spent[usage.TOKENS_OUT], spent[usage.TOLD_TOKENS]) == (7, 2, 1)
@@ -71,7 +79,7 @@ def test_requests_and_tokens_are_counted():
 def test_transient_errors_are_retried(misdeed):
     serving = openai_server(lambda request: "fine", misdeed)
     with serving as stand_in, client(stand_in.url) as server:
-        assert server.ask([Message("x")], max_new_tokens=5) == [Completion("fine")]
+        assert ask(server, "x") == [Completion("fine")]
     assert len(stand_in.requests) == 2
 
 
@@ -97,7 +105,7 @@ def test_each_error_status_has_its_kind(misdeed, kind, asked, words):
     serving = openai_server(lambda request: "fine", misdeed, misdeed)
     seconds = 1.0 if misdeed in ("hang", "drip") else 100.0
     with serving as stand_in, client(stand_in.url, timeout_seconds=seconds) as server:
-        (failure,) = server.ask([Message("x")], max_new_tokens=5)
+        (failure,) = ask(server, "x")
     assert isinstance(failure, RowFailed)
     assert (failure.kind, len(stand_in.requests)) == (kind, asked)
     assert words in failure.message
@@ -107,8 +115,8 @@ def test_refusals_that_concern_all_requests_are_told_apart():
     """A wrong key and a missing model always do; 403 only until the server has answered."""
     serving = openai_server(text_of, 401, 403, 404, completion("x"), 403, 401, 404)
     with serving as stand_in, client(stand_in.url, concurrency=1, setting="s.model") as server:
-        answers = server.ask([Message("x")] * 7, max_new_tokens=5)
-    assert [getattr(answer, "status", None) for answer in answers] == [
+        found = ask(server, *"xxxxxxx")
+    assert [getattr(answer, "status", None) for answer in found] == [
         401,
         403,
         404,
@@ -117,23 +125,23 @@ def test_refusals_that_concern_all_requests_are_told_apart():
         401,
         404,
     ]
-    refused = pickle.loads(pickle.dumps(answers[0]))
+    refused = pickle.loads(pickle.dumps(found[0]))
     assert isinstance(refused, ServerRefused)
     assert (refused.kind, refused.status, refused.setting) == ("blocked", 401, "s.model")
-    assert refused.message == answers[0].message
+    assert refused.message == found[0].message
 
 
 def test_failure_affects_only_its_own_request():
     with openai_server(text_of, 400) as stand_in, client(stand_in.url, concurrency=1) as server:
-        answers = server.ask([Message("a"), Message("b")], max_new_tokens=5)
-    assert isinstance(answers[0], RowFailed)
-    assert answers[1] == Completion("b")
+        found = ask(server, "a", "b")
+    assert isinstance(found[0], RowFailed)
+    assert found[1] == Completion("b")
 
 
 def test_answer_at_the_token_limit_is_incomplete():
     serving = openai_server(text_of, completion("a dog and", "length"))
     with serving as stand_in, client(stand_in.url) as server:
-        (answer,) = server.ask([Message("x")], max_new_tokens=5)
+        (answer,) = ask(server, "x")
     assert answer == Completion("a dog and", complete=False)
 
 

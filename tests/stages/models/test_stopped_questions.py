@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 import pytest
 import yaml
 
-from clipmill.stages.models.openai_server import Message, OpenAIServer
+from clipmill.stages.models.engines.requests import Generation, Request, answers
+from clipmill.stages.models.engines.servers import ServerEngine
 from clipmill.stages.references import ModelReference
 from tests.faults.kill_world import ROOT, clipmill, command, environment
 from tests.media import Scene, cached
@@ -32,11 +33,11 @@ def until(holds, seconds: float = 60.0) -> None:
 @contextmanager
 def stopped_in(url: str, asked):
     """Leaves a client while eight of its threads wait for answers; returns the seconds it took."""
-    server = OpenAIServer(ModelReference(server=url, model="tiny"), timeout_seconds=100.0)
+    server = ServerEngine(ModelReference(server=url, model="tiny"), timeout_seconds=100.0)
 
     def ask() -> None:
         with suppress(CancelledError):
-            server.ask([Message(str(i)) for i in range(40)], max_new_tokens=5)
+            answers(server, [Request.of(str(i), generation=Generation(5)) for i in range(40)])
 
     threading.Thread(target=ask, daemon=True).start()
     until(asked)
