@@ -34,7 +34,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}"
     "{% for part in message.content %}{% if part.type == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif part.type == 'video' %}"
+    "<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}"
     "{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -317,6 +318,54 @@ def make_qwen_vl(folder: Path, seed: int = 0) -> Path:
     return _save(folder, model, processor, seed)
 
 
+def make_llava_onevision(folder: Path, seed: int = 0) -> Path:
+    """LLaVA-OneVision: SigLIP and Qwen2, 28 px, several pictures and videos."""
+    tokenizer = _chat_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<video>"]})
+    token = tokenizer.convert_tokens_to_ids
+    template = CHAT_TEMPLATE.replace(
+        "<|vision_start|><|image_pad|><|vision_end|>", "<image>"
+    ).replace("<|vision_start|><|video_pad|><|vision_end|>", "<video>")
+    size = {"height": 28, "width": 28}
+    processor = hf.LlavaOnevisionProcessor(
+        hf.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=[[28, 28], [28, 56]]),
+        tokenizer,
+        hf.LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=4,
+        vision_feature_select_strategy="full",
+        chat_template=template,
+    )
+    config = hf.LlavaOnevisionConfig(
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 512,
+            "eos_token_id": token("<|im_end|>"),
+            "pad_token_id": token("<|endoftext|>"),
+        },
+        image_token_id=token("<image>"),
+        video_token_id=token("<video>"),
+        image_grid_pinpoints=[[28, 28], [28, 56]],
+        vision_feature_layer=-1,
+    )
+    return _save(folder, hf.LlavaOnevisionForConditionalGeneration(config), processor, seed)
+
+
 def make_vision_encoder_decoder(folder: Path, seed: int = 0) -> Path:
     """ViT and GPT-2, 32 px; the tokenizer is GPT-2's kind, without a padding token."""
     tokenizer = hf.PreTrainedTokenizerFast(
@@ -398,6 +447,7 @@ MAKERS = {
     "blip2": make_blip2,
     "florence2": make_florence2,
     "qwen_vl": make_qwen_vl,
+    "llava_onevision": make_llava_onevision,
     "vision_encoder_decoder": make_vision_encoder_decoder,
     "t5": make_t5,
     "chat": make_chat,

@@ -56,6 +56,7 @@ class StandIn:
     retry_after: str = "0"
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    models: dict[str, Any] = field(default_factory=lambda: {"data": []})
     url: str = ""
     most_at_once: int = 0  # of requests that took time
     closing: threading.Event = field(default_factory=threading.Event)
@@ -86,7 +87,7 @@ def openai_server(
             self.wfile.write(content)
 
         def do_GET(self) -> None:
-            self.send(200, b'{"data": []}')
+            self.send(200, json.dumps(stand_in.models).encode())
 
         def do_POST(self) -> None:
             nonlocal at_once

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
@@ -242,15 +242,17 @@ class ServerEngine:
 
     def _asked_again(self, request: Request, retries: int, *, with_schema: bool) -> Completion:
         body = body_of(request, self._model, self._options, with_schema=with_schema)
+        tried: set[Address] = set()
 
         def attempt() -> Completion:
             if self._closing.is_set():
                 raise self._stopped()
-            with self._best_address() as address:
+            with self._best_address(tried) as address:
+                tried.add(address)
                 return self._attempt(address, body)
 
         def pause_of(problem: TryAgain, seconds: float, is_last: bool) -> float:
-            if problem.lost and self._has_other_address():
+            if self._has_address_besides(tried):
                 return 0.0
             return min(max(seconds, problem.after_seconds or 0.0), _LONGEST_WAIT_SECONDS)
 
@@ -305,11 +307,17 @@ class ServerEngine:
         return found
 
     @contextmanager
-    def _best_address(self) -> Iterator[Address]:
-        """The address with the fewest requests in flight; one left out only if all are."""
+    def _best_address(self, tried: Collection[Address]) -> Iterator[Address]:
+        """The address with the fewest requests in flight.
+
+        One that is left out is taken only if all are, one that was tried only if no other is there.
+        """
         with self._lock:
             now = time.monotonic()
-            address = min(self._addresses, key=lambda one: (max(one.out_until, now), one.in_flight))
+            address = min(
+                self._addresses,
+                key=lambda one: (max(one.out_until, now), one in tried, one.in_flight),
+            )
             address.in_flight += 1
         try:
             yield address
@@ -317,10 +325,10 @@ class ServerEngine:
             with self._lock:
                 address.in_flight -= 1
 
-    def _has_other_address(self) -> bool:
-        """Whether one of several is not left out."""
+    def _has_address_besides(self, tried: Collection[Address]) -> bool:
+        """Whether one that is not left out has not been tried."""
         now = time.monotonic()
-        return len(self._addresses) > 1 and any(one.out_until <= now for one in self._addresses)
+        return any(one.out_until <= now and one not in tried for one in self._addresses)
 
     def _backoff(self, retries: int) -> Backoff:
         return Backoff(retries, self._first_wait_seconds, _LONGEST_WAIT_SECONDS, spread=0.25)
