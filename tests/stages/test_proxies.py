@@ -226,7 +226,7 @@ def test_invalid_environment_proxy_is_reported_before_a_server_request(monkeypat
     monkeypatch.setenv("http_proxy", "http://[::1")
     reference = ModelReference.model_validate("http://127.0.0.1:9/v1#name")
     with ServerEngine(reference) as server, pytest.raises(ClipmillError, match="fix or unset"):
-        server.check("caption_frames.model")
+        server.check()
     step = PlannedStep.of(
         "caption_frames", "caption_frames", CaptionFrames(model=reference), "", {}
     )

@@ -74,14 +74,14 @@ def until(holds, seconds=60.0) -> None:
     ("program", "module", "parallel"),
     [
         ("vllm", "vllm.entrypoints.openai.api_server", "--tensor-parallel-size"),
-        ("sglang", "sglang.launch_server", "--tp-size"),
+        pytest.param("sglang", "sglang.launch_server", "--tp-size", marks=pytest.mark.slow),
     ],
 )
 def test_server_starts_slowly_answers_and_ends(program, module, parallel, tmp_path, caplog):
     caplog.set_level(logging.INFO, "clipmill.models.server")
     with (
         noted_places() as places,
-        started(tmp_path, "--wait", "0.5", program=program, gpus=2, dtype="bfloat16") as opened,
+        started(tmp_path, "--wait", "0.3", program=program, gpus=2, dtype="bfloat16") as opened,
     ):
         ((pid, said, *options),) = [(one[0], one[1], *one[2:]) for one in lives(tmp_path)]
         assert [answer.text for answer in ask(opened, "a", "b")] == ["life 1: a", "life 1: b"]
@@ -97,6 +97,7 @@ def test_server_starts_slowly_answers_and_ends(program, module, parallel, tmp_pa
     assert "created" not in facts
 
 
+@pytest.mark.slow
 def test_request_that_kills_the_server_fails_alone(tmp_path):
     """Each start is a new life; innocents in flight are answered by the next one."""
     with started(tmp_path, "--die-on", "poison") as opened:
@@ -114,6 +115,7 @@ def test_server_that_dies_once_is_started_again(tmp_path):
     assert [answer.text for answer in found] == ["life 1: a", "life 2: b"]
 
 
+@pytest.mark.slow
 def test_server_that_hangs_is_ended_and_started_again(tmp_path, monkeypatch):
     monkeypatch.setattr(started_servers, "_HEALTH_SECONDS", 0.3)
     settings = {"server_timeout_seconds": 1.0}
@@ -123,6 +125,7 @@ def test_server_that_hangs_is_ended_and_started_again(tmp_path, monkeypatch):
         assert [is_alive(life[0]) for life in lives(tmp_path)] == [False, True]
 
 
+@pytest.mark.slow
 def test_server_that_never_answers_is_an_error_with_its_last_lines(tmp_path):
     ended = r"s\.model: the server ended before it answered, with exit status 1.*"
     with (
@@ -147,6 +150,7 @@ def test_server_that_never_answers_is_an_error_with_its_last_lines(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_stages_with_the_same_model_share_a_server(tmp_path):
     with started(tmp_path) as one:
         with started(tmp_path) as two:
@@ -166,6 +170,7 @@ with started(Path(sys.argv[1]), "--child") as opened:
 """
 
 
+@pytest.mark.slow
 def test_server_ends_with_a_worker_that_is_killed(tmp_path):
     """With all that it has started, though a process of it ignores being asked to."""
     with subprocess.Popen(
