@@ -193,6 +193,9 @@ class CaptionFrames(GeneratingStage):
                 captioners[scale].check_prompt(prompt)
             yield lambda table: self.transform(table, captioners)
 
+    def models_used(self) -> tuple[ModelReference, ...]:
+        return tuple(reference for _, _, reference, _ in self._uses())
+
     def _uses(self) -> Iterator[tuple[str, str, ModelReference, str | None]]:
         if self.coarse:
             yield COARSE, "model", self.model, self.prompt

@@ -123,6 +123,11 @@ class Stage(BaseModel):
     def resources(self) -> Resources:
         return Resources(cpus=self.cpus, gpus=self.gpus, batch_rows=self.batch_rows)
 
+    @property
+    def most_workers(self) -> int | None:
+        """Workers that are of use; None for as many as fit."""
+        return self.workers
+
     def open(self, workspace: Workspace) -> AbstractContextManager[Transform]:
         """Loads models, yields the transform, releases them."""
         raise NotImplementedError

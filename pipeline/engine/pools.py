@@ -103,7 +103,7 @@ def _by_kind(steps: tuple[PlannedStep, ...]) -> list[tuple[PlannedStep, ...]]:
             last[-1].stage_label == step.stage_label
             or (
                 _kind(last[-1].stage) == _kind(step.stage)
-                and last[-1].stage.workers == step.stage.workers
+                and last[-1].stage.most_workers == step.stage.most_workers
                 and _gpus((*last, step)) <= 1
             )
         )
@@ -131,6 +131,18 @@ def _join_cheapest(groups: list[tuple[PlannedStep, ...]]) -> list[tuple[PlannedS
     return None
 
 
+def _most_workers(group: tuple[PlannedStep, ...]) -> int | None:
+    """How many workers a pool may have; None for as many as fit.
+
+    What is set for one of its steps counts for all; what a step merely has use for, if it is the
+    same with all.
+    """
+    if asked := [step.stage.workers for step in group if step.stage.workers is not None]:
+        return max(asked)
+    useful = [step.stage.most_workers for step in group]
+    return None if None in useful else max(count for count in useful if count is not None)
+
+
 def _with_workers(groups: list[tuple[PlannedStep, ...]], machine: Machine, n_shards: int) -> Leg:
     """One worker per pool, then one more for each pool in turn while the machine has room."""
     workers = [1] * len(groups)
@@ -145,8 +157,7 @@ def _with_workers(groups: list[tuple[PlannedStep, ...]], machine: Machine, n_sha
     while grown:
         grown = False
         for i, group in enumerate(groups):
-            asked = [s.stage.workers for s in group if s.stage.workers is not None]
-            limit = min([max(1, n_shards), *([max(asked)] if asked else [])])
+            limit = min(max(1, n_shards), _most_workers(group) or max(1, n_shards))
             fits = (
                 used("cpus") + _cpus(group) <= machine.cpus
                 and used("gpus") + _gpus(group) <= machine.gpus

@@ -86,10 +86,11 @@ class GeneratingStage(Stage):
         description="run the Python code in the model's folder; only for authors whom "
         "you trust (no code is fetched from the hub)",
     )
-    server_concurrency: int = resource(
-        8,
+    server_concurrency: int | None = resource(
+        None,
         ge=1,
-        description="requests in flight at a time, for each model of a worker that is a server",
+        description="requests in flight at a time when the model is a server, for each worker: one "
+        "unless workers is set; by default 8, and 64 for a server that the run starts",
     )
     server_timeout_seconds: float = resource(
         120.0, gt=0, description="maximum time to wait for one answer of a server"
@@ -133,9 +134,27 @@ class GeneratingStage(Stage):
                 "or no_repeat_ngram_size; use server_options for what the server supports"
             )
 
-    def is_served(self, *references: ModelReference) -> bool:
-        """Whether servers answer for one of these models."""
-        return self.engine is not None or any(one.server for one in references)
+    def models_used(self) -> tuple[ModelReference, ...]:
+        """The models that answer, with these settings."""
+        found = self.references().values()
+        return tuple(model for model in found if isinstance(model, ModelReference))
+
+    @property
+    def is_served(self) -> bool:
+        """Whether all answers come from servers: this process only waits for them."""
+        models = self.models_used()
+        return bool(models) and (self.engine is not None or all(model.server for model in models))
+
+    @property
+    def requests_at_once(self) -> int:
+        """Requests to a server that are in flight at a time."""
+        return self.server_concurrency or (8 if self.engine is None else 64)
+
+    @property
+    def most_workers(self) -> int | None:
+        # Servers elsewhere get no more from several processes, and one process bounds the requests.
+        alone = self.is_served and self.engine is None
+        return 1 if alone and self.workers is None else self.workers
 
 
 @dataclass(frozen=True)

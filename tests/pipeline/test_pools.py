@@ -32,6 +32,14 @@ class Decode(Some):
     key = "video_id"
 
 
+class Served(Some):
+    """A stage that waits for servers, of which more workers would be of no use."""
+
+    @property
+    def most_workers(self) -> int | None:
+        return self.workers or 1
+
+
 def step(label: str, cls=Some, **resources) -> PlannedStep:
     return PlannedStep.of(label, label, cls(**resources), "0" * 16, {})
 
@@ -115,3 +123,15 @@ def test_every_leg_fits_the_machine_and_every_step_runs_once(stages, cpus, gpus,
         assert sum(pool.workers * pool.cpus for pool in leg) <= cpus
         assert sum(pool.workers * pool.gpus for pool in leg) <= gpus
         assert all(1 <= pool.workers <= n_shards for pool in leg)
+
+
+def test_stage_that_waits_for_servers_has_one_worker_unless_more_are_set():
+    def pools(**settings):
+        steps = (step("tag"), step("caption", Served, **settings), step("embed"))
+        return shape(plan_legs(steps, Machine(12, 0), 100))
+
+    assert pools() == [[("tag", 6), ("caption", 1), ("embed", 5)]]
+    assert pools(workers=3)[0][1] == ("caption", 3)
+    # In a process with others there are as many as those have use for.
+    joined = (step("tag"), step("caption", Served))
+    assert shape(plan_legs(joined, Machine(1, 0), 100)) == [[("tag+caption", 1)]]

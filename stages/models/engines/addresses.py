@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import urllib.request
 from typing import Any
 
 import httpx
@@ -42,7 +43,8 @@ class Address:
         self.out_until = 0.0
         self._failures = 0
         self._headers, self._tls, self._closing, self._alarm = headers, tls, closing, alarm
-        self._direct = direct
+        # Looking for proxies takes longer than all else about a new client.
+        self._may_have_proxy = not direct and bool(urllib.request.getproxies())
         self._own = threading.local()
         self._lines: list[Line] = []
 
@@ -115,7 +117,7 @@ class Address:
         """This thread's own client, kept for its next request."""
         if not hasattr(self._own, "line"):
             with proxies_of_environment():
-                client = httpx.Client(verify=self._tls, trust_env=not self._direct)
+                client = httpx.Client(verify=self._tls, trust_env=self._may_have_proxy)
                 self._own.line = Line(client, self._closing)
             self._lines.append(self._own.line)
         line: Line = self._own.line

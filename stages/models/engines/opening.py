@@ -81,7 +81,7 @@ def server_engine(
     return ServerEngine(
         reference,
         setting=setting,
-        concurrency=stage.server_concurrency,
+        concurrency=stage.requests_at_once,
         timeout_seconds=stage.server_timeout_seconds,
         retries=stage.server_retries,
         first_wait_seconds=stage.server_first_wait_seconds,
