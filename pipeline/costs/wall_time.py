@@ -10,10 +10,10 @@ import numpy as np
 
 from clipmill.pipeline.costs.estimate import StepEstimate
 from clipmill.pipeline.costs.rates import Values
-from clipmill.pipeline.engine.parallel_map import usable_cpus
 from clipmill.pipeline.engine.pools import Leg, Machine, plan_legs
 from clipmill.pipeline.engine.thresholds import phases
 from clipmill.pipeline.recipes.recipe import Recipe
+from clipmill.schemas.processors import usable_cpus
 
 RAY_STARTS_SECONDS = 6.0
 """Starting and ending Ray and a pool's processes; more on a slow disk."""

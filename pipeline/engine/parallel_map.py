@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import pickle
 import signal
 from collections import deque
@@ -17,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from clipmill.pipeline.engine.task_results import MAX_DEATHS, TaskResult, attempt, died
 from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.schemas.processors import usable_cpus
 from clipmill.stages.media.isolation.terminal import leave_terminal, null_input
 
 T = TypeVar("T")
@@ -48,13 +48,6 @@ def map_tasks(
             yield TaskResult(item, value, problem)
     else:
         yield from _in_processes(function, items, workers)
-
-
-def usable_cpus() -> int:
-    """The processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Process:
