@@ -33,7 +33,7 @@ from clipmill.schemas.errors import UsageError
 from clipmill.schemas.folders import SUBSET_CLIPS, subset_records
 from clipmill.schemas.scratch import ScratchFolder
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
-from clipmill.schemas.step_tables import Columns, StepTable, raw_view
+from clipmill.schemas.step_tables import Columns, StepTable, empty, raw_view
 
 _UNITS = {
     "bytes": 1,
@@ -401,6 +401,10 @@ _USES = {
 def _create_table(
     connection: duckdb.DuckDBPyConnection, name: str, columns: Columns, rows: list[dict[str, Any]]
 ) -> None:
+    if not rows:
+        # DuckDB imports pandas to look at a table that it is given.
+        connection.execute(f"CREATE TABLE {name} AS {empty(columns)}")
+        return
     data = pa.Table.from_pylist(rows, schema=pa.schema(list(columns)))
     connection.register("given_rows", data)
     connection.execute(f"CREATE TABLE {name} AS SELECT * FROM given_rows")
