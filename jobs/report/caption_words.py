@@ -197,7 +197,7 @@ def _verbs(catalog: Catalog) -> list[tuple[str, int]]:
 
 def count_tags(catalog: Catalog, tags: str) -> list[tuple[str, int]]:
     """The most common tags of a relation with one column, `tags`, with numbers of clips."""
-    catalog.execute("SELECT 1 FROM clips LIMIT 0")
+    catalog.make_views("clips")
     return catalog.connection.execute(
         "SELECT tag[:200], count(*) AS n FROM (SELECT unnest(list_distinct(list_transform(tags, "
         f"lambda one: one.tag))) AS tag FROM ({tags})) GROUP BY ALL ORDER BY n DESC, 1 "

@@ -119,7 +119,7 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
     if subset is not None:
         chosen = "s.clip_id IS NOT NULL"
         join = f" LEFT JOIN ({_ids(subset)}) AS s USING (clip_id)"
-        catalog.execute("SELECT 1 FROM subset_clips LIMIT 0")
+        catalog.make_views("subset_clips")
     caption = views.usual_caption(catalog.layout.steps)
     words = f"len(regexp_extract_all({caption}, {literal(WORD)}))"
     picked = ", ".join(
@@ -131,7 +131,7 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
             *expressions,
         ]
     )
-    catalog.execute("SELECT 1 FROM clips LIMIT 0")
+    catalog.make_views("clips")
     catalog.connection.execute(
         f"CREATE TEMP TABLE report_clips AS SELECT {picked} FROM {relation}{join}"
     )
@@ -192,7 +192,7 @@ def _rules(
     The SQL comes from the subset's file: anything that is not an expression over `clips`, or no
     longer fits the clips, is left out.
     """
-    catalog.execute("SELECT 1 FROM clips LIMIT 0")
+    catalog.make_views("clips")
     connection = catalog.connection
     connection.execute(f"CREATE TEMP TABLE clips AS {relation} LIMIT 0")
     thresholds: list[tuple[int, str, str, str, float, str]] = []
@@ -274,7 +274,8 @@ def _videos(catalog: Catalog, subset: FrozenSubset | None) -> None:
             " LEFT JOIN (SELECT DISTINCT video_id FROM subset_clips "
             f"WHERE name = {literal(subset.name)}) AS s USING (video_id)"
         )
-    catalog.execute(
+    catalog.make_views("videos")
+    catalog.connection.execute(
         f"CREATE TEMP TABLE report_videos AS SELECT {chosen} AS chosen, "
         "duration_seconds / 60 AS minutes, least(width, height) AS short_side, "
         "CAST(round(fps) AS INTEGER)::VARCHAR AS rate, "

@@ -201,7 +201,7 @@ def _rows(catalog: Catalog, clips: list[str]) -> dict[str, dict[str, Any]]:
     """The columns of `clips` for a few clips."""
     wanted = pa.table({"clip_id": pa.array(clips, pa.string())})
     catalog.connection.register("report_wanted", wanted)
-    catalog.execute("SELECT 1 FROM clips LIMIT 0")
+    catalog.make_views("clips")
     result = catalog.connection.execute(
         "SELECT * FROM clips SEMI JOIN report_wanted USING (clip_id)"
     )

@@ -94,6 +94,11 @@ class Catalog:
         self._create_views_for(query)
         return self.connection.execute(query, parameters)
 
+    def make_views(self, *names: str) -> None:
+        """Makes views that SQL for `connection` names."""
+        for name in names:
+            self._create(name)
+
     def ask(self, query: str) -> pa.RecordBatchReader:
         """The rows of one read-only statement, streamed.
 
@@ -163,7 +168,7 @@ class Catalog:
             found = self._parser.get_table_names(query, qualified=True)
         except duckdb.Error:
             found = set()
-        named = {name.removeprefix("memory.").removeprefix("main.") for name in found}
+        named = {_view_named(name) for name in found}
         # A statement that lists tables, or names an unknown one, may need any of them.
         if not named or not named <= self._known:
             self._create_what_can_be()
@@ -180,7 +185,7 @@ class Catalog:
         if make_query is None:
             return
         self._make_view(name, make_query)
-        del self._missing[name]
+        self._missing.pop(name, None)
 
     def _make_view(self, name: str, make_query: Callable[[], str]) -> None:
         if name in _TABLES:
@@ -189,6 +194,13 @@ class Catalog:
             return
         for used in _USES.get(name, ()):
             self._create(used)
+        if name == "internal.problems":
+            problem_views.create(self.connection, make_query())
+            for made in problem_views.OF_PROBLEMS:
+                self._missing.pop(made, None)
+            return
+        if name not in self._missing:
+            return  # made with one that it uses
         place = ".".join(map(quoted, name.split(".", 1)))
         if name in _INDEXED and self._uses_index:
             try:
@@ -349,10 +361,7 @@ def _view_queries(layout: Layout) -> dict[str, Callable[[], str]]:
         "clips": lambda: _with_published(layout, views.once(views.clip_rows(steps))),
         "internal.known_videos": lambda: published.KNOWN_VIDEOS_SQL,
         "internal.problems": lambda: problem_views.problems_view((layout.ingest, *steps)),
-        "rejections": lambda: problem_views.REJECTIONS_SQL,
-        "skipped": lambda: problem_views.SKIPPED_SQL,
-        "failures_all": lambda: problem_views.FAILURES_ALL_SQL,
-        "failures": lambda: problem_views.FAILURES_SQL,
+        **dict.fromkeys(problem_views.OF_PROBLEMS, str),  # made with internal.problems
         "shots": lambda: views.plain_view(layout.shots, views.SHOTS_VIEW),
         "frames_index": lambda: views.plain_view(layout.frames, views.FRAMES_INDEX_VIEW),
         "embeddings": lambda: views.embeddings_view(steps),
@@ -391,11 +400,13 @@ _USES = {
     "clips": ("internal.published",),
     "internal.known_videos": ("videos", "sources", "internal.published"),
     "internal.problems": ("sources",),
-    "rejections": ("internal.problems",),
-    "skipped": ("internal.problems",),
-    "failures_all": ("internal.problems",),
-    "failures": ("failures_all",),
+    **dict.fromkeys(problem_views.OF_PROBLEMS, ("internal.problems",)),
 }
+
+
+def _view_named(found: str) -> str:
+    """The view that DuckDB says a query names: `memory.main.clips AS c` is `clips`."""
+    return found.partition(" ")[0].removeprefix("memory.").removeprefix("main.")
 
 
 def _create_table(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import duckdb
 import pyarrow as pa
 
 from clipmill.pipeline.catalog.views import primary
@@ -16,6 +17,7 @@ from clipmill.schemas.step_tables import (
     CLIP_ID_PATTERN,
     SHARD,
     SKIPPED_RULE,
+    Columns,
     StepTable,
     again_at_ingest,
     empty,
@@ -126,6 +128,19 @@ def problems_view(steps: Sequence[StepTable]) -> str:
     )
 
 
+PROBLEMS: Columns = (
+    ("stage", pa.string()),
+    ("key", pa.string()),
+    ("rejection", tables.REJECTION),
+    ("error", tables.ERROR),
+    ("resolved", pa.bool_()),
+    ("url", pa.string()),
+    ("video_id", pa.string()),
+    ("shard", pa.string()),
+)
+"""The columns of `problems_view`."""
+
+
 def _by_rule(compared: str) -> str:
     return (
         "SELECT stage, key, rejection.rule AS rule, rejection.detail AS detail, url, video_id, "
@@ -135,17 +150,41 @@ def _by_rule(compared: str) -> str:
     )
 
 
-REJECTIONS_SQL = _by_rule("IS DISTINCT FROM")
-SKIPPED_SQL = _by_rule("IS NOT DISTINCT FROM")
-FAILURES_ALL_SQL = (
+_REJECTIONS_SQL = _by_rule("IS DISTINCT FROM")
+_SKIPPED_SQL = _by_rule("IS NOT DISTINCT FROM")
+_FAILURES_ALL_SQL = (
     "SELECT stage, key, error.kind AS kind, error.message AS message, "
     'error.attempts AS attempts, error."at" AS "at", url, video_id, shard, resolved '
     "FROM internal.problems WHERE error IS NOT NULL"
 )
-FAILURES_SQL = (
+_FAILURES_SQL = (
     "SELECT * EXCLUDE (resolved) FROM (SELECT *, first_value(message) OVER first AS first_message, "
     'first_value("at") OVER first AS first_at FROM failures_all '
     'WINDOW first AS (PARTITION BY stage, key ORDER BY "at" NULLS FIRST, shard)) '
     "WHERE NOT resolved QUALIFY row_number() OVER "
     '(PARTITION BY stage, key ORDER BY "at" DESC NULLS LAST, shard DESC) = 1'
 )
+OF_PROBLEMS = {
+    "rejections": _REJECTIONS_SQL,
+    "skipped": _SKIPPED_SQL,
+    "failures_all": _FAILURES_ALL_SQL,
+    "failures": _FAILURES_SQL,
+}
+"""The views of `internal.problems`; one that uses another follows it."""
+
+
+def create(connection: duckdb.DuckDBPyConnection, problems: str) -> None:
+    """Makes `internal.problems` from its query, and the views of it.
+
+    They are bound to an empty one first: binding lists the folders of all steps, once for each view
+    that uses it.
+    """
+    connection.execute(f"CREATE VIEW internal.problems AS {empty(PROBLEMS)}")
+    try:
+        for name, query in OF_PROBLEMS.items():
+            connection.execute(f"CREATE VIEW {name} AS {query}")
+        connection.execute(f"CREATE OR REPLACE VIEW internal.problems AS {problems}")
+    except BaseException:
+        for name in ("internal.problems", *OF_PROBLEMS):
+            connection.execute(f"DROP VIEW IF EXISTS {name}")
+        raise

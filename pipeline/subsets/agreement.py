@@ -83,7 +83,7 @@ def compare_recipes(
     """Applies `explained` and the recipes in `files`, with their own parameters and seeds."""
     applied: list[Applied] = []
     unable: list[Unable] = []
-    catalog.execute("SELECT 1 FROM clips LIMIT 0")
+    catalog.make_views("clips")
     connection = catalog.connection
     connection.execute("CREATE SCHEMA IF NOT EXISTS work")
     connection.execute(f"CREATE OR REPLACE TABLE {_KEPT} (clip UBIGINT, recipe BIGINT)")

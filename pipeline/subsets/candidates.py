@@ -122,7 +122,7 @@ def checked_expressions(
     catalog: Catalog, scorers: Mapping[str, ResolvedScorer]
 ) -> Iterator[Expressions]:
     """Checks expressions as the rules use them: with the scorers' columns under their names."""
-    catalog.execute("SELECT 1 FROM clips LIMIT 0")  # makes the view
+    catalog.make_views("clips")
     # Expressions are checked against an empty table: binding the view lists every folder.
     empty = f"TEMP TABLE clips AS {_with_roles(catalog, scorers)} LIMIT 0"
     with _shown_as_clips(catalog.connection, empty):
@@ -256,7 +256,7 @@ def _read(candidates: Candidates, wanted: _Columns) -> None:
     catalog, connection = candidates.catalog, candidates.catalog.connection
     picked = "".join(f", {sql} AS {name}" for sql, name in wanted.by_sql.items())
     if _SAME_BYTES in wanted.by_sql:
-        catalog.execute("SELECT 1 FROM videos LIMIT 0")  # makes the view
+        catalog.make_views("videos")
     try:
         with errors_at("the recipe's expressions"):
             connection.execute(

@@ -364,7 +364,7 @@ def _counts(catalog: Catalog) -> dict[str, list[dict[str, Any]]]:
     """Clips, videos and hours by the video's language, category and licence."""
     names = {"language": "language", "category": "category", "licence": "license"}
     columns = ", ".join(f"{quoted(column)} AS {name}" for name, column in names.items())
-    catalog.execute("SELECT 1 FROM videos LIMIT 0")  # makes the view
+    catalog.make_views("videos")
     connection = catalog.connection
     connection.execute(
         f"CREATE OR REPLACE TABLE work.by_video AS SELECT * FROM (SELECT video_id, "
