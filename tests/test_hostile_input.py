@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 
 from clipmill.jobs.cli import app
 from clipmill.jobs.run import run
-from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.run import load
 from clipmill.schemas.errors import ClipmillError, UsageError
@@ -283,6 +284,12 @@ def small(tmp_path_factory) -> Path:
     return build_dataset(tmp_path_factory.mktemp("small") / "dataset").path
 
 
+@pytest.fixture(scope="module")
+def catalog(small) -> Iterator[Catalog]:
+    with open_catalog(small) as opened:
+        yield opened
+
+
 COPY = "WITH x AS (CO' || 'PY (SELECT 1 AS a) TO ''{inside}/evil.parquet'') FROM x"
 SQL = [
     f"FROM json_execute_serialized_sql(json_serialize_sql('{COPY}'))",
@@ -336,10 +343,10 @@ SQL = [
 
 
 @pytest.mark.parametrize("query", SQL)
-def test_sql_cannot_write_or_read_elsewhere(small, query):
+def test_sql_cannot_write_or_read_elsewhere(small, catalog, query):
     inside = small / "split_clips" / "c1"
     before = listing(small)
-    with open_catalog(small) as catalog, pytest.raises(UsageError):
+    with pytest.raises(UsageError):
         catalog.ask(query.format(inside=inside)).read_all()
     assert listing(small) == before
 
@@ -431,7 +438,7 @@ def test_ctrl_c_ends_endless_queries(small, tmp_path):
         while len(list(tmp_path.glob("clipmill-sql-*"))) < len(FOR_EVER):
             assert all(process.poll() is None for process in running)
             time.sleep(0.1)
-        time.sleep(2)
+        time.sleep(1)
         for process in running:
             process.send_signal(signal.SIGINT)
         for process in running:

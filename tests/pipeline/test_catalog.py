@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.pipeline.catalog import views
-from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.status import status_report
 from clipmill.schemas import tables
 from clipmill.schemas.errors import UsageError
@@ -42,25 +43,33 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
     return build_dataset(tmp_path_factory.mktemp("catalog") / "dataset")
 
 
-def ask(dataset: Path, query: str) -> list[dict]:
+@pytest.fixture(scope="module")
+def catalog(truth: Truth) -> Iterator[Catalog]:
+    with open_catalog(truth.path) as opened:
+        yield opened
+
+
+def ask(dataset: Path | Catalog, query: str) -> list[dict]:
+    if isinstance(dataset, Catalog):
+        return dataset.ask(query).read_all().to_pylist()
     with open_catalog(dataset) as catalog:
-        return catalog.ask(query).read_all().to_pylist()
+        return ask(catalog, query)
 
 
-def columns(dataset: Path, view: str) -> list[str]:
-    return [row["column_name"] for row in ask(dataset, f"DESCRIBE {view}")]
+def columns(catalog: Catalog, view: str) -> list[str]:
+    return [row["column_name"] for row in ask(catalog, f"DESCRIBE {view}")]
 
 
 @pytest.mark.parametrize("view", PROMISED)
-def test_views_begin_with_the_promised_columns(truth: Truth, view: str):
+def test_views_begin_with_the_promised_columns(catalog: Catalog, view: str):
     """Scripts may rely on names and order."""
     names = PROMISED[view].split()
-    assert columns(truth.path, view)[: len(names)] == names
+    assert columns(catalog, view)[: len(names)] == names
 
 
-def test_clips_end_with_scorers_own_columns_and_the_video(truth: Truth):
+def test_clips_end_with_scorers_own_columns_and_the_video(catalog: Catalog):
     """A second scorer appears under its label, a custom stage under its column names."""
-    further = columns(truth.path, "clips")[len(PROMISED["clips"].split()) :]
+    further = columns(catalog, "clips")[len(PROMISED["clips"].split()) :]
     assert further == [
         "similarity_coarse",
         "similarity_fine",
@@ -83,9 +92,9 @@ def test_clips_end_with_scorers_own_columns_and_the_video(truth: Truth):
     ]
 
 
-def test_every_clip_appears_once_with_its_own_captions_and_scores(truth: Truth):
+def test_every_clip_appears_once_with_its_own_captions_and_scores(truth: Truth, catalog: Catalog):
     """Rows of several tables and of retry shards are joined to the clip they were made from."""
-    rows = ask(truth.path, "SELECT * FROM clips")
+    rows = ask(catalog, "SELECT * FROM clips")
     assert len(rows) == truth.clips == len({row["clip_id"] for row in rows})
     for row in rows:
         video = int(row["video_id"].removeprefix("generic-v"))
@@ -102,9 +111,9 @@ def test_every_clip_appears_once_with_its_own_captions_and_scores(truth: Truth):
         assert row["tags"] == [{"tag": "dog", "score": 0.75}]
 
 
-def test_failures_are_only_the_unresolved_ones(truth: Truth):
+def test_failures_are_only_the_unresolved_ones(truth: Truth, catalog: Catalog):
     """A later success hides a failure, except in the history; inner steps count under the stage."""
-    rows = ask(truth.path, "SELECT * FROM failures")
+    rows = ask(catalog, "SELECT * FROM failures")
     expected = {
         stage: counts["failed"] for stage, counts in truth.counts.items() if counts["failed"]
     }
@@ -115,7 +124,7 @@ def test_failures_are_only_the_unresolved_ones(truth: Truth):
     assert [(row["kind"], row["attempts"], row["shard"]) for row in again] == [
         ("permanent", 2, "000001.retry1")
     ]
-    history = ask(truth.path, "SELECT * FROM failures_all WHERE stage = 'download_videos'")
+    history = ask(catalog, "SELECT * FROM failures_all WHERE stage = 'download_videos'")
     assert sum(row["resolved"] for row in history) == len(truth.keys["retried_videos"]) > 0
     assert {row["key"] for row in history if row["resolved"]}.isdisjoint(
         truth.keys["failed_downloads"]
@@ -124,9 +133,9 @@ def test_failures_are_only_the_unresolved_ones(truth: Truth):
     assert all(row["video_id"] for row in rows if row["stage"] != "download_videos")
 
 
-def test_rejections_have_rule_and_stage(truth: Truth):
+def test_rejections_have_rule_and_stage(truth: Truth, catalog: Catalog):
     """Including those at ingest."""
-    rows = ask(truth.path, "SELECT * FROM rejections")
+    rows = ask(catalog, "SELECT * FROM rejections")
     for stage in ("ingest", "download_videos", "split_clips"):
         assert sum(row["stage"] == stage for row in rows) == truth.counts[stage]["rejected"] > 0
     assert {row["rule"] for row in rows} == {
@@ -174,11 +183,11 @@ def test_video_reached_from_two_sources_has_its_clips_once(truth: Truth, tmp_pat
     assert len(ask(dataset, "SELECT * FROM videos WHERE video_id = 'generic-v0'")) == 1
 
 
-def test_half_floats_are_read(truth: Truth):
+def test_half_floats_are_read(catalog: Catalog):
     """Embeddings are half floats on disk and lists of floats in SQL."""
     assert EMBEDDINGS.field("embeddings").type == pa.list_(pa.list_(pa.float16()))
     (row,) = ask(
-        truth.path,
+        catalog,
         "SELECT stage, embeddings, list_dot_product(embeddings[1], "
         "embeddings[1]) AS norm FROM embeddings WHERE clip_id = 'generic-v0-2000-3250'",
     )
@@ -189,21 +198,21 @@ def test_half_floats_are_read(truth: Truth):
     }
 
 
-def test_other_views(truth: Truth):
+def test_other_views(truth: Truth, catalog: Catalog):
     """Shots, kept frames without their pixels, sources, and every step's raw rows."""
-    assert ask(truth.path, "SELECT count(*) AS n FROM shots") == [{"n": truth.clips}]
-    assert columns(truth.path, "frames_index") == ["video_id", "frame_number", "seconds"]
-    assert ask(truth.path, "SELECT count(*) AS n FROM sources") == [{"n": 27}]
+    assert ask(catalog, "SELECT count(*) AS n FROM shots") == [{"n": truth.clips}]
+    assert columns(catalog, "frames_index") == ["video_id", "frame_number", "seconds"]
+    assert ask(catalog, "SELECT count(*) AS n FROM sources") == [{"n": 27}]
     reasons = ask(
-        truth.path,
+        catalog,
         "SELECT similarity_reason, shard FROM steps.score_similarity WHERE similarity IS NULL",
     )
     assert reasons
     assert {row["similarity_reason"] for row in reasons} == {"the caption has no words"}
 
 
-def test_runs_have_models_and_prompts(truth: Truth):
-    rows = ask(truth.path, "SELECT * FROM runs ORDER BY started_at")
+def test_runs_have_models_and_prompts(catalog: Catalog):
+    rows = ask(catalog, "SELECT * FROM runs ORDER BY started_at")
     assert [row["run_id"] for row in rows] == ["r1", "r2"]
     assert rows[1]["recipe"] == "synthetic"
     stage = next(s for s in rows[1]["stages"] if s["stage"] == "summarize_captions")
@@ -363,7 +372,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("query", REFUSED)
-def test_user_queries_are_read_only_and_confined(truth: Truth, query: str):
+def test_user_queries_are_read_only_and_confined(truth: Truth, catalog: Catalog, query: str):
     """They reach no other files and change nothing, by any detour."""
     other = truth.path.parent / "other"
     other.mkdir(exist_ok=True)
@@ -371,7 +380,7 @@ def test_user_queries_are_read_only_and_confined(truth: Truth, query: str):
     inside = truth.path / "split_clips" / "c1"
     before = sorted(path.name for path in inside.iterdir())
     with pytest.raises(UsageError):
-        ask(truth.path, query.format(other=other, inside=inside))
+        ask(catalog, query.format(other=other, inside=inside))
     assert sorted(path.name for path in inside.iterdir()) == before
 
 
@@ -395,8 +404,8 @@ def test_user_queries_are_read_only_and_confined(truth: Truth, query: str):
         "/* a */ -- b\nEXPLAIN PIVOT clips ON width USING count(*) GROUP BY video_id",
     ],
 )
-def test_all_read_statements_are_allowed(truth: Truth, query: str):
-    assert ask(truth.path, query)
+def test_all_read_statements_are_allowed(catalog: Catalog, query: str):
+    assert ask(catalog, query)
 
 
 def test_errors_have_a_position_and_a_suggestion(truth: Truth):
