@@ -7,6 +7,8 @@ PIP_ARGS ?=
 STAMP := $(VENV)/.clipmill-setup
 # What the wheel holds: its packages do not lie in the tree as they are imported.
 UNPACKED := build/unpacked
+# Every program that the tests start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 # Tests wait for servers, limits and processes about as long as they compute.
 TEST_WORKERS ?= 4
 # The newest Python of this machine that the libraries have wheels for; pyenv hides its own.

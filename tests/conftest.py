@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+import shutil
 import signal
 from collections.abc import Generator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from clipmill.schemas.extras import EXTRAS
+from clipmill.schemas.file_locks import wait_for_lock
 
 SEED = 11
 FILMS = 2
@@ -78,6 +82,18 @@ def pytest_runtest_makereport(
     return report
 
 
+def pytest_collection() -> None:
+    """Imports and rewrites all tests without looking for garbage: each search would take longer."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From now on, looks for garbage among the objects that tests make, not among modules."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
 @dataclass(frozen=True)
 class Made:
     """A dataset of two of the demo's films, its recipe's plan, and the films' ground truth."""
@@ -90,19 +106,35 @@ class Made:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """The demo's recipe over two of its films, run in this process."""
-    from clipmill.jobs.demo.render import render_film
+    """The demo's recipe over two of its films, run in this process.
+
+    Processes that share the tests make it once, and each has its own copy of the dataset.
+    """
     from clipmill.jobs.demo.world import make_world
-    from clipmill.jobs.run import run
     from clipmill.pipeline.recipes.plan import build_plan
     from clipmill.pipeline.recipes.ready_made import recipe_path
     from clipmill.pipeline.recipes.recipe import load_recipe
 
-    folder = tmp_path_factory.mktemp("made")
-    (folder / "films").mkdir()
+    own = tmp_path_factory.getbasetemp()
+    first = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made-once"
+    (first / "films").mkdir(parents=True, exist_ok=True)
     films = make_world(SEED, FILMS)
+    loaded = load_recipe(recipe_path("demo"), sources=[str(first / "films")], engine="local")
+    with (first / "lock").open("w") as file:
+        wait_for_lock(file)
+        if not (first / "whole").exists():
+            _make(first, films, loaded)
+            (first / "whole").touch()
+    dataset = tmp_path_factory.mktemp("made") / "dataset"
+    shutil.copytree(first / "dataset", dataset)
+    return Made(dataset, loaded, build_plan(loaded), films)
+
+
+def _make(folder: Path, films: list, loaded: Any) -> None:
+    from clipmill.jobs.demo.render import render_film
+    from clipmill.jobs.run import run
+
     for film in films:
         render_film(film, folder / "films" / f"{film.name}.mp4")
-    loaded = load_recipe(recipe_path("demo"), sources=[str(folder / "films")], engine="local")
+    shutil.rmtree(folder / "dataset", ignore_errors=True)  # a test's time was up while it was made
     run(loaded, folder / "dataset")
-    return Made(folder / "dataset", loaded, build_plan(loaded), films)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -51,19 +52,43 @@ def clipmill(folder: Path, missing: set[str], *words: object) -> subprocess.Comp
     )
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("sql", "{}", "SELECT count(*) FROM clips"),
-        ("status", "{}"),
-        ("subset", "explain", "{}", "--where", "aesthetic > 0"),
-        ("export", "{}", "--format", "webdataset", "--output", "out"),
-        ("report", "{}"),
-    ],
-)
-def test_queries_subsets_exports_and_reports_need_no_extra(made, tmp_path, words):
-    said = clipmill(tmp_path, set(EXTRAS), *(word.format(made.dataset) for word in words))
+SEVERAL = """
+import contextlib, io, json
+from clipmill.jobs.cli import main
+
+for words in {commands!r}:
+    sys.argv = ["clipmill", *words]
+    said = io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code or 0
+    print(json.dumps([words, status, said.getvalue()]))
+"""
+
+
+def several(folder: Path, missing: set[str], commands: list[tuple[str, ...]]) -> list[list]:
+    """Each command with its exit status and messages, of one process."""
+    said = python(SEVERAL.format(commands=commands), missing, folder)
     assert said.returncode == 0, said.stderr
+    found = [json.loads(line) for line in said.stdout.splitlines()]
+    assert len(found) == len(commands)
+    return found
+
+
+def test_queries_subsets_exports_and_reports_need_no_extra(made, tmp_path):
+    dataset = str(made.dataset)
+    commands = [
+        ("sql", dataset, "SELECT count(*) FROM clips"),
+        ("status", dataset),
+        ("subset", "explain", dataset, "--where", "aesthetic > 0"),
+        ("export", dataset, "--format", "webdataset", "--output", "out"),
+        ("report", dataset),
+    ]
+    for words, status, said in several(tmp_path, set(EXTRAS), commands):
+        assert status == 0, (words, said)
 
 
 def test_run_without_models_needs_only_its_extra(made, tmp_path):
@@ -78,7 +103,7 @@ def test_run_without_models_needs_only_its_extra(made, tmp_path):
         "--dataset",
         "new",
         "--sources",
-        made.dataset.parent / "films",
+        made.loaded.recipe.sources[0].path,
     )
     assert said.returncode == 0, said.stderr
 
@@ -98,44 +123,38 @@ def test_doctor_lists_the_extras_that_a_recipe_needs(tmp_path, missing, recipe, 
     assert all(line in said.stdout for line in lines), said.stdout
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (("run", "timestamps-only", "--sources", "x.mp4"), "pip install 'clipmill[run]'"),
-        (("verify", "{}"), "pip install 'clipmill[run]'"),
-        (
-            ("export", "{}", "--format", "webdataset", "--media", "copy", "--output", "out"),
-            "pip install 'clipmill[run]'",
-        ),
-    ],
-)
-def test_command_that_needs_an_extra_prints_the_line_that_installs_it(made, tmp_path, words, line):
-    said = clipmill(tmp_path, set(EXTRAS), *(word.format(made.dataset) for word in words))
-    assert (said.returncode, line in said.stderr) == (1, True), said.stderr
-    assert "Traceback" not in said.stderr
+def test_command_that_needs_an_extra_prints_the_line_that_installs_it(made, tmp_path):
+    dataset = str(made.dataset)
+    commands = [
+        ("run", "timestamps-only", "--sources", "x.mp4"),
+        ("verify", dataset),
+        ("export", dataset, "--format", "webdataset", "--media", "copy", "--output", "out"),
+    ]
+    for words, status, said in several(tmp_path, set(EXTRAS), commands):
+        assert status == 1, (words, said)
+        assert "pip install 'clipmill[run]'" in said, (words, said)
+        assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(
-    ("code", "line"),
-    [
-        ("clipmill.run", "pip install 'clipmill[run]'"),
-        ("clipmill.ClipDataset", "pip install 'clipmill[train]'"),
-        ("clipmill.open({dataset!r}).training()", "pip install 'clipmill[train]'"),
-        (
-            "clipmill.open({dataset!r}).export('out', 'parquet', media='copy')",
-            "pip install 'clipmill[run]'",
+def test_python_prints_it_too(made, tmp_path):
+    dataset = str(made.dataset)
+    lines = {
+        "clipmill.run": "pip install 'clipmill[run]'",
+        "clipmill.ClipDataset": "pip install 'clipmill[train]'",
+        f"clipmill.open({dataset!r}).training()": "pip install 'clipmill[train]'",
+        f"clipmill.open({dataset!r}).export('out', 'parquet', media='copy')": (
+            "pip install 'clipmill[run]'"
         ),
-    ],
-)
-def test_python_prints_it_too(made, tmp_path, code, line):
+    }
     said = python(
-        "import clipmill\ntry:\n    "
-        + code.format(dataset=str(made.dataset))
-        + "\nexcept ImportError as error:\n    print(error)",
+        f"import clipmill\nfor code in {list(lines)!r}:\n    try:\n        eval(code)\n"
+        "    except ImportError as error:\n        print(str(error).replace('\\n', ' '))",
         set(EXTRAS),
         tmp_path,
     )
-    assert line in said.stdout, said.stderr
+    assert said.returncode == 0, said.stderr
+    for found, line in zip(said.stdout.splitlines(), lines.values(), strict=True):
+        assert line in found
 
 
 def test_all_named_extras_exist():

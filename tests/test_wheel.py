@@ -122,7 +122,7 @@ def test_wheel_runs_in_a_folder_with_packages_of_the_same_names(wheel: Path, tmp
 def test_ray_workers_import_the_wheel_there_too(wheel: Path, tmp_path: Path, made):
     for part in PARTS[1:]:
         (tmp_path / f"{part}.py").write_text("raise ImportError('a stranger')\n")
-    films = made.dataset.parent / "films"
+    films = made.loaded.recipe.sources[0].path
     said = python(
         "import clipmill\n"
         f"result = clipmill.run('timestamps-only', sources={str(films)!r}, "
