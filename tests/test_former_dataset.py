@@ -9,12 +9,13 @@ create --where "aesthetic > 0" --name all`. `@CHECKOUT@` and `@FOLDER@` are plac
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.in_process import Done, heard
 
 FORMER = Path(__file__).parent / "files" / "dataset_of_0.1.tar.xz"
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,20 +34,19 @@ def former(tmp_path: Path) -> Path:
     return tmp_path / "dataset"
 
 
-def clipmill(*words: object) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, "-m", "clipmill.jobs.cli", *map(str, words)],
-        stdin=subprocess.DEVNULL,
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+@pytest.fixture
+def clipmill(capfd) -> Callable[..., Done]:
+    """Runs a command that must succeed."""
+
+    def run(*words: object) -> Done:
+        done = heard(capfd, *words)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
 
 
-def test_former_clips_are_unchanged(former: Path):
+def test_former_clips_are_unchanged(former: Path, clipmill):
     rows = clipmill(
         "sql",
         former,
@@ -57,11 +57,11 @@ def test_former_clips_are_unchanged(former: Path):
     assert json.loads(rows) == json.loads((former.parent / "clips.json").read_text())
 
 
-def test_former_dataset_has_no_faults(former: Path):
+def test_former_dataset_has_no_faults(former: Path, clipmill):
     assert "no faults" in clipmill("verify", former).stderr
 
 
-def test_former_status_adds_up(former: Path):
+def test_former_status_adds_up(former: Path, clipmill):
     stages = json.loads(clipmill("status", former, "--format", "json").stdout)["stages"]
     by_name = {stage["stage"]: stage for stage in stages}
     counts = [
@@ -72,7 +72,7 @@ def test_former_status_adds_up(former: Path):
     assert by_name["score_aesthetic"]["kept"] == 5
 
 
-def test_run_is_complete_and_then_recomputes_for_a_changed_setting(former: Path):
+def test_run_is_complete_and_then_recomputes_for_a_changed_setting(former: Path, clipmill):
     assert "Nothing to do" in clipmill("run", "--dataset", former).stderr
     done = clipmill("run", "--dataset", former, "--set", "split_clips.threshold=30")
     assert "Done in" in done.stderr
@@ -80,7 +80,7 @@ def test_run_is_complete_and_then_recomputes_for_a_changed_setting(former: Path)
     assert totals["decoded_frames"] == 142  # as before: no video was opened again
 
 
-def test_former_subset_can_be_exported(former: Path):
+def test_former_subset_can_be_exported(former: Path, clipmill):
     clipmill(
         "export",
         former,

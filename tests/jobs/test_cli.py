@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from clipmill.pipeline.recipes.recipe import load_recipe
+from tests.in_process import Done, heard
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
@@ -28,16 +31,10 @@ HEAVY = (
 )
 
 
-def clipmill(*words: str, **details) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "clipmill.jobs.cli", *words],
-        stdin=subprocess.DEVNULL,
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=False,
-        **details,
-    )
+@pytest.fixture
+def clipmill(monkeypatch, capfd) -> Callable[..., Done]:
+    monkeypatch.chdir(ROOT)
+    return partial(heard, capfd)
 
 
 def test_help_imports_nothing_heavy():
@@ -88,7 +85,7 @@ def test_help_imports_nothing_heavy():
         ),
     ],
 )
-def test_usage_error_is_one_clear_message_and_status_2(words, parts, tmp_path):
+def test_usage_error_is_one_clear_message_and_status_2(words, parts, tmp_path, clipmill):
     if words[0] == "run":
         words = [*words, "--dataset", str(tmp_path / "dataset")]
     done = clipmill(*words)
@@ -101,18 +98,27 @@ def test_usage_error_is_one_clear_message_and_status_2(words, parts, tmp_path):
 
 
 def test_debug_shows_the_traceback_at_any_position():
-    assert "Traceback" in clipmill("run", "nope", "--debug").stderr
-    assert "Traceback" in clipmill("--debug", "run", "nope").stderr
+    for words in (["run", "nope", "--debug"], ["--debug", "run", "nope"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "clipmill.jobs.cli", *words],
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
 
 
-def test_retry_names_the_allowed_kinds(tmp_path):
+def test_retry_names_the_allowed_kinds(tmp_path, clipmill):
     (tmp_path / "runs").mkdir()
     done = clipmill("retry", str(tmp_path), "--kind", "weather")
     assert done.returncode == 2
     assert "permanent, transient, blocked" in done.stderr
 
 
-def test_ready_made_recipes_are_listed_and_load():
+def test_ready_made_recipes_are_listed_and_load(clipmill):
     """Recipes of runs first, separate from those of subsets; `show` prints both."""
     runs, subsets = clipmill("recipe", "list").stdout.split("\n\n")
     listed = [line.split()[0] for line in runs.splitlines()[1:]]
@@ -130,15 +136,14 @@ def test_ready_made_recipes_are_listed_and_load():
 def test_unavailable_models_are_reported_before_anything_starts(tmp_path):
     """Once for all models: which, how to fetch them, and what needs none. Nothing is written."""
     (tmp_path / "list.txt").write_text("https://example.test/a.mp4\n")
-    done = clipmill(
-        "run",
-        "small-cpu",
-        "--dataset",
-        str(tmp_path / "dataset"),
-        "--sources",
-        str(tmp_path / "list.txt"),
-        "--engine",
-        "local",
+    words = ["run", "small-cpu", "--dataset", tmp_path / "dataset", "--engine", "local"]
+    done = subprocess.run(
+        [sys.executable, "-m", "clipmill.jobs.cli", *words, "--sources", tmp_path / "list.txt"],
+        stdin=subprocess.DEVNULL,
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
         timeout=120,
         env={
             **{

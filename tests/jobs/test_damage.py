@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from clipmill.jobs.cli import main
+from tests.in_process import call, heard
 from tests.media import Scene, render
 
 FILES = {
@@ -176,29 +175,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clipmill(capfd, monkeypatch) -> Callable[..., tuple[int, str]]:
-    """Runs a command like the program does; returns its exit status and all its output.
-
-    Anything but a clear error propagates from `main` and fails the test.
-    """
+    """Runs a command like the program does; returns its exit status and all its output."""
     monkeypatch.setenv("COLUMNS", "1000")
 
-    def heard(*arguments: object) -> tuple[int, str]:
-        capfd.readouterr()
-        status = call(*arguments)
-        said = capfd.readouterr()
-        return status, said.out + said.err
+    def run(*arguments: object) -> tuple[int, str]:
+        done = heard(capfd, *arguments)
+        return done.returncode, done.stdout + done.stderr
 
-    return heard
-
-
-def call(*arguments: object) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["clipmill", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as ended:
-            return int(ended.code or 0)
-    return 0
+    return run
 
 
 def file_of(dataset: Path, kind: str) -> Path:
