@@ -423,7 +423,7 @@ def test_names_that_are_not_text_are_reported_and_set_aside(dataset: Path, capsy
 
 def test_active_run_is_not_mistaken_for_damage(words, monkeypatch):  # noqa: F811
     """Verified repeatedly while a few shards arrive each time."""
-    made = words(*(f"v{number}" for number in range(40)), shard_videos=1)
+    made = words(*(f"v{number}" for number in range(20)), shard_videos=1)
     allowed, run_shard = Semaphore(0), Worker.run
 
     def when_allowed(worker: Worker, shard: str) -> None:

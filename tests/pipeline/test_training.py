@@ -166,15 +166,19 @@ def test_size_scales_and_crops_the_centre_without_distortion(numbered):
         assert abs(edge - shape[1] / 2) <= 2
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_all_kinds_of_workers_give_the_same_frames(start, numbered):
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
+def test_all_kinds_of_workers_give_the_same_frames(start, workers, numbered):
     """Even if this process has videos open, and in a later epoch of the same workers."""
     dataset, _ = numbered
     clips = ClipDataset(
         dataset, where=GOOD, frames=3, size=48, sampling="random", seed=5, readers=1
     )
     loader = DataLoader(
-        clips, batch_size=2, num_workers=2, multiprocessing_context=start, persistent_workers=True
+        clips,
+        batch_size=2,
+        num_workers=workers,
+        multiprocessing_context=start,
+        persistent_workers=True,
     )
     for epoch in range(2):
         clips.set_epoch(epoch)

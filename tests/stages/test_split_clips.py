@@ -139,7 +139,9 @@ def test_all_real_footage_gives_the_commands_cuts_in_both_modes(command, tmp_pat
 
 
 @needs_footage
-@pytest.mark.parametrize("name", ["bbb_trailer_33s.webm", "sintel_trailer_52s.mp4"])
+@pytest.mark.parametrize(
+    "name", ["bbb_trailer_33s.webm", pytest.param("sintel_trailer_52s.mp4", marks=pytest.mark.slow)]
+)
 def test_default_agrees_with_exact_and_finds_as_many_verified_cuts(name, tmp_path):
     path = SHARED_VIDEOS / name
     truth = json.loads((SHARED_VIDEOS / "cuts" / f"{name}.json").read_text())

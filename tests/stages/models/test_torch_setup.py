@@ -30,6 +30,7 @@ def _run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # all processes of tests with models import them, too
 def test_new_process_imports_torchvision_and_open_clip() -> None:
     """Called twice, like two stages of one worker."""
     out = _run(
