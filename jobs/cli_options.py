@@ -145,3 +145,31 @@ SubsetName = Annotated[
         autocompletion=completion.subset_names,
     ),
 ]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SQL",
+        help="work only on the clips for which this is true, and on their videos, e.g. "
+        '"aesthetic >= 4 AND umt_sim > 0.35"; a wider choice later does only what is new',
+    ),
+]
+ChosenSubset = Annotated[
+    str | None,
+    typer.Option(
+        "--subset",
+        metavar="NAME",
+        help="work only on the clips of this frozen subset",
+        autocompletion=completion.subset_names,
+    ),
+]
+Sample = Annotated[int | None, typer.Option(min=1, help="work only on this many random sources")]
+SampleSeed = Annotated[int, typer.Option(min=0, help="random seed of --sample")]
+Budget = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        metavar="AMOUNT",
+        help='end the run in order when it has spent this, e.g. "20 cpu_hours", '
+        '"50 USD", "8 hours", "2 million_tokens"; repeatable',
+    ),
+]

@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING
 
 import clipmill
 from clipmill import jobs, pipeline, schemas, stages
+from clipmill.pipeline.costs.budget import read_budget
 from clipmill.pipeline.dataset.versions import ROOT
+from clipmill.pipeline.engine.having import with_folders
 from clipmill.pipeline.engine.interrupts import interruption_behind, leave_at_once
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
 from clipmill.pipeline.recipes.stage_classes import class_reference
+from clipmill.pipeline.subsets.choosing import Wish, check_limit, check_wish
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.folders import is_dataset
 from clipmill.stages.download_videos import DownloadVideos
+from clipmill.stages.media.fetch.files_on_disk import check_folders
 from clipmill.stages.references import DataFile
 
 if TYPE_CHECKING:
@@ -38,17 +43,29 @@ def submit(
     overrides: Sequence[str],
     until: str | None,
     limit: int | None,
+    where: str | None = None,
+    subset: str | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    have: Sequence[Path] = (),
+    budget: Sequence[str] = (),
     locked: bool,
     wait: bool,
 ) -> None:
-    """Checks the recipe here, sends it to the cluster with this code, and prints the job's id.
+    """Checks the recipe and what is asked for, sends both to the cluster, prints the job's id.
 
     With `wait`, the job's log follows on standard output, and a failed job is exit status 1.
     """
+    wish = Wish(where, subset, sample, seed)
+    check_limit(wish, limit)
     path = recipe_path(recipe)
-    loaded = load_recipe(path, overrides=overrides, sources=sources, engine="ray")
-    where = dataset or (Path(loaded.recipe.dataset) if loaded.recipe.dataset else None)
-    if where is None or not where.is_absolute():
+    folders = [folder.expanduser().absolute() for folder in have]
+    loaded = with_folders(
+        load_recipe(path, overrides=overrides, sources=sources, engine="ray"), folders
+    )
+    read_budget(budget, loaded.recipe.prices)
+    place = dataset or (Path(loaded.recipe.dataset) if loaded.recipe.dataset else None)
+    if place is None or not place.is_absolute():
         raise UsageError(
             "submit needs the dataset's absolute path on storage that every node "
             "mounts: --dataset /shared/NAME"
@@ -58,25 +75,26 @@ def submit(
             "the locked versions come with a checkout of Clipmill, which this is not; "
             "use the nodes' own versions with --environment cluster"
         )
+    if is_dataset(place):  # this machine mounts the cluster's storage
+        check_folders(folders)
+        check_wish(place, wish)
     from clipmill.pipeline.engine.ray_jobs import submit_job
 
-    command = [
-        "python",
-        "-m",
-        "clipmill.jobs.cli",
-        "run",
-        f"recipe/{path.name}",
-        "--dataset",
-        str(where),
-    ]
-    for override in (*overrides, *_safe_defaults(loaded)):
-        command += ["--set", _absolute_paths(override)]
-    for source in sources:
-        command += ["--sources", source if "://" in source else str(Path(source).absolute())]
-    if until:
-        command += ["--until", until]
-    if limit:
-        command += ["--limit", str(limit)]
+    options: dict[str, Sequence[object]] = {
+        "--dataset": [place],
+        "--set": [_absolute_paths(one) for one in (*overrides, *_safe_defaults(loaded))],
+        "--sources": [one if "://" in one else Path(one).absolute() for one in sources],
+        "--until": [until],
+        "--limit": [limit],
+        **wish.options(),
+        "--have": folders,
+        "--budget": budget,
+    }
+    command = ["python", "-m", "clipmill.jobs.cli", "run", f"recipe/{path.name}"]
+    for option, values in options.items():
+        for value in values:
+            if value is not None:
+                command += [option, str(value)]
     with tempfile.TemporaryDirectory(prefix="clipmill-submit-") as folder:
         _stage_working_directory(Path(folder), path, loaded)
         job = submit_job(
@@ -84,13 +102,13 @@ def submit(
         )
         print(job.id, flush=True)
         if not wait:
-            print(f"Sent. {_how_to_look(job, where)}", file=sys.stderr)
+            print(f"Sent. {_how_to_look(job, place)}", file=sys.stderr)
             return
         try:
             state = job.follow(sys.stdout)
         except KeyboardInterrupt as leaving:
             print(
-                f"The job continues. {_how_to_look(job, where)} To stop it: "
+                f"The job continues. {_how_to_look(job, place)} To stop it: "
                 f"`ray job stop --address {job.address} {job.id}`.",
                 file=sys.stderr,
                 flush=True,

@@ -49,7 +49,7 @@ from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, build_p
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
 from clipmill.pipeline.removal.purge import finish_removals, left_notes
-from clipmill.pipeline.subsets.choosing import Wish, choose, describe
+from clipmill.pipeline.subsets.choosing import Wish, check_limit, choose, describe
 from clipmill.schemas.command_line import shell_word, start_a_run
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.storage import writing_to
@@ -88,8 +88,7 @@ def run(
         raise UsageError(
             "--limit is about sources, and none are being added; name some with --sources"
         )
-    if wish and limit is not None:
-        raise UsageError(f"--limit with {wish}: it is about sources to add; give one of them")
+    check_limit(wish, limit)
     this = _Run(loaded, dataset, until, watcher or Watcher())
     this.budget = read_budget(budget, loaded.recipe.prices)
     having = describe_folders(this.steps)

@@ -10,6 +10,8 @@ import typer
 
 from clipmill.jobs import completion
 from clipmill.jobs.cli_options import (
+    Budget,
+    ChosenSubset,
     Dataset,
     Engine,
     Environment,
@@ -18,10 +20,13 @@ from clipmill.jobs.cli_options import (
     Kinds,
     Limit,
     RecipeArgument,
+    Sample,
+    SampleSeed,
     Set,
     Sources,
     Until,
     Wait,
+    Where,
 )
 from clipmill.jobs.help_pages import Commands
 from clipmill.schemas.errors import UsageError
@@ -63,26 +68,10 @@ def run(
     set_: Set = None,
     until: Until = None,
     limit: Limit = None,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SQL",
-            help="work only on the clips for which this is true, and on their videos, e.g. "
-            '"aesthetic >= 4 AND umt_sim > 0.35"; a wider choice later does only what is new',
-        ),
-    ] = None,
-    subset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="work only on the clips of this frozen subset",
-            autocompletion=completion.subset_names,
-        ),
-    ] = None,
-    sample: Annotated[
-        int | None, typer.Option(min=1, help="work only on this many random sources")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="random seed of --sample")] = 0,
+    where: Where = None,
+    subset: ChosenSubset = None,
+    sample: Sample = None,
+    seed: SampleSeed = 0,
     have: Have = None,
     dry_run: Annotated[
         bool,
@@ -102,15 +91,7 @@ def run(
     format_: Annotated[
         Literal["table", "json"], typer.Option("--format", help="with --dry-run: output format")
     ] = "table",
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--budget",
-            metavar="AMOUNT",
-            help='end the run in order when it has spent this, e.g. "20 cpu_hours", '
-            '"50 USD", "8 hours", "2 million_tokens"; repeatable',
-        ),
-    ] = None,
+    budget: Budget = None,
     wait: Wait = False,
 ) -> None:
     """Run what is not done yet. Running again does only what is missing."""
@@ -213,6 +194,12 @@ def submit(
     set_: Set = None,
     until: Until = None,
     limit: Limit = None,
+    where: Where = None,
+    subset: ChosenSubset = None,
+    sample: Sample = None,
+    seed: SampleSeed = 0,
+    have: Have = None,
+    budget: Budget = None,
     environment: Annotated[
         Environment,
         typer.Option(
@@ -233,6 +220,12 @@ def submit(
         overrides=set_ or [],
         until=until,
         limit=limit,
+        where=where,
+        subset=subset,
+        sample=sample,
+        seed=seed,
+        have=have or [],
+        budget=budget or [],
         locked=environment == "locked",
         wait=wait,
     )

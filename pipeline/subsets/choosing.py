@@ -28,6 +28,7 @@ from clipmill.schemas.step_tables import CLIP_ID_PATTERN, kept
 from clipmill.schemas.words import counted
 
 _ROWS = 50_000
+_WHERE = "--where"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,30 @@ class Wish:
         if self.subset is not None:
             return f"--subset {self.subset}"
         return f"--sample {self.sample}" + (f" --seed {self.seed}" if self.seed else "")
+
+    def options(self) -> dict[str, list[str | int | None]]:
+        """The options of `clipmill run` that ask for it, with their values."""
+        return {
+            "--where": [self.where],
+            "--subset": [self.subset],
+            "--sample": [self.sample],
+            "--seed": [self.seed or None],
+        }
+
+
+def check_limit(wish: Wish | None, limit: int | None) -> None:
+    """UsageError if a wish comes with a limit to the sources that are added."""
+    if wish and limit is not None:
+        raise UsageError(f"--limit with {wish}: it is about sources to add; give one of them")
+
+
+def check_wish(dataset: Path, wish: Wish) -> None:
+    """UsageError if a dataset can't fulfil a wish, whatever sources a run adds to it first."""
+    if wish.subset is not None:
+        load_subset(dataset, wish.subset)
+    if wish.where is not None:
+        with open_catalog(dataset) as catalog, catalog.damage_named():
+            _check_predicate(catalog, wish.where)
 
 
 def choose(dataset: Path, plan: Plan, wish: Wish) -> Choice:
@@ -111,12 +136,15 @@ def describe(choice: Choice) -> str:
     return f"Asked for: {counted(clips, 'clip')} of {sources} ({choice.said})."
 
 
+def _check_predicate(catalog: Catalog, where: str) -> None:
+    kind = Expressions(catalog).type_of(where, _WHERE)
+    if kind != "BOOLEAN":
+        raise UsageError(f"{_WHERE}: {where!r} is {kind}, not true or false")
+
+
 def _match(catalog: Catalog, where: str) -> None:
     """Makes a table of the clips for which a predicate is true."""
-    place = "--where"
-    kind = Expressions(catalog).type_of(where, place)
-    if kind != "BOOLEAN":
-        raise UsageError(f"{place}: {where!r} is {kind}, not true or false")
+    _check_predicate(catalog, where)
     with readable_errors():
         reader = catalog.ask(f"SELECT clip_id FROM clips WHERE ({where}\n)")
         catalog.connection.register("matching", reader)
@@ -127,11 +155,11 @@ def _match(catalog: Catalog, where: str) -> None:
     clips = _count(catalog, "SELECT count(*) FROM clips")
     if not clips:
         raise UsageError(
-            f"{place} {where}: the dataset has no clips to choose from yet; make them first, with "
+            f"{_WHERE} {where}: the dataset has no clips to choose from yet; make them first, with "
             "a run `--until split_clips`, or import published ones (`clipmill import`)"
         )
     raise UsageError(
-        f"{place} {where}: true for none of {counted(clips, 'clip')}; `clipmill subset explain` "
+        f"{_WHERE} {where}: true for none of {counted(clips, 'clip')}; `clipmill subset explain` "
         "with the same --where shows what each part of it leaves"
     )
 

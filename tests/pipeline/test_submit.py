@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +132,25 @@ def test_submit_runs_the_recipe_on_the_cluster_and_follows_its_log(words, head):
 
 
 @pytest.mark.slow
+def test_submitted_runs_do_only_what_is_asked_for(words, head):
+    """A sample, then a choice that adds a clip to it, and a budget that isn't spent."""
+    address, environment = head
+    data = words("a?clips=3", "b", "c", "d", shard_videos=1)
+    asked = ["--environment", "cluster", "--until", "cut_words", "--sample", "2", "--seed", "1"]
+    done = submit(data, address, environment, *asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Asked for: 2 sources (--sample 2 --seed 1)." in done.stdout
+    cut = {row["clip_id"] for row in rows_of(data, "cut_words")}
+    wish = f"clip_id = '{min(cut)}'"
+    asked = ["--environment", "cluster", "--where", wish, "--budget", "1 hour"]
+    done = submit(data, address, environment, *asked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Asked for: 1 clip of 1 source (--where {wish})." in done.stdout
+    kept = [row["clip_id"] for row in rows_of(data, "count_letters") if not row["rejection"]]
+    assert kept == [min(cut)]
+
+
+@pytest.mark.slow
 def test_submit_installs_the_locked_versions(words, head):
     address, environment = head
     data = words("a")
@@ -185,7 +206,7 @@ def sent(monkeypatch) -> list[str]:
     return words
 
 
-def send(folder: Path, settings: str, *overrides: str) -> None:
+def send(folder: Path, settings: str, *overrides: str, **asked: Any) -> None:
     recipe = folder / "films.yaml"
     recipe.write_text(
         "sources: [{path: films.csv}]\nstages:\n"
@@ -198,9 +219,10 @@ def send(folder: Path, settings: str, *overrides: str) -> None:
         sources=[],
         overrides=overrides,
         until=None,
-        limit=None,
+        limit=asked.pop("limit", None),
         locked=False,
         wait=False,
+        **asked,
     )
 
 
@@ -225,4 +247,75 @@ def test_submit_refuses_private_addresses_by_default(tmp_path, sent, settings, o
 def test_submit_names_settings_that_conflict_with_refused_addresses(tmp_path, sent):
     with pytest.raises(UsageError, match=r"--set download_videos\.private_addresses=allow"):
         send(tmp_path, "sections: true")
+    assert sent == []
+
+
+def options_of(sent: list[str]) -> list[tuple[str, str]]:
+    """Pairs of what was sent after `python -m clipmill.jobs.cli run RECIPE`."""
+    assert sent[3] == "run"
+    return list(zip(sent[5::2], sent[6::2], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (
+            {"where": "motion > 2 AND caption = 'a \"b\"'"},
+            [("--where", "motion > 2 AND caption = 'a \"b\"'")],
+        ),
+        ({"subset": "best"}, [("--subset", "best")]),
+        ({"sample": 20}, [("--sample", "20")]),
+        ({"sample": 20, "seed": 3}, [("--sample", "20"), ("--seed", "3")]),
+        (
+            {"have": [Path("/a b"), Path("/c")], "budget": ["8 hours", "2 gigabytes"]},
+            [
+                ("--have", "/a b"),
+                ("--have", "/c"),
+                ("--budget", "8 hours"),
+                ("--budget", "2 gigabytes"),
+            ],
+        ),
+    ],
+)
+def test_submit_asks_for_what_run_would_be_asked_for(tmp_path, sent, asked, expected):
+    send(tmp_path, "", **asked)
+    known = {"--where", "--subset", "--sample", "--seed", "--have", "--budget"}
+    assert [pair for pair in options_of(sent) if pair[0] in known] == expected
+
+
+def test_submitted_folders_are_absolute(tmp_path, sent, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    send(tmp_path, "", have=[Path("videos")])
+    assert ("--have", str(tmp_path / "videos")) in options_of(sent)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"where": "motion > 2", "sample": 3}, "--where and --sample: give one of them"),
+        ({"sample": 3, "limit": 3}, "--limit with --sample 3"),
+        ({"where": " "}, "--where is empty"),
+        ({"budget": ["9 cpu_huors"]}, "did you mean cpu_hours?"),
+        ({"budget": ["9 USD"]}, "needs prices"),
+    ],
+)
+def test_submit_refuses_what_run_would_refuse(tmp_path, sent, asked, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        send(tmp_path, "", **asked)
+    assert sent == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"where": "motoin > 2"}, "motoin"),
+        ({"where": "motion"}, "is FLOAT, not true or false"),
+        ({"subset": "best"}, "has no subset 'best'"),
+        ({"have": [Path("/no/such/folder")]}, "--have /no/such/folder: no such folder"),
+    ],
+)
+def test_submit_looks_into_a_dataset_that_is_mounted_here(tmp_path, sent, asked, said):
+    (tmp_path / "dataset" / "runs").mkdir(parents=True)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        send(tmp_path, "", **asked)
     assert sent == []
