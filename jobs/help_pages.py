@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 from typer import BadParameter, TyperException
 from typer.core import TyperCommand, TyperGroup
+
+from clipmill.schemas.words import nearest
 
 
 class Commands(typer.Typer):
@@ -79,8 +80,8 @@ def _said_plainly(error: BadParameter) -> str:
     """The message without pydantic's prefix, with a suggested value if there is one."""
     message = error.message.removeprefix("Value error, ")
     if given := re.match(r"'(.*)' is not one of", message):
-        near = difflib.get_close_matches(given[1], _choices(error.param), n=1)
-        said = f"; did you mean {near[0]}?" if near else ""
+        near = nearest(given[1], _choices(error.param))
+        said = f"; did you mean {near}?" if near else ""
         return f"{message.rstrip('.')}{said}"
     return message
 

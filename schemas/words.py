@@ -1,6 +1,27 @@
-"""How messages, pages and data cards format numbers."""
+"""How messages, pages and data cards format numbers and name what was probably meant."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterable
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a mistyped one is closest to; None if none is close."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
+    """`did you mean aesthetic? `, to go before other words; nothing if no known word is close."""
+    found = nearest(word, known)
+    return f"did you mean {shown(found)}? " if found is not None else ""
+
+
+def near_or_known(word: str, known: Collection[str]) -> str:
+    """`did you mean cpu_hours? known: hours, cpu_hours`."""
+    if not known:
+        return "there are none"
+    return f"{did_you_mean(word, known)}known: {', '.join(known)}"
 
 
 def counted(number: int, word: str) -> str:

@@ -5,10 +5,9 @@ DuckDB parses it, and binds it to the columns that earlier stages make; nothing 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import duckdb
@@ -17,6 +16,7 @@ from clipmill.pipeline.catalog.gate_rows import VIEW_OF, GateRows
 from clipmill.pipeline.catalog.user_sql import CLOCKS, HIDING, dictionaries, hint_at_quotes
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import quoted
+from clipmill.schemas.words import did_you_mean
 
 _MISSING = re.compile(r'(?:column|table) (?:with name )?"(.+?)"')
 _NUMERIC = ("INT", "FLOAT", "DOUBLE", "DECIMAL", "NUMERIC")
@@ -156,14 +156,9 @@ class GateSql:
             )
         return (
             f"{text!r} names the column {found[1]}, which no stage before it makes; "
-            f"{_near(found[1], rows.columns)}{hint_at_quotes(error)}"
+            f"{did_you_mean(found[1].lower(), rows.columns)}there are: {', '.join(rows.columns)}"
+            f"{hint_at_quotes(error)}"
         )
-
-
-def _near(word: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(word.lower(), known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}there are: {', '.join(known)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,6 @@ run spends somewhat more than its budget.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import threading
@@ -21,7 +20,7 @@ from clipmill.pipeline.engine.thresholds import Phase
 from clipmill.pipeline.recipes.plan import Plan, ShardList
 from clipmill.pipeline.recipes.prices import Prices
 from clipmill.schemas.errors import ClipmillError, UsageError
-from clipmill.schemas.words import counted
+from clipmill.schemas.words import counted, near_or_known
 
 # What may be limited: the counted amount, and how much of it one unit is.
 UNITS = {
@@ -124,9 +123,7 @@ def _limit(text: str, prices: Prices | None) -> Limit:
             + ("" if unit == "USD" else f" --set prices.currency={unit}")
         )
     known = [*UNITS, *([currency] if currency else [])]
-    near = difflib.get_close_matches(unit, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"--budget {text!r}: unknown unit {unit!r}; {hint}known: {', '.join(known)}")
+    raise UsageError(f"--budget {text!r}: unknown unit {unit!r}; {near_or_known(unit, known)}")
 
 
 class BudgetSpent(ClipmillError):

@@ -11,7 +11,6 @@ takes removed clips out meanwhile.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -27,6 +26,7 @@ from clipmill.schemas.damage import read_json, reading
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.file_locks import wait_for_lock
 from clipmill.schemas.folders import AUDITS, audit_file, audits_lock, json_files
+from clipmill.schemas.words import did_you_mean
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
@@ -268,14 +268,12 @@ def load_audit(dataset: Path, name: str) -> AuditRecord:
     """An audit by name; UsageError with similar names if there is none."""
     names = audit_names(dataset)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
         known = (
             f"available: {', '.join(names)}"
             if names
             else f'`clipmill audit {shell_word(dataset)} --where "aesthetic >= 4.5"` draws one'
         )
-        raise UsageError(f"{dataset} has no audit {name!r}; {hint}{known}")
+        raise UsageError(f"{dataset} has no audit {name!r}; {did_you_mean(name, names)}{known}")
     return without(read_audit(audit_file(dataset, name)), removed_videos(dataset))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import threading
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from clipmill.schemas.command_line import shell_word, start_a_run
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import ClipmillError, UsageError, storable
 from clipmill.schemas.folders import INDEX, LOGS, MEDIA, RUNS, is_dataset, json_files
+from clipmill.schemas.words import did_you_mean
 from clipmill.stages.models.places import ModelPlace
 
 KILLED = "killed"
@@ -298,8 +298,11 @@ def require_dataset(dataset: Path) -> Path:
             f"makes{_datasets_in(dataset.parent)}"
         )
     if not dataset.is_dir():
-        near = difflib.get_close_matches(dataset.name, _dataset_names(dataset.parent), n=1)
-        hint = f"did you mean {shell_word(dataset.parent / near[0])}? " if near else ""
+        hint = did_you_mean(
+            dataset.name,
+            _dataset_names(dataset.parent),
+            shown=lambda name: shell_word(dataset.parent / name),
+        )
         raise UsageError(f"no dataset at {dataset}: the folder does not exist; {hint}{make}")
     if not is_dataset(dataset):
         inner = _datasets_in(dataset)

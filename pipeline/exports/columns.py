@@ -6,7 +6,6 @@ merging two sorted streams. Names that begin with an underscore are for internal
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from clipmill.pipeline.exports.safe_rectangles import safe_columns
 from clipmill.schemas.clocks import FILE_ZERO_SQL
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import literal, quoted
+from clipmill.schemas.words import did_you_mean
 
 TEXT, PATH, FILE_ZERO, SOUND_BYTES, SUBTITLES, SUBTITLE_WORDS, DROPPED, MEDIA = (
     "_text",
@@ -141,12 +141,10 @@ def _check_caption(caption: str, there: Mapping[str, str]) -> None:
     texts = [name for name, kind in there.items() if kind == "VARCHAR"]
     if caption in texts:
         return
-    near = difflib.get_close_matches(caption, texts, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
     what = "is not text" if caption in there else "is not a column of clips"
     fitting = [name for name in texts if "caption" in name]
     raise UsageError(
-        f"--caption {caption}: this {what}; {hint}text columns: "
+        f"--caption {caption}: this {what}; {did_you_mean(caption, texts)}text columns: "
         f"{', '.join(fitting)}, or any other column of text"
     )
 

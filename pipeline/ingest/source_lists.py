@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from clipmill.pipeline.ingest.list_json import MOST_JSON_BYTES, lines_of_json, r
 from clipmill.pipeline.ingest.list_records import Ahead, Counts, Dialect, Records, writer_quotes
 from clipmill.pipeline.ingest.list_text import TextLines, list_suffix
 from clipmill.schemas.errors import UsageError
+from clipmill.schemas.words import did_you_mean
 
 LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 URL_COLUMNS = (
@@ -238,8 +238,7 @@ class ListFile:
             return found
         has = f"{', '.join(present) or 'none'}"
         if self.column is not None:
-            near = difflib.get_close_matches(self.column, present, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(self.column, present, shown=repr)
             raise UsageError(f"{self.path} has no column {self.column!r}; {hint}its columns: {has}")
         raise UsageError(
             f"{self.path}: none of the columns {', '.join(candidates)} exists; name "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from clipmill.schemas.errors import UsageError
+from clipmill.schemas.words import near_or_known
 
 _DEAREST = 1e9
 
@@ -41,9 +41,7 @@ class Prices(BaseModel):
         known = list(cls.model_fields)
         for name in value if isinstance(value, Mapping) else ():
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                raise ValueError(f"unknown price {name!r}; {hint}known: {', '.join(known)}")
+                raise ValueError(f"unknown price {name!r}; {near_or_known(str(name), known)}")
         return value
 
     @field_validator("currency")

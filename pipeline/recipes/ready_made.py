@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import sys
 import textwrap
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmill.schemas.errors import UsageError
+from clipmill.schemas.words import did_you_mean
 
 if TYPE_CHECKING:
     from clipmill.stages.references import DataFile, ModelReference
@@ -98,9 +98,7 @@ def _path(argument: str, folder: Path, kind: str, hint: str) -> Path:
             f"{argument} is a recipe for `{other}`, not a {kind}; `clipmill recipe "
             f"show {argument}` prints it"
         )
-    near = difflib.get_close_matches(argument, known, n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
     raise UsageError(
         f"no {kind} {argument!r}: no such file, and the ready-made ones are "
-        f"{', '.join(known)}; {guess}{hint}"
+        f"{', '.join(known)}; {did_you_mean(argument, known)}{hint}"
     )

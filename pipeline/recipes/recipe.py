@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from clipmill.pipeline.recipes.prices import Prices
 from clipmill.pipeline.recipes.stage_classes import class_reference, stage_class
 from clipmill.pipeline.recipes.strict_yaml import parse_yaml
 from clipmill.schemas.errors import UsageError
+from clipmill.schemas.words import near_or_known
 from clipmill.stages.protocol import Stage
 from clipmill.stages.references import DataFile, ModelReference
 
@@ -258,7 +258,7 @@ def _apply(config: dict[str, Any], overrides: Sequence[str], where: str) -> set[
                 )
                 raise UsageError(
                     f"--set {override!r}: {where} has no stage or key "
-                    f"{keys[0]!r}; {_near(keys[0], known)}{add}"
+                    f"{keys[0]!r}; {near_or_known(keys[0], known)}{add}"
                 )
             target = config
         else:
@@ -322,12 +322,6 @@ def _build(
     return (stage.model_copy(update=changed) if changed else stage), gate
 
 
-def _near(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}known: {', '.join(known)}"
-
-
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """A pydantic error, one line per problem: place, what is wrong, what is allowed."""
     lines = []
@@ -337,7 +331,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
         if problem["type"] == "extra_forbidden":
             known = list(model.model_fields) if len(problem["loc"]) == 1 else []
             message = "unknown setting" + (
-                f"; {_near(str(problem['loc'][0]), known)}" if known else ""
+                f"; {near_or_known(str(problem['loc'][0]), known)}" if known else ""
             )
         elif problem["type"] != "missing":
             message += f" (given: {problem['input']!r})"

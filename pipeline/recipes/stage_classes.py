@@ -5,7 +5,6 @@ A custom stage is named `file.py:Class` or `package.module:Class`.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -16,6 +15,7 @@ from types import ModuleType
 
 from clipmill import stages
 from clipmill.schemas.errors import UsageError
+from clipmill.schemas.words import did_you_mean
 from clipmill.stages.built_in import built_in_stage, built_in_stage_names
 from clipmill.stages.protocol import Stage
 
@@ -35,8 +35,7 @@ def stage_class(name: str, folder: Path) -> type[Stage]:
     if ":" in name or name.endswith(".py"):
         return _own_stage(name, folder)
     if name not in built_in_stage_names():
-        near = difflib.get_close_matches(name, built_in_stage_names(), n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(name, built_in_stage_names())
         raise UsageError(
             f"unknown stage {name!r}; {hint}built-in stages: "
             f"{', '.join(built_in_stage_names())}; name your own stage "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from clipmill.pipeline.dataset.audit_records import AuditRecord
 from clipmill.schemas.errors import ClipmillError, UsageError, printable
+from clipmill.schemas.words import did_you_mean
 
 COLUMNS = ("clip_id", "label", "link", "start_seconds", "end_seconds")
 _WORDS = {
@@ -42,12 +42,10 @@ def read_labels(path: Path, record: AuditRecord) -> FileOfLabels:
         if not clip_id and not word:
             continue
         if clip_id not in known:
-            near = difflib.get_close_matches(clip_id, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
             raise UsageError(
                 f"{path}, line {line}: no clip {printable(clip_id)!r} is in the sample of the "
-                f"audit {record.name!r}; {hint}--write FILE writes a list of its "
-                f"{len(known):,} clips"
+                f"audit {record.name!r}; {did_you_mean(clip_id, known)}--write FILE writes a "
+                f"list of its {len(known):,} clips"
             )
         if not word:
             empty.add(clip_id)

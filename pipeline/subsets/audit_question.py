@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,7 +19,7 @@ from clipmill.pipeline.subsets.rules import Percentile, Rule, Where
 from clipmill.pipeline.subsets.scorers import ResolvedScorer
 from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe, given_rules
 from clipmill.schemas.errors import UsageError
-from clipmill.schemas.words import counted
+from clipmill.schemas.words import counted, did_you_mean
 
 _COMPARISON = re.compile(r"(.*[^<>=\s])\s*(>=|<=|>|<)\s*(\S+)\s*\Z", re.S)
 
@@ -178,8 +177,7 @@ def _chosen(
     found = of_rule if score is None else [one for one in of_rule if _is_meant(one, score)]
     if not found:
         assert score is not None
-        near = difflib.get_close_matches(score, [one.score for one in of_rule], n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(score, [one.score for one in of_rule])
         raise UsageError(
             f"--score {score}: {place} has no threshold for it; {hint}its thresholds: "
             f"{_listed(of_rule)}"

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import os
@@ -51,7 +50,7 @@ from clipmill.schemas.file_locks import try_lock
 from clipmill.schemas.folders import SUBSET_RECORD, SUBSETS, subset_lock, subset_records
 from clipmill.schemas.sql_text import quoted
 from clipmill.schemas.step_tables import StepTable, kept
-from clipmill.schemas.words import counted
+from clipmill.schemas.words import counted, did_you_mean
 
 FORMAT = 1
 CLIPS_A_FILE = 1_000_000
@@ -89,8 +88,6 @@ def load_subset(dataset: Path, name: str) -> FrozenSubset:
     """A frozen subset by name; UsageError with similar names if there is none."""
     names = subset_names(dataset)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
         known = (
             f"available: {', '.join(names)}"
             if names
@@ -99,7 +96,7 @@ def load_subset(dataset: Path, name: str) -> FrozenSubset:
                 f"{shell_word(dataset)} internvid-random`"
             )
         )
-        raise UsageError(f"{dataset} has no subset {name!r}; {hint}{known}")
+        raise UsageError(f"{dataset} has no subset {name!r}; {did_you_mean(name, names)}{known}")
     folder = dataset / SUBSETS / name
     path = folder / SUBSET_RECORD
     info = read_json(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import re
@@ -22,6 +21,7 @@ from clipmill.pipeline.subsets.rules import VERBS, Rule, Where
 from clipmill.pipeline.subsets.scorers import ScorerSpec
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import literal
+from clipmill.schemas.words import near_or_known
 
 DEFAULT_SEED = 42
 _SEEDS = (0, 2**63 - 1)
@@ -152,7 +152,7 @@ def load_subset_recipe(
     if published and (unknown := unknown_rule(published, [rule.name for rule in checked])):
         raise UsageError(
             f"{path}: published: no rule is called {unknown!r}; "
-            f"{near(unknown, [rule.name for rule in checked if rule.name])}"
+            f"{near_or_known(unknown, [rule.name for rule in checked if rule.name])}"
         )
     return SubsetRecipe(
         name=path.stem,
@@ -248,17 +248,8 @@ def _extended(path: Path, word: str, ready_made: Path | None) -> Path:
         return file
     raise UsageError(
         f"{path}: extends: {word!r} is neither a file next to it nor a ready-made "
-        f"recipe; {near(word, names)}"
+        f"recipe; {near_or_known(word, names)}"
     )
-
-
-def near(word: str, known: Sequence[str]) -> str:
-    """The known words, with the closest one first if there is one."""
-    if not known:
-        return "there are none"
-    found = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {found[0]}? " if found else ""
-    return f"{hint}known: {', '.join(known)}"
 
 
 def _parameter(value: Any, place: str) -> Any:
@@ -315,7 +306,7 @@ def _apply(
             if role not in scorers:
                 raise UsageError(
                     f"--set {override!r}: {path.name} requires no scorer for "
-                    f"{role!r}; {near(role, list(scorers))}"
+                    f"{role!r}; {near_or_known(role, list(scorers))}"
                 )
             if text != "any":
                 raise UsageError(
@@ -328,7 +319,7 @@ def _apply(
             hint = "; use --seed for the seed" if name == "seed" else ""
             raise UsageError(
                 f"--set {override!r}: {path.name} has no parameter {name!r}; "
-                f"{near(name, list(parameters))}{hint}"
+                f"{near_or_known(name, list(parameters))}{hint}"
             )
         value = _parameter(
             parse_yaml(text, f"--set {override!r}: the value"), f"--set {override!r}"
@@ -355,7 +346,7 @@ class _Parameters:
         if name not in self._values:
             raise UsageError(
                 f"{place}: ${name} is not a parameter of the recipe; "
-                f"{near(name, list(self._values))}"
+                f"{near_or_known(name, list(self._values))}"
             )
         self.used.add(name)
         return self._values[name]
@@ -404,7 +395,7 @@ def _rule(number: int, file: str, given: dict[str, Any], parameters: _Parameters
         unknown = next((verb for verb in verbs if verb not in VERBS), None)
         if unknown is not None:
             raise UsageError(
-                f"{place}: unknown rule {unknown!r}; {near(str(unknown), list(VERBS))}"
+                f"{place}: unknown rule {unknown!r}; {near_or_known(str(unknown), list(VERBS))}"
             )
         said = f"has {' and '.join(verbs)}" if verbs else "has none"
         raise UsageError(

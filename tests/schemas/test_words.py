@@ -1,10 +1,17 @@
-"""Messages use the singular for one thing."""
+"""Messages use the singular for one thing, and name what was probably meant."""
 
 from __future__ import annotations
 
 import pytest
 
-from clipmill.schemas.words import counted, plain_hours, plain_size, plain_time
+from clipmill.schemas.words import (
+    counted,
+    did_you_mean,
+    near_or_known,
+    plain_hours,
+    plain_size,
+    plain_time,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,3 +43,14 @@ def test_duration_has_a_suitable_unit(seconds: float, said: str):
 )
 def test_bytes_are_said_in_a_unit_that_fits(size: float, said: str):
     assert plain_size(size) == said
+
+
+def test_a_close_word_is_named_first():
+    known = ["similarity", "aesthetic", "motion"]
+    assert did_you_mean("asthetic", known) == "did you mean aesthetic? "
+    assert did_you_mean("asthetic", known, shown=repr) == "did you mean 'aesthetic'? "
+    assert did_you_mean("xyz", known) == did_you_mean("xyz", []) == ""
+    assert near_or_known("moton", known) == (
+        "did you mean motion? known: similarity, aesthetic, motion"
+    )
+    assert near_or_known("xyz", []) == "there are none"

@@ -7,7 +7,6 @@ an option that a newer yt-dlp adds is refused until it has been reviewed.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.schemas.errors import UsageError
+from clipmill.schemas.words import nearest
 from clipmill.stages.media.fetch.proxies import check_yt_dlp_proxy
 
 ALLOWED = frozenset(
@@ -258,8 +258,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             )
         known = known_options()
         if name not in known:
-            near = difflib.get_close_matches(name.replace("-", "_"), known & ALLOWED, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            near = nearest(name.replace("-", "_"), known & ALLOWED)
+            hint = f"; did you mean {near!r}?" if near else ""
             raise ValueError(f"yt-dlp has no option {name!r}{hint} (names as in its Python API)")
         if name not in ALLOWED:
             raise ValueError(
