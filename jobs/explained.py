@@ -17,7 +17,9 @@ _MATRIX_NAME = 14
 def print_worth(explained: Mapping[str, Any]) -> None:
     """What each rule is worth, whatever the order of the rules."""
     worth, rules = explained["worth"], explained["funnel"]
-    if worth is None or len(rules) < 2 or not worth["loss"]["clips"]:
+    if worth is None or not worth["loss"]["clips"]:
+        return
+    if sum(max(1, len(rule["worth"]["conditions"])) for rule in rules) < 2:
         return
     out = terminal()
     loss = worth["loss"]
@@ -30,20 +32,22 @@ def print_worth(explained: Mapping[str, Any]) -> None:
     about = "sampled " if worth["method"] == "sampled" else ""
     table = [["removes alone", "removes only this", f"{about}share of the loss", ""]]
     for rule in rules:
-        mine = rule["worth"]
-        name = rule["name"] or rule["says"]
-        table.append(
-            [
-                f"{rule['alone']['takes']['clips']:,}",
-                f"{mine['only']['clips']:,}",
-                _share(100 * mine["share_of_loss"]),
-                f"{rule['number']} {rule['verb']}  {one_line(name)}",
-            ]
-        )
+        number, mine = f"{rule['number']} {rule['verb']}", rule["worth"]
+        name, takes = one_line(rule["name"] or rule["says"]), rule["alone"]["takes"]["clips"]
+        table.append(_worth_row(takes, mine, f"{number}  {name}"))
+        table += [
+            _worth_row(one["takes"], one, f"{' ' * len(number)}  and  {one_line(one['says'])}")
+            for one in mine["conditions"]
+        ]
     _print_columns(table)
     for note in worth["notes"]:
         out.print(Text(f"  Note: {one_line(note)}", style="dim"))
     out.print()
+
+
+def _worth_row(takes: int, worth: Mapping[str, Any], name: str) -> list[str]:
+    share = _share(100 * worth["share_of_loss"])
+    return [f"{takes:,}", f"{worth['only']['clips']:,}", share, name]
 
 
 def print_published(published: Mapping[str, Any] | None) -> None:

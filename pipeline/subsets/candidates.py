@@ -48,6 +48,8 @@ class RuleColumns:
     comparisons: tuple[tuple[str, Comparison], ...] = ()
     uncropped: str = ""
     """Whether a clip passes as it is, of a rule that others pass only if they are cropped."""
+    conditions: tuple[tuple[str, str], ...] = ()
+    """Columns and text of the conditions that AND joins in a predicate, if there are several."""
 
     def names(self) -> Iterator[str]:
         yield from (name for name in self.values if name != "video")
@@ -57,6 +59,7 @@ class RuleColumns:
             yield self.chance
         if self.uncropped:
             yield self.uncropped
+        yield from (name for name, _ in self.conditions)
 
 
 @dataclass
@@ -91,11 +94,12 @@ def read_candidates(
     scorers: Mapping[str, ResolvedScorer],
     *,
     comparisons: bool = False,
+    conditions: bool = False,
 ) -> Candidates:
     """Checks every expression of the recipe and reads the clips.
 
     `comparisons` also keeps the left sides of a predicate's comparisons, to find the clips next
-    to each threshold.
+    to each threshold; `conditions` whether clips pass each of the conditions that AND joins.
     """
     found = Candidates(catalog, recipe.seed)
     wanted = _Columns()
@@ -105,7 +109,7 @@ def read_candidates(
     with checked_expressions(catalog, scorers) as checker:
         for rule in recipe.rules:
             found.columns[rule.number] = _rule_columns(
-                rule, recipe.seed, checker, wanted, comparisons
+                rule, recipe.seed, checker, wanted, comparisons, conditions
             )
         names = [name for name, *_ in connection.execute("SELECT * FROM clips").description]
         for name in dict.fromkeys([*_DESCRIBED, *scorers]):
@@ -162,13 +166,19 @@ def _with_roles(catalog: Catalog, scorers: Mapping[str, ResolvedScorer]) -> str:
 
 
 def _rule_columns(
-    rule: Rule, seed: int, checker: Expressions, wanted: _Columns, comparisons: bool
+    rule: Rule,
+    seed: int,
+    checker: Expressions,
+    wanted: _Columns,
+    comparisons: bool,
+    conditions: bool,
 ) -> RuleColumns:
     body, place = rule.body, rule.place
     values: list[str] = []
     order: list[str] = []
     compared: list[tuple[str, Comparison]] = []
     uncropped = ""
+    parts: list[tuple[str, str]] = []
     by: str | None = None
     if isinstance(body, Where):
         kind = checker.type_of(body.expression, place)
@@ -182,12 +192,12 @@ def _rule_columns(
                     else ""
                 )
             )
-        passes = f"CAST(({body.expression}\n) AS BOOLEAN)"
         if rule.crop:
             _check_safe_columns(checker, place)
-            uncropped = wanted.add(passes, place)
-            passes = f"({passes} OR {IS_CROPPED})"
-        values.append(wanted.add(passes, place))
+            uncropped = wanted.add(_passes(body.expression), place)
+        values.append(wanted.add(_passes(body.expression, rule.crop), place))
+        if conditions and len(texts := checker.conjuncts(body.expression, place)) > 1:
+            parts = [(wanted.add(_passes(text, rule.crop), place), text) for text in texts]
         if comparisons:
             compared = [
                 (wanted.add(f"({one.left})", place), one)
@@ -220,7 +230,15 @@ def _rule_columns(
     if not isinstance(body, Where | Percentile):
         # A clip has the same number on every machine, whatever file or thread it comes from.
         chance = wanted.add(f"md5_number_lower(clip_id || ':{seed}:{rule.number}')", place)
-    return RuleColumns(tuple(values), tuple(order), chance, tuple(compared), uncropped)
+    return RuleColumns(
+        tuple(values), tuple(order), chance, tuple(compared), uncropped, tuple(parts)
+    )
+
+
+def _passes(predicate: str, crop: str | None = None) -> str:
+    """Whether a clip passes a predicate, or would if it were cropped."""
+    passes = f"CAST(({predicate}\n) AS BOOLEAN)"
+    return f"({passes} OR {IS_CROPPED})" if crop else passes
 
 
 def _check_safe_columns(checker: Expressions, place: str) -> None:

@@ -152,7 +152,7 @@ def explain_recipe(
     """
     scorers = resolve_scorers(catalog, recipe)
     on_step("reading the clips")
-    candidates = read_candidates(catalog, recipe, scorers, comparisons=near > 0)
+    candidates = read_candidates(catalog, recipe, scorers, comparisons=near > 0, conditions=True)
     with RuleEngine(candidates) as engine:
         outcomes: list[Outcome] = []
         alone: dict[int, Outcome] = {}

@@ -5,8 +5,9 @@ DuckDB parses it; refusals depend on the parsed tree, never on the text.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,38 @@ class Expressions:
             if one is not None
         ]
         return [one for one in dict.fromkeys(found) if self._is_number(one, place)]
+
+    def conjuncts(self, text: str, place: str) -> list[str]:
+        """The conditions that AND joins in a predicate, outside of parentheses and inside."""
+        nodes = list(_joined_by_and(self._tree(text, place)))
+        if len(nodes) == 1:
+            return [text]
+        return self._as_written(text, nodes, place) or [self._text(node) for node in nodes]
+
+    def _as_written(
+        self, text: str, nodes: Sequence[dict[str, Any]], place: str
+    ) -> list[str] | None:
+        """The source text of joined conditions; None if parentheses enclose several of them."""
+        source = text.encode()
+        ends = [
+            at
+            for at, kind in duckdb.tokenize(text)
+            if kind == duckdb.token_type.keyword and source[at : at + 3].lower() == b"and"
+        ]
+        found, start = [], 0
+        for node in nodes:
+            for end in (*ends, len(source)):
+                if end <= start:
+                    continue
+                part = source[start:end].decode().strip()
+                with contextlib.suppress(UsageError):
+                    if _without_places(self._tree(part, place)) == _without_places(node):
+                        found.append(part)
+                        start = end + len("and")
+                        break
+            else:
+                return None
+        return found
 
     def _compared(self, node: dict[str, Any]) -> list[Comparison | None]:
         """The comparisons in one node; None in the place of one that is not with a constant."""
@@ -247,6 +280,23 @@ class Expressions:
             "SELECT json_deserialize_sql(?)", [json.dumps(whole)]
         ).fetchall()[0]
         return str(text).removeprefix("SELECT ")
+
+
+def _joined_by_and(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if node["type"] != "CONJUNCTION_AND":
+        yield node
+        return
+    for part in node["children"]:
+        yield from _joined_by_and(part)
+
+
+def _without_places(value: Any) -> Any:
+    """A syntax tree without the places of its parts in the text."""
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    if isinstance(value, dict):
+        return {k: _without_places(item) for k, item in value.items() if k != "query_location"}
+    return value
 
 
 def is_numeric(kind: str) -> bool:

@@ -5,6 +5,9 @@ rules would remove. Two numbers don't. `only` is how many more clips the recipe 
 the rule. The Shapley value is the rule's mean contribution over all orders in which the rules could
 be added; the values of all rules add up to the clips that the recipe removes.
 
+A `where` whose conditions are joined by AND counts as that many rules: what it is worth is the sum
+of its conditions' values.
+
 If rules judge each clip by itself, a clip that fails n rules counts 1/n for each of them, which is
 exact for any number of rules. Rules whose verdict depends on the other clips (percentiles, caps,
 draws) are applied anew for each combination of the other rules, or for random orders if there are
@@ -17,7 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,11 +59,11 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class RuleWorth:
-    """What one rule is worth."""
+class Value:
+    """What a rule, or one of its conditions, is worth."""
 
     only: Amount
-    """How much more the recipe would keep without the rule."""
+    """How much more the recipe would keep without it."""
     shapley: Amount
     """Its share of the loss."""
 
@@ -70,6 +73,29 @@ class RuleWorth:
             "shapley": self.shapley.plain(),
             "share_of_loss": round(self.shapley.clips / loss.clips, 4) if loss.clips else None,
         }
+
+
+@dataclass(frozen=True)
+class Condition(Value):
+    """One of the conditions that AND joins in a rule."""
+
+    says: str
+    takes: int
+    """How many clips of the catalog don't fulfil it."""
+
+    def plain(self, loss: Amount) -> dict[str, Any]:
+        return {"says": self.says, "takes": self.takes, **super().plain(loss)}
+
+
+@dataclass(frozen=True)
+class RuleWorth(Value):
+    """What one rule is worth."""
+
+    conditions: tuple[Condition, ...] = ()
+
+    def plain(self, loss: Amount) -> dict[str, Any]:
+        found = super().plain(loss)
+        return {**found, "conditions": [one.plain(loss) for one in self.conditions]}
 
 
 @dataclass
@@ -92,8 +118,10 @@ class Worth:
         }
 
 
-Coalition = frozenset[int]
-"""Numbers of the rules that are applied."""
+Part = tuple[int, int]
+"""A rule's number, and which of its conditions it is; 0 if it is not split."""
+Coalition = frozenset[Part]
+"""What is applied."""
 
 
 def is_costly(rule: Rule) -> bool:
@@ -111,18 +139,19 @@ def rule_worth(
 
     `kept_alone` names a table of the clips that each costly rule keeps of the whole catalog.
     """
-    judging = [rule for rule in rules if isinstance(rule.body, Where) or is_costly(rule)]
-    if len(judging) > MAX_JUDGING_RULES:
+    judging = _verdicts(engine, rules, kept_alone)
+    if judging is None:
         return None
     on_step("what each rule is worth")
-    bits = {rule.number: 1 << place for place, rule in enumerate(judging)}
-    live = [rule for rule in rules if rule.number not in bits]
+    bits = {part: 1 << place for place, part in enumerate(judging)}
     _judge(engine, judging, bits, kept_alone)
     try:
-        if live:
-            worth = _of_combinations(engine, rules, bits, on_step)
+        takes = _counts(engine, bits)
+        if {rule.number for rule in rules} == {number for number, _ in bits}:
+            found = _of_verdicts(engine, bits)
         else:
-            worth = _of_verdicts(engine, bits)
+            found = _of_combinations(engine, rules, bits, on_step)
+        worth = _by_rule(engine, found, takes)
     finally:
         engine.drop(_JUDGED)
     if costly := [rule.number for rule in rules if is_costly(rule)]:
@@ -134,49 +163,135 @@ def rule_worth(
     return worth
 
 
+def _verdicts(
+    engine: RuleEngine, rules: Sequence[Rule], kept: Mapping[int, str]
+) -> dict[Part, str] | None:
+    """What judges each clip by itself, as SQL that is true for clips that pass.
+
+    None if that is too much even if no rule is split.
+    """
+    for splits in (True, False):
+        found: dict[Part, str] = {}
+        for rule in rules:
+            columns = engine.candidates.columns[rule.number]
+            if is_costly(rule):
+                found[rule.number, 0] = f"{_kept_by(rule.number)}.id IS NOT NULL"
+            elif isinstance(rule.body, Where) and splits and columns.conditions:
+                for place, (name, _) in enumerate(columns.conditions, 1):
+                    found[rule.number, place] = name
+            elif isinstance(rule.body, Where):
+                (found[rule.number, 0],) = columns.values
+        if len(found) <= MAX_JUDGING_RULES:
+            return found
+    return None
+
+
+def _kept_by(number: int) -> str:
+    return f"r{number}"
+
+
 def _judge(
-    engine: RuleEngine, judging: Sequence[Rule], bits: Mapping[int, int], kept: Mapping[int, str]
+    engine: RuleEngine,
+    judging: Mapping[Part, str],
+    bits: Mapping[Part, int],
+    kept: Mapping[int, str],
 ) -> None:
-    """Adds to each clip the rules that it fails, as bits."""
-    parts, joins = ["0"], ""
-    for rule in judging:
-        if isinstance(rule.body, Where):
-            (passes,) = engine.candidates.columns[rule.number].values
-        else:
-            alias = f"r{rule.number}"
-            joins += f" LEFT JOIN (SELECT id FROM {kept[rule.number]}) AS {alias} USING (id)"
-            passes = f"{alias}.id IS NOT NULL"
-        parts.append(f"CASE WHEN {passes} THEN 0 ELSE {bits[rule.number]} END")
+    """Adds to each clip what it fails, as bits."""
+    joins = "".join(
+        f" LEFT JOIN (SELECT id FROM {table}) AS {_kept_by(number)} USING (id)"
+        for number, table in kept.items()
+    )
+    parts = [f"CASE WHEN {passes} THEN 0 ELSE {bits[part]} END" for part, passes in judging.items()]
     engine.execute(
         f"CREATE OR REPLACE TABLE {_JUDGED} AS SELECT s.*, "
-        f"CAST({' + '.join(parts)} AS BIGINT) AS _fails FROM {ALL} AS s{joins}"
+        f"CAST({' + '.join(['0', *parts])} AS BIGINT) AS _fails FROM {ALL} AS s{joins}"
     )
 
 
-def _of_verdicts(engine: RuleEngine, bits: Mapping[int, int]) -> Worth:
+def _counts(engine: RuleEngine, bits: Mapping[Part, int]) -> dict[Part, int]:
+    """How many clips of the catalog fail each part."""
+    rows = engine.execute(
+        f"SELECT _fails, count(*) FROM {_JUDGED} WHERE _fails <> 0 GROUP BY _fails"
+    ).fetchall()
+    return {part: sum(n for fails, n in rows if fails & bit) for part, bit in bits.items()}
+
+
+@dataclass
+class _Found:
+    """What removes how much: `only` of each part alone and of each rule, `shapley` of each part."""
+
+    loss: Amount
+    only: Mapping[Coalition, Amount]
+    shapley: Mapping[Part, Amount]
+    orders: int | None = None
+
+
+def _by_rule(engine: RuleEngine, found: _Found, takes: Mapping[Part, int]) -> Worth:
+    """What rules are worth, with their conditions."""
+    rules = {}
+    for number, parts in _parts_of_rules(found.shapley).items():
+        conditions: tuple[Condition, ...] = ()
+        if len(parts) > 1:
+            texts = [text for _, text in engine.candidates.columns[number].conditions]
+            conditions = tuple(
+                Condition(
+                    found.only[frozenset([part])],
+                    found.shapley[part],
+                    " ".join(text.split()),
+                    takes[part],
+                )
+                for part, text in zip(parts, texts, strict=True)
+            )
+        shapley = _weighted([(1, found.shapley[part]) for part in parts])
+        rules[number] = RuleWorth(found.only[frozenset(parts)], shapley, conditions)
+    worth = Worth(found.loss, rules, "exact" if found.orders is None else "sampled", found.orders)
+    if found.orders is not None:
+        worth.notes.append(
+            f"shares of the loss are means over {counted(found.orders, 'random order')} of the "
+            f"rules (seed {engine.candidates.seed}); the others are exact"
+        )
+    return worth
+
+
+def _parts_of_rules(parts: Iterable[Part]) -> dict[int, list[Part]]:
+    found: dict[int, list[Part]] = {}
+    for part in sorted(parts):
+        found.setdefault(part[0], []).append(part)
+    return found
+
+
+def _alone_and_by_rule(parts: Sequence[Part]) -> list[Coalition]:
+    """Each part by itself, and all parts of each rule."""
+    groups = [[part] for part in parts] + list(_parts_of_rules(parts).values())
+    return list(dict.fromkeys(map(frozenset, groups)))
+
+
+def _of_verdicts(engine: RuleEngine, bits: Mapping[Part, int]) -> _Found:
     """Exact values if all rules judge each clip by itself."""
     rows = engine.execute(
-        f"SELECT _fails, count(*), sum(ms) FROM {_JUDGED} WHERE _fails <> 0 GROUP BY _fails"
+        f"SELECT _fails, count(*), CAST(sum(ms) AS BIGINT) FROM {_JUDGED} WHERE _fails <> 0 "
+        "GROUP BY _fails"
     ).fetchall()
-    rules = {}
-    for number, bit in bits.items():
-        mine = [(fails, clips, int(ms)) for fails, clips, ms in rows if fails & bit]
-        only = [(clips, ms) for fails, clips, ms in mine if fails == bit]
-        rules[number] = RuleWorth(
-            Amount(sum(clips for clips, _ in only), sum(ms for _, ms in only)),
-            Amount(
-                math.fsum(clips / fails.bit_count() for fails, clips, _ in mine),
-                math.fsum(ms / fails.bit_count() for fails, _, ms in mine),
-            ),
+    only = {}
+    for parts in _alone_and_by_rule(list(bits)):
+        mask = sum(bits[part] for part in parts)
+        mine = [(clips, ms) for fails, clips, ms in rows if not fails & ~mask]
+        only[parts] = Amount(sum(clips for clips, _ in mine), sum(ms for _, ms in mine))
+    shapley = {
+        part: Amount(
+            math.fsum(clips / fails.bit_count() for fails, clips, _ in rows if fails & bit),
+            math.fsum(ms / fails.bit_count() for fails, _, ms in rows if fails & bit),
         )
-    loss = Amount(sum(clips for _, clips, _ in rows), sum(int(ms) for _, _, ms in rows))
-    return Worth(loss, rules)
+        for part, bit in bits.items()
+    }
+    loss = Amount(sum(clips for _, clips, _ in rows), sum(ms for _, _, ms in rows))
+    return _Found(loss, only, shapley)
 
 
 class _Recipes:
     """What recipes with only some of the rules keep; each is applied once."""
 
-    def __init__(self, engine: RuleEngine, rules: Sequence[Rule], bits: Mapping[int, int]) -> None:
+    def __init__(self, engine: RuleEngine, rules: Sequence[Rule], bits: Mapping[Part, int]) -> None:
         self._engine = engine
         self._rules = rules
         self._bits = bits
@@ -190,11 +305,12 @@ class _Recipes:
 
     def _apply(self, coalition: Coalition) -> Amount:
         engine, table, mask = self._engine, _JUDGED, 0
+        parts = _parts_of_rules(coalition)
         for place, rule in enumerate(self._rules):
-            if rule.number not in coalition:
+            if rule.number not in parts:
                 continue
-            if rule.number in self._bits:
-                mask |= self._bits[rule.number]
+            if parts[rule.number][0] in self._bits:
+                mask |= sum(self._bits[part] for part in parts[rule.number])
                 continue
             target = _STEPS[self.applied % len(_STEPS)]
             engine.execute(
@@ -217,74 +333,67 @@ class _Recipes:
 def _of_combinations(
     engine: RuleEngine,
     rules: Sequence[Rule],
-    bits: Mapping[int, int],
+    bits: Mapping[Part, int],
     on_step: Callable[[str], None],
-) -> Worth:
+) -> _Found:
     """Values if some rules depend on what the others leave: exact, or over random orders."""
-    numbers = [rule.number for rule in rules]
-    n_live = len(rules) - len(bits)
+    judging = {number for number, _ in bits}
+    live = [(rule.number, 0) for rule in rules if rule.number not in judging]
+    parts = sorted([*bits, *live])
     recipes = _Recipes(engine, rules, bits)
-    everything = frozenset(numbers)
+    everything = frozenset(parts)
     try:
         none, whole = recipes.keep(frozenset()), recipes.keep(everything)
-        only = {number: _less(recipes.keep(everything - {number}), whole) for number in numbers}
+        only = {
+            some: _less(recipes.keep(everything - some), whole)
+            for some in _alone_and_by_rule(parts)
+        }
         most = min(_MOST_APPLIED, max(_LEAST_APPLIED, int(_CLIPS_TO_APPLY / max(1, none.clips))))
         # Every rule that is applied anew is in half of all combinations.
-        if len(numbers) <= math.log2(_MOST_APPLIED) and n_live * 2 ** (len(numbers) - 1) <= most:
-            gains, orders = _over_all(numbers, recipes), None
+        if len(parts) <= math.log2(_MOST_APPLIED) and len(live) * 2 ** (len(parts) - 1) <= most:
+            gains, orders = _over_all(parts, recipes), None
         else:
             on_step("what each rule is worth, in random orders")
-            gains, orders = _over_orders(numbers, recipes, engine.candidates.seed, most)
+            gains, orders = _over_orders(parts, recipes, engine.candidates.seed, most)
     finally:
         recipes.close()
-    worth = Worth(
-        _less(none, whole),
-        {number: RuleWorth(only[number], gains[number]) for number in numbers},
-        "exact" if orders is None else "sampled",
-        orders,
-    )
-    if orders is not None:
-        worth.notes.append(
-            f"shares of the loss are means over {counted(orders, 'random order')} of the rules "
-            f"(seed {engine.candidates.seed}); the others are exact"
-        )
-    return worth
+    return _Found(_less(none, whole), only, gains, orders)
 
 
-def _over_all(numbers: Sequence[int], recipes: _Recipes) -> dict[int, Amount]:
+def _over_all(parts: Sequence[Part], recipes: _Recipes) -> dict[Part, Amount]:
     """Shapley values over all combinations of rules."""
-    n = len(numbers)
+    n = len(parts)
     found = {}
-    for number in numbers:
-        others = [other for other in numbers if other != number]
-        parts = []
+    for part in parts:
+        others = [other for other in parts if other != part]
+        gains = []
         for size in range(n):
             weight = 1 / (n * math.comb(n - 1, size))
             for chosen in itertools.combinations(others, size):
-                before, after = frozenset(chosen), frozenset((*chosen, number))
-                parts.append((weight, _less(recipes.keep(before), recipes.keep(after))))
-        found[number] = _weighted(parts)
+                before, after = frozenset(chosen), frozenset((*chosen, part))
+                gains.append((weight, _less(recipes.keep(before), recipes.keep(after))))
+        found[part] = _weighted(gains)
     return found
 
 
 def _over_orders(
-    numbers: Sequence[int], recipes: _Recipes, seed: int, most: int
-) -> tuple[dict[int, Amount], int]:
+    parts: Sequence[Part], recipes: _Recipes, seed: int, most: int
+) -> tuple[dict[Part, Amount], int]:
     """Mean contributions over random orders, each with its reverse, and how many there were."""
     draw = random.Random(seed)
-    parts: dict[int, list[Amount]] = {number: [] for number in numbers}
+    gains: dict[Part, list[Amount]] = {part: [] for part in parts}
     orders, begun = 0, recipes.applied
     while orders < _LEAST_ORDERS or recipes.applied - begun < most:
-        order = draw.sample(list(numbers), len(numbers))
+        order = draw.sample(list(parts), len(parts))
         for one in (order, order[::-1]):
-            for place, number in enumerate(one):
+            for place, part in enumerate(one):
                 before, after = frozenset(one[:place]), frozenset(one[: place + 1])
-                parts[number].append(_less(recipes.keep(before), recipes.keep(after)))
+                gains[part].append(_less(recipes.keep(before), recipes.keep(after)))
             orders += 1
-        if orders >= 2 ** len(numbers):
+        if orders >= 2 ** len(parts):
             break
     return {
-        number: _weighted([(1 / orders, part) for part in found]) for number, found in parts.items()
+        part: _weighted([(1 / orders, gain) for gain in found]) for part, found in gains.items()
     }, orders
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 import re
@@ -129,6 +130,73 @@ def test_worth_is_the_mean_over_all_orders(text, loss, dataset, clips, recipe):
     assert sum(rule["worth"]["shapley"]["hours"] for rule in found["funnel"]) == pytest.approx(
         found["worth"]["loss"]["hours"], abs=0.001
     )
+
+
+CONDITIONS = [
+    "duration_seconds >= 5",
+    "aesthetic BETWEEN 3.5 AND 6.5",
+    "CASE WHEN similarity > 0.4 AND flow > 1 THEN aesthetic > 4 ELSE true END",
+    "(flow > 0.5 OR aesthetic > 4 AND similarity > 0.2)",
+    "clip_id NOT LIKE '%x AND y%' /* AND not this */",
+    'coalesce("similarity", 1) /* null passes */ > 0.2',
+]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        " AND ".join(CONDITIONS),
+        f"({CONDITIONS[0]} and ({CONDITIONS[1]}\nAnd {CONDITIONS[2]})) AND "
+        + " AND ".join(CONDITIONS[3:]),
+    ],
+)
+def test_joined_conditions_are_worth_what_separate_rules_are(where, dataset, recipe):
+    rules = "rules:\n" + "".join(f"  - where: {json.dumps(one)}\n" for one in CONDITIONS)
+    with clipmill.open(dataset) as opened:
+        apart = opened.explain(recipe(rules), near=0)
+        [rule] = opened.explain(where=where, near=0)["funnel"]
+    joined = rule["worth"]["conditions"]
+    assert len(joined) == len(CONDITIONS)
+    for one, other in zip(joined, apart["funnel"], strict=True):
+        assert one["takes"] == other["alone"]["takes"]["clips"]
+        for key in ("only", "shapley", "share_of_loss"):
+            assert one[key] == other["worth"][key]
+    assert rule["worth"]["only"]["clips"] == apart["worth"]["loss"]["clips"]
+    assert rule["worth"]["share_of_loss"] == 1
+    if "\n" not in where:
+        assert [one["says"] for one in joined] == CONDITIONS
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "aesthetic BETWEEN 3 AND 5",
+        "aesthetic > 5 AND flow > 1 OR similarity > 0.5",
+        "NOT (aesthetic > 5 AND flow > 1)",
+        "caption_coarse IS NULL OR caption_coarse = 'a AND b'",
+    ],
+)
+def test_conditions_that_are_one_are_not_split(where, dataset):
+    with clipmill.open(dataset) as opened:
+        [rule] = opened.explain(where=where, near=0)["funnel"]
+    assert rule["worth"]["conditions"] == []
+
+
+def test_conditions_are_played_against_rules_that_depend_on_others(dataset, clips, recipe):
+    """Shares of a rule's conditions add up to its own, which is that of both at any place."""
+    text = """
+rules:
+  - where: duration_seconds >= 5 AND similarity >= 0.3
+  - percentile: {column: aesthetic, top: 60}
+"""
+    with clipmill.open(dataset) as opened:
+        found = opened.explain(recipe(text), near=0)
+        printed = opened.explain(recipe(text.replace(" AND ", "\n  - where: ")), near=0)
+    joined = found["funnel"][0]["worth"]
+    split = [rule["worth"]["shapley"]["clips"] for rule in printed["funnel"]]
+    assert [one["shapley"]["clips"] for one in joined["conditions"]] == split[:2]
+    assert joined["shapley"]["clips"] == pytest.approx(sum(split[:2]), abs=0.02)
+    assert found["funnel"][1]["worth"]["shapley"]["clips"] == split[2]
 
 
 def test_many_combinations_are_sampled_with_the_recipes_seed(dataset, clips, recipe, monkeypatch):
