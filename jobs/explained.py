@@ -113,12 +113,15 @@ def print_agreement(found: Mapping[str, Any], clips: int) -> None:
     table = [["kept", "of all", "published", "in both", "Jaccard", ""]]
     for number, one in enumerate(applied, 1):
         pair = shared.get(one["recipe"])
-        published = one["published_share"]
+        published = ""
+        if one["published_share"] is not None:
+            mark = "" if one["published_verified"] else "unverified "
+            published = f"{mark}{_share(one['published_share'])}"
         table.append(
             [
                 f"{one['kept']['clips']:,}",
                 _share(one["share"]),
-                "" if published is None else _share(published),
+                published,
                 f"{pair['both']:,}" if pair else "",
                 _jaccard(pair["jaccard"]) if pair else "",
                 f"{number} {one_line(one['recipe'])}"

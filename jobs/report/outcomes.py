@@ -218,17 +218,14 @@ def subset_funnel(subset: FrozenSubset) -> list[RuleStep]:
             [],
         )
     ]
-    published = {
-        step["rule"]: step
-        for step in (subset.info.get("published") or {}).get("steps", ())
-        if step["rule"] is not None
-    }
+    funnel = subset.info.get("published") or {}
+    published = {step["rule"]: step for step in funnel.get("steps", ()) if step["rule"] is not None}
     for rule in subset.info.get("funnel") or ():
         notes = [shortened(note, 200) or "" for note in rule.get("notes") or ()]
         if step := published.get(rule["number"]):
             notes.append(
                 f"here {step['share']:.3g}% of all are left; {step['published_share']:.3g}% where "
-                "the recipe was published"
+                "the recipe was published" + ("" if funnel["verified"] else " (unverified)")
             )
         left, took = rule["remaining"], rule["took"]
         steps.append(

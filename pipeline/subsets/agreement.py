@@ -10,6 +10,7 @@ from typing import Any
 
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.subsets.candidates import CANDIDATES, read_candidates
+from clipmill.pipeline.subsets.published import PublishedFunnel
 from clipmill.pipeline.subsets.rule_engine import RuleEngine, Size
 from clipmill.pipeline.subsets.scorers import Missing, find_scorers
 from clipmill.pipeline.subsets.subset_recipe import SubsetRecipe, load_subset_recipe
@@ -25,8 +26,7 @@ class Applied:
     recipe: str
     verified: bool
     kept: Size
-    published: float | None
-    """The share that its publication kept, in per cent."""
+    published: PublishedFunnel | None
 
     def plain(self, catalog_clips: int) -> dict[str, Any]:
         return {
@@ -34,7 +34,8 @@ class Applied:
             "verified": self.verified,
             "kept": self.kept.plain(),
             "share": _per_cent(self.kept.clips, catalog_clips),
-            "published_share": self.published,
+            "published_share": self.published and self.published.share,
+            "published_verified": self.published and self.published.verified,
         }
 
 
@@ -111,8 +112,7 @@ def compare_recipes(
             except UsageError as error:
                 unable.append(Unable(shown, (), str(error)))
                 continue
-            share = recipe.published.share if recipe.published else None
-            applied.append(Applied(shown, recipe.verified, kept, share))
+            applied.append(Applied(shown, recipe.verified, kept, recipe.published))
         masks = connection.execute(
             "SELECT mask, count(*) FROM (SELECT bit_or(1::BIGINT << recipe) AS mask "
             f"FROM {_KEPT} GROUP BY clip) GROUP BY mask"

@@ -259,6 +259,8 @@ def test_recipes_that_can_be_applied_are_compared(dataset, clips):
     missing = {one["column"]: one["stage"] for one in unable["open-sora"]}
     assert missing == {"aesthetic": "score_aesthetic", "flow_unimatch": None}
     assert not set(unable) & set(applied)
+    [funnel] = [one for one in found["applied"] if one["recipe"] == "internvid-div"]
+    assert (funnel["published_share"], funnel["published_verified"]) == (4.55, True)
 
 
 def test_changed_recipe_is_compared_with_the_published_one(dataset, clips):
@@ -272,6 +274,7 @@ PUBLISHED = """
 published:
   of: a million clips
   source: nowhere
+  verified: false
   steps:
     - {step: long enough, kept: 60.5, rule: length}
     - {step: by hand, kept: 12}
@@ -301,5 +304,9 @@ def test_published_funnel_is_on_the_data_card_and_in_the_report(dataset, clips, 
         opened.report(tmp_path / "report.html", subset="compared")
     own_share = f"{100 * sum(clip.seconds >= 5 for clip in clips) / len(clips):.3g}%"
     assert re.search(rf"\| long enough *\| *1 \| *60.5% \| *{own_share} \|", card)
+    assert "nowhere, unverified" in card
     page = (tmp_path / "report.html").read_text()
-    assert f"here {own_share} of all are left; 60.5% where the recipe was published" in page
+    assert (
+        f"here {own_share} of all are left; 60.5% where the recipe was published (unverified)"
+        in page
+    )
