@@ -22,6 +22,7 @@ from pathlib import Path
 
 import clipmill
 from benchmarks.gates import NARROW, WIDE, make_dataset, plan_with
+from clipmill.pipeline.catalog.index_writer import update_index
 from clipmill.pipeline.dataset.run_records import write_run
 from clipmill.pipeline.engine.asked import Asked, shards_of
 from clipmill.pipeline.engine.new_record import new_record
@@ -41,8 +42,9 @@ WORKER_SHARDS = 50
 
 
 def finish(dataset: Path, plan: Plan) -> None:
-    """Adds what runs leave: a record, the first run's choice, and a subset."""
+    """Adds what runs leave, a record and the index, and a subset."""
     write_run(dataset, record(dataset, plan))
+    update_index(dataset)
     with clipmill.open(dataset) as opened:
         opened.create_subset(where=f"motion > {WIDE}", name="wider")
 

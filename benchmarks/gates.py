@@ -42,12 +42,12 @@ NARROW, WIDE = 7.3, 6.0
 """A motion that three of ten clips exceed, and one that four do."""
 
 
-def write_shard(dataset: Path, number: int, seed: int, videos: int) -> int:
+def write_shard(dataset: Path, number: int, seed: int, videos: int, skipped: str) -> int:
     maker = ShardMaker(number, seed, videos)
     made = dict(zip(MADE, (table for _, table in maker.tables()), strict=False))
     motion = np.asarray(made["split_clips"]["motion"])
     skip = motion <= NARROW
-    rejection = {"rule": "skipped", "detail": f"where motion > {NARROW}"}
+    rejection = {"rule": "skipped", "detail": skipped}
     made["caption_frames"] = pa.table(
         {
             "clip_id": maker.clips,
@@ -73,23 +73,25 @@ def write_shard(dataset: Path, number: int, seed: int, videos: int) -> int:
     return maker.n
 
 
-def make_dataset(dataset: Path, clips: int, videos: int, seed: int) -> None:
+def make_dataset(dataset: Path, clips: int, videos: int, seed: int, skipped: str) -> None:
+    """Writes the tables; `skipped` says why the last step left out seven of ten clips."""
     for step in (*MADE[1:], "caption_frames"):
         (dataset / step / FINGERPRINT).mkdir(parents=True)
     (dataset / "sources").mkdir()
     shards = max(1, round(clips / (videos * CLIPS_A_VIDEO)))
-    work = [(dataset, number, seed, videos) for number in range(shards)]
+    work = [(dataset, number, seed, videos, skipped) for number in range(shards)]
     with multiprocessing.Pool(os.cpu_count()) as pool:
         total = sum(pool.starmap(write_shard, work, chunksize=8))
     (dataset / "made.json").write_text(json.dumps({"clips": total, "shards": shards}))
 
 
-def plan_with(motion: float) -> Plan:
-    """The first steps of the demo's recipe, with a gate, over the tables made here."""
+def plan_with(motion: float | None) -> Plan:
+    """The first steps of the demo's recipe, with a gate or none, over the tables made here."""
     plan = build_plan(load_recipe(recipe_path("demo")))
     wanted = [one for one in plan.steps if one.label in (*MADE, "caption_frames")]
     steps = [replace(one, fingerprint=FINGERPRINT) for one in wanted]
-    steps[-1] = replace(steps[-1], gate=Gate(f"motion > {motion}"))
+    if motion is not None:
+        steps[-1] = replace(steps[-1], gate=Gate(f"motion > {motion}"))
     return Plan(tuple(steps))
 
 
@@ -105,7 +107,7 @@ def main() -> None:
         if not (dataset / "made.json").is_file():
             shutil.rmtree(dataset, ignore_errors=True)
             started = time.monotonic()
-            make_dataset(dataset, given.clips, given.videos, given.seed)
+            make_dataset(dataset, given.clips, given.videos, given.seed, f"where motion > {NARROW}")
             print(f"made in {time.monotonic() - started:.0f} s", file=sys.stderr)
         shutil.rmtree(dataset / RETRIES, ignore_errors=True)
         made = json.loads((dataset / "made.json").read_text())

@@ -62,7 +62,7 @@ class Asked:
 
     def keys(self, step: PlannedStep, base: str, keys: Collection[str]) -> set[str]:
         """Those of a step's keys in a base shard that are asked for."""
-        if self.choice is None:
+        if self.choice is None or not keys:
             return set(keys)
         chosen = self._of(base)
         if step.key == "source_key":

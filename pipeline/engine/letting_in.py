@@ -6,16 +6,18 @@ the step that skipped them; what they have made there goes on to later steps.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from clipmill.pipeline.dataset.shards import base_shard
 from clipmill.pipeline.engine.asked import Asked
+from clipmill.pipeline.engine.asked_rows import asked_keys
 from clipmill.pipeline.engine.left_out import broken, gate_connection
 from clipmill.pipeline.engine.retry import LET_IN, Requests, read_requests
 from clipmill.pipeline.recipes.gates import CheckedGate, check_gates, gate_rows, step_table
@@ -66,16 +68,33 @@ class LettingIn:
                 continue
             requests = Requests(self.dataset, shards)
             known = self._asked.setdefault(step.label, set())
-            for base, keys in passing_now(plan, step, checked, self.dataset, waiting).items():
-                if base not in bases:
-                    continue  # the run was asked for nothing of it
-                wanted = asked.keys(step, base, keys)
+            passing = passing_now(plan, step, checked, self.dataset, waiting)
+            wanted_now = _asked_of(asked, step, passing)
+            for base, keys in passing.items():
+                wanted = wanted_now.get(base, ())
                 new = [key for key in keys if key in wanted and key not in known]
                 if new:
                     known.update(new)
                     requests.write(step, base, new, asked_at, LET_IN)
                     found[step.stage_label] = found.get(step.stage_label, 0) + len(new)
         return found
+
+
+def _asked_of(asked: Asked, step: PlannedStep, keys: Skipped) -> Mapping[str, Collection[str]]:
+    """Those of the keys that the run is asked for."""
+    first = set(asked.shards.first)
+    keys = {base: mine for base, mine in keys.items() if base in first}
+    if asked.choice is None:
+        return keys
+    rows = pa.table(
+        {
+            "key": pa.array([key for mine in keys.values() for key in mine], pa.string()),
+            "base": pa.array([int(base) for base, mine in keys.items() for _ in mine], pa.int64()),
+        }
+    )
+    with closing(duckdb.connect(":memory:")) as connection:
+        connection.register("passing", rows)
+        return asked_keys(connection, asked, step, "SELECT key, base FROM passing")
 
 
 def groups_that_wait(

@@ -7,14 +7,16 @@ begin at several steps: a step that reads the results of two of them gets each r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
 import pyarrow.compute as pc
 
-from clipmill.pipeline.dataset.shards import committed_shards, retry_number, shard_name, shard_path
+from clipmill.pipeline.dataset.shards import shard_name, shard_path
 from clipmill.pipeline.engine.asked import Asked, ShardSources, spans_before, spans_column
+from clipmill.pipeline.engine.asked_rows import asked_keys, table_of
 from clipmill.pipeline.engine.retry import Requests
 from clipmill.pipeline.engine.step_inputs import read_group
 from clipmill.pipeline.recipes.plan import ASKED_FOR, Plan, PlannedStep, ShardList, named_keys
@@ -23,6 +25,7 @@ from clipmill.schemas.sql_text import literal, quoted
 from clipmill.schemas.step_tables import NOT_ASKED, SKIPPED_RULE, StepTable, kept, scan
 from clipmill.schemas.tables import SOURCES as SOURCES_SCHEMA
 
+_WRITERS = 8
 Wanted = dict[str, dict[str, list[str]]]
 """By base shard, the keys to let in at each step, by its label."""
 
@@ -37,13 +40,12 @@ def newly_asked(
     asked = Asked(plan, dataset, shards)
     with duckdb.connect(":memory:") as connection:
         for step in steps:
-            table = _table(step, dataset)
+            table = table_of(step, dataset)
             if table.folder is None:
                 continue
             requested = _requested(shards, step, dataset)
-            keys = _by_base(connection, not_asked(table), shards)
-            for base, skipped in keys.items():
-                if again := sorted(asked.keys(step, base, skipped) - requested):
+            for base, keys in asked_keys(connection, asked, step, not_asked(table)).items():
+                if again := sorted(keys - requested):
                     found.setdefault(base, {})[step.label] = again
             if spans_column(step) is not None:
                 for base, wider in _wider(connection, step, table, asked).items():
@@ -58,10 +60,16 @@ def request(
     """Writes the requests for `wanted`; returns the number of keys by stage, in order."""
     requests = Requests(dataset, shards)
     asked_at = datetime.now(UTC).isoformat()
-    for base, by_step in sorted(wanted.items()):
+
+    def write(base: str) -> None:
+        by_step = wanted[base]
         parts = [(step, by_step[step.label]) for step in plan.steps if step.label in by_step]
         (first, keys), *also = parts
         requests.write(first, base, keys, asked_at, ASKED_FOR, also)
+
+    # Most of the time passes waiting for the disk.
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        list(pool.map(write, sorted(wanted)))
     counts: dict[str, int] = {}
     for step in plan.steps:
         if count := sum(len(by_step.get(step.label, ())) for by_step in wanted.values()):
@@ -84,20 +92,6 @@ def not_asked(table: StepTable) -> str:
     return (
         f"SELECT s.* FROM ({left_out}) AS s ANTI JOIN ({later}) AS l "
         f"ON l.{key} = s.key AND l._base = s.base AND l._retry > s.retry"
-    )
-
-
-def _table(step: PlannedStep, dataset: Path) -> StepTable:
-    folder = step.folder(dataset)
-    shards = committed_shards(folder)
-    return StepTable(
-        step.label,
-        step.stage_label,
-        step.name,
-        step.key,
-        step.stage.table_schema,
-        str(folder) if shards else None,
-        tuple(name for name in shards if retry_number(name)),
     )
 
 
