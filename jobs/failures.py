@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import clipmill
-from clipmill.jobs.lines_below import WHEN_TO_RETRY
+from clipmill.jobs.lines_below import when_to_retry
 from clipmill.jobs.sql import answer
-from clipmill.pipeline.dataset.run_records import run_records
+from clipmill.pipeline.dataset.run_records import latest_run, of_no_download, run_records
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.sql_text import literal
 from clipmill.schemas.words import counted
@@ -64,9 +64,10 @@ def print_failures(
             format,
             output,
         )
+        of_others = of_no_download(latest_run(dataset))
         standing = opened.sql(
-            f"SELECT kind, count(*) FROM failures WHERE {condition} AND stage <> 'ingest' "
-            "GROUP BY kind ORDER BY kind"
+            f"SELECT kind, count(*), count(*) FILTER ({of_others}) FROM failures "
+            f"WHERE {condition} AND stage <> 'ingest' GROUP BY kind ORDER BY kind"
         ).fetchall()
         unread = opened.sql(
             f"SELECT again, count(*) FROM failures AS f LEFT JOIN ({listed}) AS l "
@@ -74,10 +75,10 @@ def print_failures(
             "GROUP BY again ORDER BY again"
         ).fetchall()
     sys.stdout.flush()  # the rows before the commands, if both go to the same place
-    for kind, count in standing:
+    for kind, count, after in standing:
         print(
             f"{command}{kind}  # tries {'it' if count == 1 else f'these {count:,}'} again; "
-            f"{WHEN_TO_RETRY[kind]}",
+            f"{when_to_retry(kind, count, after)}",
             file=sys.stderr,
         )
     for by, count in unread:

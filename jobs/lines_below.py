@@ -13,7 +13,7 @@ from clipmill.schemas.words import counted
 if TYPE_CHECKING:
     from clipmill import Status
 
-WHEN_TO_RETRY = {
+_WHEN_TO_RETRY = {
     "transient": "later",
     "blocked": "after adding cookies, a proxy or another user_agent, or waiting",
     "permanent": "once the source is available again",
@@ -21,7 +21,12 @@ WHEN_TO_RETRY = {
     "model": "once the model has been changed, or has more memory",
     "crash": "with more memory or time",
 }
-"""What must change before failures of a kind are worth retrying."""
+# Of stages that fetch nothing: these kinds are then about a model's server.
+_WHEN_TO_ASK_AGAIN = {
+    "transient": "once the model's server answers",
+    "blocked": "once the model's server accepts the key",
+    "permanent": "once the model's server is set right",
+}
 
 _OF_NO_SETTING = {
     "sources.duplicate": "duplicate source",
@@ -31,6 +36,16 @@ _OF_NO_SETTING = {
     REMOVED_RULE: "removed video",
 }
 _LONGEST_MESSAGE = 100
+
+
+def when_to_retry(kind: str, count: int, after_downloads: int) -> str:
+    """What must change before a retry helps; `after_downloads` failures are not of downloads."""
+    of_servers = _WHEN_TO_ASK_AGAIN.get(kind)
+    if of_servers is None or not after_downloads:
+        return _WHEN_TO_RETRY[kind]
+    if after_downloads == count:
+        return of_servers
+    return f"{_WHEN_TO_RETRY[kind]}; of stages with models, {of_servers}"
 
 
 def lines_below(report: Status) -> Iterator[str]:
@@ -98,7 +113,10 @@ def _failed(report: Status, dataset: str) -> Iterator[str]:
     yield f"{total:,} failed{some}: {', '.join(parts)}."
     commands = [(f"clipmill failures {dataset}", f"lists {'it' if total == 1 else 'them'}")]
     commands += [
-        (f"clipmill retry {dataset} --kind {one['kind']}", WHEN_TO_RETRY[one["kind"]])
+        (
+            f"clipmill retry {dataset} --kind {one['kind']}",
+            when_to_retry(one["kind"], one["count"], one["after_downloads"]),
+        )
         for one in found
         if one["can_be_retried"]
     ]

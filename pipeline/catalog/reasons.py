@@ -7,6 +7,7 @@ import re
 from typing import TypedDict
 
 from clipmill.pipeline.catalog.catalog import Catalog
+from clipmill.pipeline.dataset.run_records import of_no_download
 
 # The detail of a rule that compares a value with a setting: `180 < 360`.
 _COMPARED = re.compile(r"(-?\d+(?:\.(\d+))?) ([<>]) -?[\d.]+")
@@ -30,6 +31,7 @@ class FailureReason(TypedDict):
     messages: int
     can_be_retried: int
     parts: int
+    after_downloads: int
 
 
 class SkipReason(TypedDict):
@@ -55,7 +57,8 @@ def reasons(catalog: Catalog, *, skipped: bool = True) -> Reasons:
     For a rule that compares, `detail` is that of the row furthest from the limit, and `keep` the
     setting that would keep every row, in the form of `--set`. For failures, `message` is the most
     common of `messages` different ones; `parts` counts those of kept rows, which no stage's
-    `failed` includes. If no row was `skipped`, none is looked for.
+    `failed` includes, and `after_downloads` those of stages that fetch nothing. If no row was
+    `skipped`, none is looked for.
     """
     # The number before the sign, so that the furthest row comes first.
     number = r"TRY_CAST(regexp_extract(detail, '^(-?[0-9.]+) [<>] ', 1) AS DOUBLE)"
@@ -78,7 +81,8 @@ def reasons(catalog: Catalog, *, skipped: bool = True) -> Reasons:
         )
     rows = catalog.execute(
         "SELECT kind, count(*) AS n, mode(message), count(DISTINCT message), "
-        "count(*) FILTER (stage <> 'ingest'), count(*) FILTER (contains(stage, '.')) "
+        "count(*) FILTER (stage <> 'ingest'), count(*) FILTER (contains(stage, '.')), "
+        f"count(*) FILTER ({of_no_download(catalog.layout.record)}) "
         "FROM failures GROUP BY kind "
         "ORDER BY n DESC, kind"
     ).fetchall()
@@ -90,8 +94,9 @@ def reasons(catalog: Catalog, *, skipped: bool = True) -> Reasons:
             "messages": messages,
             "can_be_retried": can_be_retried,
             "parts": parts,
+            "after_downloads": after,
         }
-        for kind, count, message, messages, can_be_retried, parts in rows
+        for kind, count, message, messages, can_be_retried, parts, after in rows
     ]
     if not skipped:
         return {"rejections": rejections, "failures": failures, "skipped": []}

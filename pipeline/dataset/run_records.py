@@ -15,10 +15,12 @@ from clipmill.schemas.command_line import shell_word, start_a_run
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import ClipmillError, UsageError, storable
 from clipmill.schemas.folders import INDEX, LOGS, MEDIA, RUNS, is_dataset, json_files
+from clipmill.schemas.sql_text import literal
 from clipmill.schemas.words import did_you_mean
 from clipmill.stages.models.places import ModelPlace
 
 KILLED = "killed"
+DOWNLOADS = "download_videos"
 
 
 class StepRecord(TypedDict):
@@ -311,3 +313,14 @@ def require_dataset(dataset: Path) -> Path:
         )
     check_links(dataset, without=(MEDIA,))  # tables can be queried without media
     return dataset
+
+
+def of_no_download(record: RunRecord | None) -> str:
+    """A condition in SQL on rows of `failures`: that their stage fetches nothing."""
+    labels = {
+        stage["stage"]: None
+        for stage in (record["stages"] if record else ())
+        if stage["name"] == DOWNLOADS
+    }
+    fetching = ", ".join(map(literal, ["ingest", DOWNLOADS, *labels]))
+    return f"split_part(stage, '.', 1) NOT IN ({fetching})"
