@@ -485,8 +485,8 @@ def test_flt_takes_umt_sim_computed_here(tmp_path):
     with open_catalog(tmp_path / "own") as catalog:
         assert internvid_scores(catalog).columns["UMT_Score"] == '"umt_sim"'
     others = [
-        ("./models/umt-l16-25m", 8, "its frames_per_clip is 8, not 4"),
-        ("OpenGVLab/ViCLIP-L-14-hf", 4, "its model is OpenGVLab/ViCLIP-L-14-hf, not umt-l16"),
+        ("./models/umt-l16-25m", 8, "umt-l16-25m, frames_per_clip 8"),
+        ("OpenGVLab/ViCLIP-L-14-hf", 4, "model OpenGVLab/ViCLIP-L-14-hf, frames_per_clip 4"),
     ]
     for number, (model, frames, said) in enumerate(others):
         build(tmp_path / str(number), clips, [umt(model, frames)])
