@@ -85,6 +85,8 @@ def main() -> None:
             if hanging.is_set():
                 time.sleep(300)
             text = json.loads(body)["messages"][-1]["content"]
+            if not isinstance(text, str):
+                text = " ".join(part["text"] for part in text if part["type"] == "text")
             message = {"role": "assistant", "content": f"life {life}: {text}"}
             self.send(
                 {

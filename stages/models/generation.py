@@ -40,17 +40,7 @@ def arguments_of(generation: Generation, is_unwanted: Callable[[], bool]) -> dic
         beat()
         return is_unwanted()
 
-    wanted: dict[str, Any] = {
-        "max_new_tokens": generation.max_new_tokens,
-        "num_beams": generation.num_beams,
-        "do_sample": False,
-        "stopping_criteria": [stops],
-    }
-    if generation.min_new_tokens:
-        wanted["min_new_tokens"] = generation.min_new_tokens
-    if generation.no_repeat_ngram_size:
-        wanted["no_repeat_ngram_size"] = generation.no_repeat_ngram_size
-    return wanted
+    return {**generation.arguments(), "stopping_criteria": [stops]}
 
 
 class GeneratingStage(Stage):

@@ -29,6 +29,19 @@ class Generation:
     num_beams: int = 1
     no_repeat_ngram_size: int = 0
 
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of transformers' `generate`."""
+        wanted: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+            "do_sample": False,
+        }
+        if self.min_new_tokens:
+            wanted["min_new_tokens"] = self.min_new_tokens
+        if self.no_repeat_ngram_size:
+            wanted["no_repeat_ngram_size"] = self.no_repeat_ngram_size
+        return wanted
+
 
 @dataclass(frozen=True)
 class Picture:
