@@ -144,10 +144,14 @@ def _has_spans(metadata: pq.FileMetaData) -> bool:
 
 def published_in(spans: pa.Array | pa.ChunkedArray) -> Published:
     """What rows of `sources` came with, by the keys of their first spans."""
-    there = spans.filter(pc.greater(pc.list_value_length(spans), 0))
-    if not len(there):
+    has_spans = pc.fill_null(pc.greater(pc.list_value_length(spans), 0), False)
+    at = pc.indices_nonzero(has_spans)
+    if not len(at):
         return Published()
-    first = pc.struct_field(pc.list_element(there.slice(0, _ROWS_READ), 0), "extra")
+    # Only the beginning: to pick rows from nested columns takes time.
+    end = at[min(len(at), _ROWS_READ) - 1].as_py() + 1
+    there = spans.slice(0, end).filter(has_spans.slice(0, end))
+    first = pc.struct_field(pc.list_element(there, 0), "extra")
     keys = {key for extra in first.to_pylist() for key, _ in extra or ()}
     return Published(True, scores_among(keys))
 

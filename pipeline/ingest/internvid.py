@@ -1,4 +1,4 @@
-"""Reads InternVid's published metadata, JSON lines or Parquet, as one relation in DuckDB.
+"""Reads InternVid's published metadata, JSON lines or Parquet, a few rows at a time.
 
 A published row is one clip: `YoutubeID`, `Start_timestamp`, `End_timestamp`, `Caption`,
 `Aesthetic_Score` and `UMT_Score`, which some conversions to Parquet call `UMT-SIM`. The largest
@@ -7,65 +7,61 @@ file has 234 million rows in 45 GB, so nothing here holds more than a few blocks
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import io
 import json
 import os
-import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from clipmill.pipeline.ingest.internvid_sql import (
+    CAPTION,
+    END,
+    NEEDED,
+    SCORE,
+    START,
+    YOUTUBE_ID,
+    connect,
+    json_rows,
+    parquet_rows,
+)
+from clipmill.pipeline.ingest.line_blocks import LineBlock, ReportBytes, line_blocks
+from clipmill.pipeline.ingest.ordered_threads import in_threads
 from clipmill.pipeline.ingest.plain_lines import PlainLines, plain_lines
-from clipmill.schemas.errors import UsageError
-from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
+from clipmill.pipeline.ingest.text_columns import are_video_ids, interleaved, seconds_in
+from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.sql_text import escaped_for_glob, literal
 
-YOUTUBE_ID, START, END, CAPTION = NEEDED = (
-    "YoutubeID",
-    "Start_timestamp",
-    "End_timestamp",
-    "Caption",
-)
-SCORE = "UMT_Score"
 _OTHER_NAMES_OF_SCORE = frozenset(("umt-sim", "umt_sim", "umtsim"))
-
-ReportBytes = Callable[[int], None]
-"""Called with how many further bytes of the files have been read."""
-
-_BLOCK_BYTES = 8 << 20
-_LONGEST_LINE_BYTES = 256 << 20
 _SAMPLE_ROWS = 1000
-_LINES = pa.schema([("row", pa.int64()), ("line", pa.string())])
-# Quotes a number that is the value of a key, so that its digits stay as published. A quote inside
-# a string follows a backslash, so no caption can match.
-_NUMBER = r"""'([^\\]":\s*)(-?[0-9][0-9.eE+-]*)(\s*[,}])', '\1"\2"\3', 'g'"""
-_TIME = (
-    r"""'^(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,9}))?$'"""
-    ", ['hours', 'minutes', 'seconds', 'fraction']"
+_FORMS_OF = 100
+_BATCH_ROWS = 100_000
+_MEMORY = "512MB"
+_TEXTS = pa.list_(pa.string())
+ROWS = pa.schema(
+    [
+        ("file", pa.int32()),
+        ("row", pa.int64()),
+        ("id", pa.string()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("caption", pa.string()),
+        ("keys", _TEXTS),
+        ("values", _TEXTS),
+        ("problem", pa.string()),
+    ]
 )
-# The same times as from `seconds_of`: whole seconds and the fraction are added as doubles.
-_MACROS = (
-    # Most texts have no space at an end, and `trim` is slow.
-    r"CREATE TEMP MACRO stripped(t) AS CASE WHEN regexp_matches(t, '^[ \t\r\n]|[ \t\r\n]\z|^\z') "
-    r"THEN nullif(trim(t, E' \t\r\n'), '') ELSE t END",
-    # TRY_CAST even for matched parts: DuckDB may cast values that CASE does not select.
-    "CREATE TEMP MACRO clock_seconds(r, t) AS CASE WHEN r.seconds <> '' THEN "
-    "coalesce(TRY_CAST(r.hours AS DOUBLE), 0) * 3600 + TRY_CAST(r.minutes AS DOUBLE) * 60 "
-    "+ TRY_CAST(r.seconds AS DOUBLE) + concat('0.', r.fraction, '0')::DOUBLE "
-    "ELSE TRY_CAST(t AS DOUBLE) END",
-    # The usual form first, which is read without a regular expression's groups.
-    r"CREATE TEMP MACRO seconds_of(t) AS CASE WHEN regexp_full_match(t, '\d\d:\d\d:\d\d\.\d{3}') "
-    "THEN TRY_CAST(left(t, 2) AS DOUBLE) * 3600 + TRY_CAST(substr(t, 4, 2) AS DOUBLE) * 60 "
-    "+ TRY_CAST(substr(t, 7, 2) AS DOUBLE) + TRY_CAST(concat('0.', substr(t, 10), '0') AS DOUBLE) "
-    f"ELSE clock_seconds(regexp_extract(t, {_TIME}), t) END",
-    "CREATE TEMP MACRO said(entries) AS map_from_entries(list_filter(entries, lambda e: "
-    "e.value IS NOT NULL AND e.value <> '' AND lower(e.value) <> 'nan'))",
-)
+"""Rows of files by their numbers, counted from 1; `problem` is null if the row is good.
+
+`values` are the other published columns as text, `keys` their names: null for the usual ones of
+the file, in their usual order.
+"""
 
 
 @dataclass(frozen=True)
@@ -83,26 +79,33 @@ class PublishedFile:
         """A row's place, for messages."""
         return f"{self.path}:row {row}" if self.is_parquet else f"{self.path}:{row}"
 
+    @property
+    def usual_keys(self) -> tuple[str, ...]:
+        """What most rows have besides the id and the caption, under the names that are stored."""
+        names = self.others if self.plain is None else self.plain.keys
+        known = (self.columns[YOUTUBE_ID], self.columns.get(CAPTION))
+        return tuple(SCORE if name == self.score else name for name in names if name not in known)
 
-def open_published(connection: duckdb.DuckDBPyConnection, path: Path) -> PublishedFile:
+
+def open_published(path: Path) -> PublishedFile:
     """Checks a file's beginning; UsageError if it is not InternVid's."""
     path = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  a link keeps its own name
     try:
         with open(path, "rb") as file:
             head = file.read(4)
-        if head == b"PAR1":
-            return _parquet(connection, path)
-        return _json_lines(path)
+        return _parquet(path) if head == b"PAR1" else _json_lines(path)
     except IsADirectoryError as error:
         raise UsageError(f"{path} is a folder; name the files to import") from error
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> PublishedFile:
+def _parquet(path: Path) -> PublishedFile:
     place = literal(escaped_for_glob(str(path)))
     try:
-        found = connection.execute(f"DESCRIBE SELECT * FROM read_parquet({place})").fetchall()
+        with duckdb.connect(":memory:") as connection:
+            query = f"DESCRIBE SELECT * FROM read_parquet({place})"
+            found = connection.execute(query).fetchall()
     except duckdb.Error as error:
         raise UsageError(f"{path} is not a readable Parquet file: {error}") from error
     names = [name for name, kind, *_ in found if kind != "BLOB"]
@@ -114,9 +117,8 @@ def _parquet(connection: duckdb.DuckDBPyConnection, path: Path) -> PublishedFile
 def _json_lines(path: Path) -> PublishedFile:
     names: dict[str, None] = {}
     rows = 0
-    with contextlib.closing(_Lines(path, None).batches()) as lines:
-        batch = next(lines, None)
-    sample = batch["line"].slice(0, _SAMPLE_ROWS).to_pylist() if batch is not None else []
+    block = next(line_blocks(path), None)
+    sample = block.lines().slice(0, _SAMPLE_ROWS).to_pylist() if block is not None else []
     for number, line in enumerate(sample):
         if number == 0 and line.startswith("["):
             raise UsageError(
@@ -136,10 +138,19 @@ def _json_lines(path: Path) -> PublishedFile:
             "object, and it is not a Parquet file"
         )
     columns, score = _choose(path, list(names))
-    plain = plain_lines(sample[0]) if sample else None
-    if plain is not None and set(plain.values) != names.keys():
-        plain = None
-    return PublishedFile(path, False, columns, score, plain=plain)
+    return PublishedFile(path, False, columns, score, plain=_usual_form(sample, columns))
+
+
+def _usual_form(sample: Sequence[str], columns: dict[str, str]) -> PlainLines | None:
+    """How most of the first lines that can be split are written; None if none of them can."""
+    forms: dict[str, PlainLines] = {}
+    counts: Counter[str] = Counter()
+    for line in sample[:_FORMS_OF]:
+        plain = plain_lines(line)
+        if plain is not None and set(columns.values()) <= set(plain.keys):
+            forms[repr(plain)] = plain
+            counts[repr(plain)] += 1
+    return forms[counts.most_common(1)[0][0]] if counts else None
 
 
 def _choose(path: Path, names: Sequence[str]) -> tuple[dict[str, str], str | None]:
@@ -159,196 +170,150 @@ def _choose(path: Path, names: Sequence[str]) -> tuple[dict[str, str], str | Non
 
 
 class PublishedRows:
-    """The rows of some files as a relation, `sql`, which can be read again after each `rewind`.
+    """The rows of some files."""
 
-    Its columns: `file` and `row` (from 1), `id`, `start_seconds`, `end_seconds`, `caption`,
-    `extra` (the other published columns as text) and `problem`, null if the row is good.
-    """
-
-    def __init__(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        files: Sequence[PublishedFile],
-        report: ReportBytes | None = None,
-    ) -> None:
-        self._connection = connection
+    def __init__(self, files: Sequence[PublishedFile], report: ReportBytes | None = None) -> None:
         self._files = files
         self._report = report
-        self._error: UsageError | None = None
-        for macro in _MACROS:
-            connection.execute(macro)
-        read = " UNION ALL ".join(self._relation(number) for number in range(len(files)))
-        self.sql = (
-            f"SELECT *, {_PROBLEM} AS problem FROM (SELECT *, seconds_of(start_text) AS "
-            f"start_seconds, seconds_of(end_text) AS end_seconds FROM ({read}))"
-        )
 
-    def rewind(self) -> None:
-        """Prepares the relation for reading from its beginning."""
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows as tables of `ROWS`, file by file and block by block."""
         for number, file in enumerate(self._files):
-            if not file.is_parquet:
-                batches = self._watched(_Lines(file.path, self._report))
-                reader = pa.RecordBatchReader.from_batches(_LINES, batches)
-                self._connection.register(f"lines_{number}", reader)
+            yield from _parquet_tables(number, file) if file.is_parquet else self._lines(number)
 
-    def check(self) -> None:
-        """Raises the error from reading a file, of which DuckDB gives only a hint."""
-        if self._error is not None:
-            raise self._error
-
-    def _watched(self, lines: _Lines) -> Iterator[pa.RecordBatch]:
-        try:
-            yield from lines.batches()
-        except UsageError as error:
-            self._error = error
-            raise
-
-    def _relation(self, number: int) -> str:
+    def _lines(self, number: int) -> Iterator[pa.Table]:
         file = self._files[number]
-        if file.is_parquet:
-            return _parquet_relation(number, file)
-        names = file.columns
-        picked = {name: f"m[{literal(column)}]" for name, column in names.items()}
-        others = ", ".join(map(literal, (names[YOUTUBE_ID], names.get(CAPTION, CAPTION))))
-        kept = f"list_filter(map_entries(m), lambda e: e.key NOT IN ({others}))"
-        if file.score not in (None, SCORE):
-            kept = (
-                f"list_transform({kept}, lambda e: {{'key': CASE WHEN e.key = "
-                f"{literal(file.score)} THEN '{SCORE}' ELSE e.key END, 'value': e.value}})"
-            )
-        lines = f"FROM lines_{number} WHERE regexp_matches(line, '[^ \\t\\r\\n]')"
-        extra, readable = f"TRY(said({kept}))", "m IS NOT NULL"
-        if file.plain is None:
-            read = f'SELECT "row", {_parsed("line")} {lines}'
-        else:
-            # Only the other lines are parsed: an expression of null costs nothing.
-            read = (
-                f'SELECT "row", p, is_plain, {_parsed("if(is_plain, NULL, line)")} FROM '
-                f"(SELECT *, {file.plain.is_plain} AS is_plain FROM (SELECT "
-                f'"row", line, string_split(line, \'"\') AS p {lines}))'
-            )
-            picked = {
-                name: f"CASE WHEN is_plain THEN {file.plain.values[column]} ELSE {picked[name]} END"
-                for name, column in names.items()
-            }
-            said = {
-                SCORE if column == file.score else column: value
-                for column, value in file.plain.values.items()
-                if column not in (names[YOUTUBE_ID], names.get(CAPTION))
-            }
-            keys, values = ", ".join(map(literal, said)), ", ".join(said.values())
-            extra = f"CASE WHEN is_plain THEN MAP([{keys}], [{values}]) ELSE {extra} END"
-            readable = "is_plain OR m IS NOT NULL"
-        return _columns(number, '"row"', readable, picked, extra, f"({read})")
+        read = _JsonBlocks(number, file)
+        with in_threads(read.rows, line_blocks(file.path, self._report)) as tables:
+            yield from tables
+
+    def with_extra(self, table: pa.Table) -> pa.Table:
+        """A table of `ROWS` with the map `extra` instead of keys and values."""
+        keys, values = (table[name].combine_chunks() for name in ("keys", "values"))
+        usual = [file.usual_keys for file in self._files]
+        names = pa.array([name for one in usual for name in one], pa.string())
+        firsts = np.cumsum([0, *map(len, usual)])
+        lengths = _lengths(values)
+        # Where the names of each row begin, among the usual ones of all files and then its own.
+        begins = firsts[table["file"].combine_chunks().to_numpy()]
+        if keys.null_count < len(keys):
+            own = pc.is_valid(keys).to_numpy(zero_copy_only=False)
+            begins = np.where(own, firsts[-1] + np.cumsum(_lengths(keys)) - lengths, begins)
+        starts = np.cumsum(lengths) - lengths
+        at = np.repeat(begins - starts, lengths) + np.arange(lengths.sum())
+        names = pa.concat_arrays([names, keys.flatten()]).take(pa.array(at))
+        starts = np.append(starts, lengths.sum()).astype(np.int32)
+        is_missing = np.append(pc.is_null(values).to_numpy(zero_copy_only=False), False)
+        offsets = pa.array(starts, mask=is_missing) if values.null_count else pa.array(starts)
+        extra = pa.MapArray.from_arrays(offsets, names, values.flatten())
+        return table.drop_columns(["keys", "values"]).append_column("extra", extra)
 
 
-def _parsed(line: str) -> str:
-    return f"TRY(regexp_replace({line}, {_NUMBER})::JSON::MAP(VARCHAR, VARCHAR)) AS m"
+def _lengths(lists: pa.ListArray) -> np.ndarray:
+    found = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    return np.asarray(found, np.int64)
 
 
-def _parquet_relation(number: int, file: PublishedFile) -> str:
-    picked = {name: f"CAST({quoted(column)} AS VARCHAR)" for name, column in file.columns.items()}
-    entries = ", ".join(
-        f"{{'key': {literal(SCORE if name == file.score else name)}, "
-        f"'value': CAST({quoted(name)} AS VARCHAR)}}"
-        for name in file.others
-    )
+def _parquet_tables(number: int, file: PublishedFile) -> Iterator[pa.Table]:
     place = literal(escaped_for_glob(str(file.path)))
-    return _columns(
-        number,
-        "file_row_number + 1",
-        "true",
-        picked,
-        f"said([{entries}])",
-        f"read_parquet({place}, file_row_number = true)",
-    )
-
-
-def _columns(
-    number: int, row: str, readable: str, picked: dict[str, str], extra: str, source: str
-) -> str:
-    return (
-        f'SELECT {number} AS file, {row} AS "row", {readable} AS readable, '
-        f"stripped({picked[YOUTUBE_ID]}) AS id, stripped({picked[START]}) AS start_text, "
-        f"stripped({picked[END]}) AS end_text, "
-        f"stripped({picked.get(CAPTION, 'NULL::VARCHAR')}) AS caption, {extra} AS extra "
-        f"FROM {source}"
-    )
-
-
-_UNREADABLE_TIME = "'{} {} is neither seconds nor HH:MM:SS.mmm'"
-_PROBLEM = f"""CASE
-    WHEN NOT readable THEN 'not valid JSON, or not an object with distinct keys'
-    WHEN id IS NULL THEN 'no {YOUTUBE_ID} in this row'
-    WHEN NOT regexp_full_match(id, '[A-Za-z0-9_-]{{11}}')
-        THEN format('{YOUTUBE_ID} {{}} is not 11 letters, digits, _ or -', left(id, 100))
-    WHEN start_text IS NULL THEN 'no {START} in this row'
-    WHEN end_text IS NULL THEN 'no {END} in this row'
-    WHEN start_seconds IS NULL OR NOT isfinite(start_seconds)
-        THEN format({_UNREADABLE_TIME}, '{START}', left(start_text, 100))
-    WHEN end_seconds IS NULL OR NOT isfinite(end_seconds)
-        THEN format({_UNREADABLE_TIME}, '{END}', left(end_text, 100))
-    WHEN start_seconds < 0 OR end_seconds <= start_seconds
-        THEN format('the span from {{}} to {{}} is empty or negative', start_text, end_text)
-    END"""
-
-
-class _Lines:
-    """The lines of a file, plain or gzipped, in blocks; invalid UTF-8 is repaired."""
-
-    def __init__(self, path: Path, report: ReportBytes | None) -> None:
-        self._path = path
-        self._report = report
-
-    def batches(self) -> Generator[pa.RecordBatch, None, None]:
-        first = 1
-        for block in self._blocks():
-            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
-            offsets = np.concatenate(([0], ends)).astype(np.int32)
-            lines = pa.Array.from_buffers(
-                pa.string(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(block)]
-            )
-            rows = pa.array(np.arange(first, first + len(ends), dtype=np.int64))
-            first += len(ends)
-            yield pa.record_batch([rows, lines], schema=_LINES)
-
-    def _blocks(self) -> Iterator[bytes]:
-        """Blocks of the file that end at line ends."""
-        rest = b""
-        try:
-            with open(self._path, "rb") as raw, self._unpacked(raw) as file:
-                read_before = 0
-                while data := file.read(_BLOCK_BYTES):
-                    if self._report is not None:
-                        self._report(raw.tell() - read_before)
-                        read_before = raw.tell()
-                    data = rest + data
-                    cut = data.rfind(b"\n") + 1
-                    rest = data[cut:]
-                    if cut:
-                        yield _as_utf8(data[:cut])
-                    elif len(rest) > _LONGEST_LINE_BYTES:
-                        raise UsageError(
-                            f"{self._path} has a line of over "
-                            f"{_LONGEST_LINE_BYTES >> 20} MiB; expected JSON lines"
-                        )
-                if rest:
-                    yield _as_utf8(rest + b"\n")
-        except (OSError, EOFError, zlib.error) as error:
-            raise UsageError(f"cannot read {self._path}: {error}") from error
-
-    @staticmethod
-    def _unpacked(raw: io.BufferedReader) -> io.BufferedIOBase:
-        is_gzip = raw.peek(2)[:2] == b"\x1f\x8b"
-        return gzip.GzipFile(fileobj=raw) if is_gzip else raw
-
-
-def _as_utf8(block: bytes) -> bytes:
-    block = block.removeprefix(b"\xef\xbb\xbf")
-    if block.isascii():
-        return block
+    query = parquet_rows(place, file.columns, file.score, file.others)
     try:
-        block.decode()
-    except UnicodeDecodeError:
-        return block.decode("utf-8", "replace").encode()
-    return block
+        with connect({"memory_limit": _MEMORY, "autoload_known_extensions": False}) as connection:
+            for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
+                yield _as_rows(number, pa.Table.from_batches([batch]))
+    except duckdb.Error as error:
+        said = str(error).partition("\n")[0]
+        raise ClipmillError(f"the rows of {file.path} could not be read: {said}") from error
+
+
+def _as_rows(number: int, found: pa.Table) -> pa.Table:
+    """What a query found as `ROWS`."""
+    found = found.append_column("file", pa.repeat(pa.scalar(number, pa.int32()), found.num_rows))
+    return found.select(ROWS.names).cast(ROWS)
+
+
+class _JsonBlocks:
+    """Reads blocks of one file, in several threads at once."""
+
+    def __init__(self, number: int, file: PublishedFile) -> None:
+        self._number = number
+        self._file = file
+        self._local = threading.local()
+
+    def rows(self, block: LineBlock) -> pa.Table:
+        """The rows of a block as `ROWS`; those of odd lines come last."""
+        lines = block.lines()
+        if self._file.plain is None:
+            return self._parsed(block, lines, np.ones(len(lines), bool))
+        is_plain, values = self._file.plain.read(lines)
+        is_good, plain = self._plain(block, is_plain, values)
+        is_plain[np.flatnonzero(is_plain)[~is_good]] = False
+        if is_plain.all():
+            return plain
+        return pa.concat_tables([plain, self._parsed(block, lines, ~is_plain)])
+
+    def _plain(
+        self, block: LineBlock, is_plain: np.ndarray, values: dict[str, pa.Array]
+    ) -> tuple[np.ndarray, pa.Table]:
+        """Which of the plain lines are good rows in the usual form, and these rows."""
+        file = self._file
+        ids, start, end = (values[file.columns[name]] for name in (YOUTUBE_ID, START, END))
+        first, last = seconds_in(start), seconds_in(end)
+        # Comparisons with what is not a number are false.
+        is_good = are_video_ids(ids) & (first >= 0) & (last > first)
+        rows = np.flatnonzero(is_plain) + block.first
+        if not is_good.all():
+            picked = pa.array(is_good)
+            values = {key: value.filter(picked) for key, value in values.items()}
+            ids = values[file.columns[YOUTUBE_ID]]
+            first, last, rows = first[is_good], last[is_good], rows[is_good]
+        caption = file.columns.get(CAPTION)
+        known = (file.columns[YOUTUBE_ID], caption)
+        assert file.plain is not None
+        columns = [
+            pa.repeat(pa.scalar(self._number, pa.int32()), len(rows)),
+            pa.array(rows),
+            ids,
+            pa.array(first),
+            pa.array(last),
+            pa.nulls(len(rows), pa.string()) if caption is None else _stripped(values[caption]),
+            pa.nulls(len(rows), _TEXTS),
+            interleaved([values[key] for key in file.plain.keys if key not in known], len(rows)),
+            pa.nulls(len(rows), pa.string()),
+        ]
+        return is_good, pa.Table.from_arrays(columns, schema=ROWS)
+
+    def _parsed(self, block: LineBlock, lines: pa.StringArray, picked: np.ndarray) -> pa.Table:
+        """The rows of some lines, parsed as JSON."""
+        numbers = pa.array(np.flatnonzero(picked) + block.first, pa.int64())
+        connection = self._connection()
+        connection.register(
+            "lines", pa.table({"row": numbers, "line": lines.filter(pa.array(picked))})
+        )
+        query = json_rows("lines", self._file.columns, self._file.score)
+        try:
+            found = connection.sql(query).to_arrow_table()
+        except duckdb.Error as error:
+            said = str(error).partition("\n")[0]
+            raise ClipmillError(
+                f"the rows of {self._file.path} could not be read: {said}"
+            ) from error
+        finally:
+            connection.unregister("lines")
+        return _as_rows(self._number, found)
+
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """This thread's own."""
+        if not hasattr(self._local, "connection"):
+            self._local.connection = connect({"threads": 1, "autoload_known_extensions": False})
+        connection: duckdb.DuckDBPyConnection = self._local.connection
+        return connection
+
+
+def _stripped(texts: pa.Array) -> pa.Array:
+    """Texts without control characters, without spaces at their ends; null if nothing is left."""
+    padded = pc.or_(pc.starts_with(texts, " "), pc.ends_with(texts, " "))
+    if not pc.any(padded).as_py():
+        return texts
+    texts = pc.utf8_trim(texts, " ")
+    return pc.if_else(pc.equal(texts, ""), None, texts)

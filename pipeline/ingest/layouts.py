@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clipmill.pipeline.ingest.internvid import END, START, YOUTUBE_ID
+from clipmill.pipeline.ingest.internvid_sql import END, START, YOUTUBE_ID
 from clipmill.pipeline.ingest.source_lists import ListFile, Reading, word_of
 from clipmill.pipeline.ingest.source_spec import SourceSpec
 from clipmill.schemas.errors import UsageError

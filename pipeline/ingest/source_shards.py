@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +18,11 @@ import pyarrow.parquet as pq
 from clipmill.pipeline.dataset.published_scores import note_published, published_in
 from clipmill.pipeline.dataset.shards import (
     ShardMetadata,
+    ShardWriter,
     committed_shards,
     remove_all_leftovers,
     shard_name,
     shard_path,
-    shard_writer,
 )
 from clipmill.pipeline.ingest.source_rows import Source
 from clipmill.schemas.damage import reading
@@ -38,15 +41,22 @@ _REPEATED = [
     "query",
     "listed_in",
 ]
+_SHARDS_AHEAD = 4
 KEPT, REJECTED, FAILED = range(3)
 """The outcome of a source."""
 
 
 class NewShards:
-    """Appends shards to a dataset's sources, and counts the outcomes of their rows."""
+    """Appends shards to a dataset's sources, and counts the outcomes of their rows.
 
-    def __init__(self, folder: Path) -> None:
+    With `writers`, shards are written while the next are prepared, and become visible in order;
+    leaving the context waits for all of them, or discards them after an error.
+    """
+
+    def __init__(self, folder: Path, writers: ThreadPoolExecutor | None = None) -> None:
         self.names: list[str] = []
+        self._writers = writers
+        self._written: deque[Future[ShardWriter]] = deque()
         self.totals = {"kept": 0, "rejected": 0, "failed": 0}
         self._folder = folder
         before = committed_shards(folder)
@@ -60,21 +70,52 @@ class NewShards:
         positions = pa.array(range(self._position, self._position + table.num_rows), pa.int64())
         place = table.schema.get_field_index("position")
         note_published(self._folder.parent, published_in(table["spans"]))
-        write_sources(self._folder, name, table.set_column(place, "position", positions))
+        table = table.set_column(place, "position", positions)
+        if self._writers is None:
+            write_sources(self._folder, name, table)
+        else:
+            self._written.append(self._writers.submit(_written, self._folder, name, table))
+            while len(self._written) > _SHARDS_AHEAD:
+                self._written.popleft().result().show()
         for outcome, count in _outcomes(table).items():
             self.totals[outcome] += count
         self.names.append(name)
         self._number += 1
         self._position += table.num_rows
 
+    def show(self) -> None:
+        """Waits until all shards are visible."""
+        while self._written:
+            self._written.popleft().result().show()
+
+    def __enter__(self) -> NewShards:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.show()
+        finally:
+            for written in self._written:
+                with contextlib.suppress(Exception):  # the first error is the one to report
+                    written.result().discard()
+            self._written.clear()
+
 
 def write_sources(folder: Path, name: str, table: pa.Table) -> None:
     """Commits one shard of sources; an existing one is replaced completely."""
+    _written(folder, name, table).show()
+
+
+def _written(folder: Path, name: str, table: pa.Table) -> ShardWriter:
+    """One shard of sources, complete on disk, but not visible yet."""
     counts = _outcomes(table)
+    folder.mkdir(parents=True, exist_ok=True)
     path = shard_path(folder, name)
-    with shard_writer(path, SOURCES, clean=False, dictionaries=_REPEATED) as writer:
+    writer = ShardWriter(path, SOURCES, clean=False, dictionaries=_REPEATED)
+    try:
         writer.write(table.select(SOURCES.names))
-        writer.finish(
+        writer.seal(
             ShardMetadata(
                 "sources",
                 "sources",
@@ -88,6 +129,10 @@ def write_sources(folder: Path, name: str, table: pa.Table) -> None:
                 outputs=counts["kept"],
             )
         )
+    except BaseException:
+        writer.discard()
+        raise
+    return writer
 
 
 def _outcomes(table: pa.Table) -> dict[str, int]:

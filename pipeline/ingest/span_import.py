@@ -1,7 +1,7 @@
 """Imports published rows, one per clip, into a dataset's sources: one per video with its spans.
 
-A video's rows may be anywhere in files of any size, so DuckDB sorts them by video, spilling to
-disk if memory is too small, and the shards are written as the sorted rows arrive.
+A video's rows may be anywhere in files of any size, so they are sorted by video, on disk where they
+are many, and the shards are written as the sorted rows arrive.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ import pyarrow.parquet as pq
 
 from clipmill.pipeline.catalog.damaged_files import damage_named
 from clipmill.pipeline.dataset.shards import committed_shards, shard_path, table_folders
-from clipmill.pipeline.dataset.tombstones import removed_videos
-from clipmill.pipeline.ingest.internvid import PublishedRows, ReportBytes, open_published
+from clipmill.pipeline.ingest.internvid import ROWS, PublishedRows, open_published
+from clipmill.pipeline.ingest.known_videos import KNOWN_ROWS, REMOVED, KnownVideos
+from clipmill.pipeline.ingest.line_blocks import ReportBytes
 from clipmill.pipeline.ingest.published_videos import OF_SPANS, Videos, starts_of
+from clipmill.pipeline.ingest.sorted_rows import SortedRows
+from clipmill.pipeline.ingest.source_gathering import SpooledRows
 from clipmill.pipeline.ingest.source_lists import clean
 from clipmill.pipeline.ingest.source_rows import Source
 from clipmill.pipeline.ingest.source_shards import (
@@ -40,17 +44,15 @@ from clipmill.schemas.damage import reading
 from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.schemas.folders import SOURCES, scratch_folder
 from clipmill.schemas.ids import source_key
-from clipmill.schemas.sql_text import escaped_for_glob, literal
+from clipmill.schemas.processors import usable_cpus
 from clipmill.schemas.tables import SOURCES as SOURCES_SCHEMA
 from clipmill.stages.media.fetch.exclusions import write_exclusions
 
-MEMORY = "1GB"
-"""What DuckDB may use before it sorts on disk."""
+_MEMORY = "256MB"
 
 _BATCH_ROWS = 100_000
 _FAILURES_A_SHARD = 1000
-_NEW, _BAD, _KNOWN = range(3)
-_REMOVED = "removed"
+_OF_BAD = pa.schema([ROWS.field(name) for name in ("file", "row", "id", "problem")])
 
 
 @dataclass
@@ -95,26 +97,37 @@ def import_spans(
     scratch = scratch_folder(dataset, "import")
     with contextlib.ExitStack() as stack:
         stack.enter_context(damage_named(dataset))
-        config: dict[str, Any] = {
-            "memory_limit": MEMORY,
-            "preserve_insertion_order": False,
-            "temp_directory": str(scratch),
-            "autoload_known_extensions": False,
-        }
-        connection = stack.enter_context(duckdb.connect(":memory:", config=config))
-        published = [open_published(connection, path) for path in files]
+        published = [open_published(path) for path in files]
         excluded = excluded_ids(exclude_ids)
         if exclude_ids is not None:
             write_exclusions(dataset, excluded)
         _remove_leftovers(scratch)
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        rows = PublishedRows(connection, published, report_bytes)
-        if limit is not None:
-            _note_first_videos(connection, rows, limit)
-        reader = _sorted_rows(connection, rows, dataset / SOURCES, limit)
-        taken = _Import(dataset, files, [file.place for file in published], excluded, shard_videos)
-        for batch in reader:
-            taken.take(pa.Table.from_batches([batch]))
+        rows = PublishedRows(published, report_bytes)
+        wanted = None if limit is None else _first_videos(rows, limit)
+        good = stack.enter_context(contextlib.closing(SortedRows(scratch)))
+        bad = SpooledRows(scratch / "bad.parquet", _OF_BAD)
+        for table in rows.tables():
+            _sort_out(table, wanted, good, bad)
+        # Two databases: one result stays open while the rows are read along with it.
+        held = KnownVideos(stack.enter_context(_database(scratch / "held")), dataset)
+        connection = stack.enter_context(_database(scratch / "sorted"))
+        known = SpooledRows(scratch / "known.parquet", KNOWN_ROWS)
+        writers = stack.enter_context(ThreadPoolExecutor(usable_cpus()))
+        shards = stack.enter_context(NewShards(dataset / SOURCES, writers))
+        places = [file.place for file in published]
+        taken = _Import(dataset, files, places, excluded, shard_videos, shards)
+        for table in good.tables():
+            new, former = held.split(rows.with_extra(table))
+            taken.take_new(new)
+            known.append(former)
+        taken.end_new()
+        for table in _tables(connection, bad.relation(connection, "bad"), "file, row"):
+            taken.take_bad(table)
+        order = "shard, id, start_seconds, end_seconds, file, row"
+        shards.show()
+        for table in _tables(connection, known.relation(connection, "known_rows"), order):
+            taken.take_known(table)
         return taken.finish()
 
 
@@ -125,76 +138,55 @@ def _remove_leftovers(scratch: Path) -> None:
     scratch.mkdir(parents=True)
 
 
-def _note_first_videos(
-    connection: duckdb.DuckDBPyConnection, rows: PublishedRows, limit: int
-) -> None:
-    """Makes the table `wanted` of the videos that the files name first."""
+def _first_videos(rows: PublishedRows, limit: int) -> pa.Array:
+    """The ids of the videos that the files name first."""
     first: dict[str, None] = {}
-    connection.execute("SET threads = 1; SET preserve_insertion_order = true")
-    for batch in _stream(connection, rows, f"SELECT id FROM ({rows.sql}) WHERE problem IS NULL"):
-        for name in batch["id"].to_pylist():
-            first[name] = None
+    with contextlib.closing(rows.tables()) as tables:
+        for table in tables:
+            named = table.select(["row", "id", "problem"])
+            good = named.filter(pc.is_null(named["problem"])).sort_by("row")
+            for name in pc.unique(good["id"]).to_pylist():
+                if len(first) == limit:
+                    break
+                first[name] = None
             if len(first) == limit:
                 break
-        if len(first) == limit:
-            break
-    connection.execute("RESET threads; SET preserve_insertion_order = false")
-    connection.register("wanted", pa.table({"id": pa.array(list(first), pa.string())}))
+    return pa.array(list(first), pa.string())
 
 
-def _stream(
-    connection: duckdb.DuckDBPyConnection, rows: PublishedRows, query: str
-) -> Iterator[pa.RecordBatch]:
-    """Batches of a query over the published rows, read from the beginning."""
-    rows.rewind()
+def _sort_out(table: pa.Table, wanted: pa.Array | None, good: SortedRows, bad: SpooledRows) -> None:
+    """Puts the rows of wanted videos, or of all, where they belong; bad ones are always kept."""
+    if table["problem"].null_count < table.num_rows:
+        is_bad = pc.is_valid(table["problem"])
+        bad.append(table.filter(is_bad).select(_OF_BAD.names))
+        table = table.filter(pc.invert(is_bad))
+    if wanted is not None:
+        table = table.filter(pc.is_in(table["id"], wanted))
+    if table.num_rows:
+        good.add(table)
+
+
+def _database(scratch: Path) -> duckdb.DuckDBPyConnection:
+    config: dict[str, Any] = {
+        "memory_limit": _MEMORY,
+        "temp_directory": str(scratch),
+        "autoload_known_extensions": False,
+    }
+    return duckdb.connect(":memory:", config=config)
+
+
+def _tables(connection: duckdb.DuckDBPyConnection, relation: str, order: str) -> Iterator[pa.Table]:
     try:
-        yield from connection.sql(query).to_arrow_reader(_BATCH_ROWS)
+        query = f"SELECT * FROM {relation} ORDER BY {order}"
+        for batch in connection.sql(query).to_arrow_reader(_BATCH_ROWS):
+            yield pa.Table.from_batches([batch])
     except duckdb.Error as error:
-        rows.check()
-        raise ClipmillError(
-            f"the rows could not be read and sorted: {str(error).partition(chr(10))[0]}"
-        ) from error
-
-
-def _sorted_rows(
-    connection: duckdb.DuckDBPyConnection, rows: PublishedRows, folder: Path, limit: int | None
-) -> Iterator[pa.RecordBatch]:
-    """All rows, those of one video together in time order: new ones, bad ones, known ones."""
-    known = "SELECT NULL::VARCHAR AS id, NULL::VARCHAR AS shard WHERE false"
-    if committed_shards(folder):
-        shards = literal(f"{escaped_for_glob(str(folder.absolute()))}/*.parquet")
-        known = (
-            r"SELECT platform_id AS id, min(regexp_extract(filename, '(\d+)\.parquet$', 1)) "
-            f"AS shard FROM read_parquet({shards}, filename = true, union_by_name = true) "
-            "WHERE extractor = 'youtube' AND rejection.rule IS DISTINCT FROM 'sources.duplicate' "
-            "GROUP BY platform_id"
-        )
-    # Sorts after the shards, whose names are digits.
-    removed = [
-        video.removeprefix("youtube-")
-        for video in removed_videos(folder.parent)
-        if video.startswith("youtube-")
-    ]
-    connection.register("removed", pa.table({"id": pa.array(removed, pa.string())}))
-    known += f" UNION ALL SELECT id, {literal(_REMOVED)} FROM removed"
-    only = "" if limit is None else "WHERE problem IS NOT NULL OR id IN (SELECT id FROM wanted)"
-    return _stream(
-        connection,
-        rows,
-        f"""
-        SELECT r.*, k.shard, CASE WHEN problem IS NOT NULL THEN {_BAD}
-            WHEN k.shard IS NULL THEN {_NEW} ELSE {_KNOWN} END AS kind
-        FROM (SELECT * FROM ({rows.sql}) {only}) AS r
-        LEFT JOIN (SELECT id, max(shard) AS shard FROM ({known}) GROUP BY id) AS k
-            ON k.id = r.id AND r.problem IS NULL
-        ORDER BY kind, shard, if(problem IS NULL, r.id, NULL),
-            if(problem IS NULL, start_seconds, NULL), if(problem IS NULL, end_seconds, NULL),
-            file, "row" """,
-    )
+        said = str(error).partition("\n")[0]
+        raise ClipmillError(f"the rows could not be read and sorted: {said}") from error
 
 
 class _Import:
-    """Takes sorted rows in batches of any size, and writes shards as soon as they are full."""
+    """Takes sorted rows in tables of any size, and writes shards as soon as they are full."""
 
     def __init__(
         self,
@@ -203,6 +195,7 @@ class _Import:
         places: Sequence[Callable[[int], str]],
         excluded: set[str],
         shard_videos: int,
+        shards: NewShards,
     ) -> None:
         self._dataset = dataset
         self._folder = dataset / SOURCES
@@ -211,32 +204,15 @@ class _Import:
         self._excluded = excluded
         self._shard_videos = shard_videos
         self._report = ImportReport()
-        self._shards = NewShards(self._folder)
+        self._shards = shards
         self._known_failures = known_sources(self._folder).failures
         self._bad: set[str] = set()
         self._begun: set[str] | None = None
         self._waiting: pa.Table | None = None
         self._last_grown: str | None = None
 
-    def take(self, table: pa.Table) -> None:
-        """Takes the next rows. A video may continue in the following batch."""
-        self._report.rows += table.num_rows
-        kinds = table["kind"].combine_chunks()
-        for kind, take in (
-            (_NEW, self._take_new),
-            (_BAD, self._take_bad),
-            (_KNOWN, self._take_known),
-        ):
-            part = table.filter(pc.equal(kinds, kind))
-            if not part.num_rows:
-                continue
-            if kind != _NEW:
-                self._write_new(None, everything=True)  # there are no more new videos
-            take(part)
-
     def finish(self) -> ImportReport:
-        """Writes the rows that don't fill a shard; returns what became of all rows."""
-        self._write_new(None, everything=True)
+        """Ends failures that the files no longer have; returns what became of all rows."""
         # With any limit, all bad rows of the files have been seen.
         ended = [
             (key, mended())
@@ -245,13 +221,21 @@ class _Import:
         ]
         for at in range(0, len(ended), _FAILURES_A_SHARD):
             self._shards.commit(sources_table(ended[at : at + _FAILURES_A_SHARD]))
+        self._shards.show()
         self._report.shards = self._shards.names
         return self._report
 
     # New videos
 
-    def _take_new(self, table: pa.Table) -> None:
-        self._write_new(table, everything=False)
+    def take_new(self, table: pa.Table) -> None:
+        """Takes the next rows of new videos. A video may continue in the following table."""
+        if table.num_rows:
+            self._report.rows += table.num_rows
+            self._write_new(table, everything=False)
+
+    def end_new(self) -> None:
+        """Writes the rows that don't fill a shard."""
+        self._write_new(None, everything=True)
 
     def _write_new(self, table: pa.Table | None, *, everything: bool) -> None:
         """Writes the shards that are full, or everything; the other rows wait."""
@@ -282,7 +266,8 @@ class _Import:
 
     # Invalid rows
 
-    def _take_bad(self, table: pa.Table) -> None:
+    def take_bad(self, table: pa.Table) -> None:
+        self._report.rows += table.num_rows
         found = []
         for row in table.select(["file", "row", "id", "problem"]).to_pylist():
             place = self._places[row["file"]](row["row"])
@@ -298,11 +283,12 @@ class _Import:
 
     # Known videos
 
-    def _take_known(self, table: pa.Table) -> None:
+    def take_known(self, table: pa.Table) -> None:
+        self._report.rows += table.num_rows
         edges = [*starts_of(table, "shard"), table.num_rows]
         for first, last in itertools.pairwise(edges):
             shard = table["shard"][int(first)].as_py()
-            if shard == _REMOVED:
+            if shard == REMOVED:
                 self._report.removed += int(last - first)
             else:
                 self._grow(shard, table.slice(first, last - first))

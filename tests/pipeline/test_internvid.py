@@ -5,15 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipmill.pipeline.dataset.shards import committed_shards, shard_path
+from clipmill.pipeline.dataset.shards import ShardWriter, committed_shards, shard_path
 from clipmill.pipeline.dataset.tombstones import new_tombstone
-from clipmill.pipeline.ingest import span_import
+from clipmill.pipeline.ingest import sorted_rows, span_import
 from clipmill.pipeline.ingest.sources import SourceSpec, ingest
 from clipmill.pipeline.ingest.span_import import ImportReport, import_spans
 from clipmill.schemas.errors import UsageError
@@ -213,8 +216,9 @@ def test_rows_of_a_video_are_gathered_across_blocks(tmp_path, monkeypatch):
         want[name].append(at / 10)
         lines.append(line(name, str(at / 10), str(at / 10 + 1), f"row {at}"))
     path = write(tmp_path, *lines)
-    monkeypatch.setattr("clipmill.pipeline.ingest.internvid._BLOCK_BYTES", 1000)
-    monkeypatch.setattr(span_import, "_BATCH_ROWS", 7)
+    monkeypatch.setattr("clipmill.pipeline.ingest.line_blocks._BLOCK_BYTES", 1000)
+    for name, value in (("_RUN_ROWS", 900), ("_STEP_ROWS", 70), ("_FEWEST_ROWS", 7)):
+        monkeypatch.setattr(sorted_rows, name, value)
     take(tmp_path / "dataset", path, shard_videos=7)
     found = kept(tmp_path / "dataset")
     assert {
@@ -226,6 +230,96 @@ def test_rows_of_a_video_are_gathered_across_blocks(tmp_path, monkeypatch):
     ]
     assert sizes[:-1] == [7] * (len(sizes) - 1)
     assert sum(sizes) == len(found)
+
+
+def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a few hundred rows be sorted on disk, in steps of a few rows."""
+    monkeypatch.setattr("clipmill.pipeline.ingest.line_blocks._BLOCK_BYTES", 3000)
+    for name, value in (("_RUN_ROWS", 150), ("_STEP_ROWS", 40), ("_FEWEST_ROWS", 5)):
+        monkeypatch.setattr(sorted_rows, name, value)
+
+
+def test_rows_sorted_on_disk_give_the_sources_of_rows_sorted_in_memory(tmp_path, monkeypatch):
+    rng = random.Random(11)
+    # Ids that differ in any place, also only in the last letter.
+    names = [f"{rng.choice('-_aZ9')}bcdefghij{rng.choice('-_aZ09zA')}" for _ in range(60)]
+    lines = []
+    for at in range(1500):
+        start = rng.choice([1, 1.0004, 1.0005, at / 7, 1e7])
+        end = start + rng.choice([1, 2])
+        more = {"Aesthetic_Score": at / 3, **({"other": at} if at % 9 == 0 else {})}
+        caption = rng.choice(["plain", "caf\u00e9", '"quoted"', " padded ", ""])
+        lines.append(line(rng.choice(names), f"{start:.4f}", f"{end:.4f}", caption, **more))
+    first = write(tmp_path, lines[0].replace("1", "x"), *lines[:800], name="a.jsonl")
+    second = write(tmp_path, *lines[800:], name="b.jsonl.gz")
+    report = take(tmp_path / "memory", first, second, shard_videos=9)
+    small_runs(monkeypatch)
+    assert vars(take(tmp_path / "disk", first, second, shard_videos=9)) == vars(report)
+    found = [read(tmp_path / name) for name in ("memory", "disk")]
+    for rows in found:
+        for row in rows:
+            row["error"] = row["error"] and row["error"]["message"]
+    assert found[0] == found[1]
+    again = take(tmp_path / "disk", first, second)
+    assert (again.known, again.shards) == (report.rows, [])
+
+
+def test_rows_of_known_and_new_videos_are_told_apart_in_any_step(tmp_path, monkeypatch):
+    names = [f"v{number:010d}" for number in range(400)]
+    take(tmp_path / "dataset", write(tmp_path, *map(line, names[::3]), name="a.jsonl"))
+    small_runs(monkeypatch)
+    report = take(tmp_path / "dataset", write(tmp_path, *map(line, names), name="b.jsonl"))
+    assert (report.kept, report.known) == (266, 134)
+    assert set(kept(tmp_path / "dataset")) == set(names)
+
+
+def test_failing_disk_leaves_whole_shards_without_a_gap(tmp_path, monkeypatch):
+    seal, sealed = ShardWriter.seal, []
+
+    def fail(writer: ShardWriter, *more: object) -> None:
+        sealed.append(writer.path.stem)
+        if writer.path.stem == "000003":
+            raise OSError(28, "No space left on device")
+        seal(writer, *more)
+
+    path = write(tmp_path, *(line(f"v{number:010d}") for number in range(40)))
+    monkeypatch.setattr(ShardWriter, "seal", fail)
+    with pytest.raises(OSError, match="No space"):
+        take(tmp_path / "dataset", path, shard_videos=4)
+    folder = tmp_path / "dataset" / "sources"
+    assert committed_shards(folder) == ["000000", "000001", "000002"]
+    assert [one.name for one in folder.glob(".*~*")] == []
+    monkeypatch.setattr(ShardWriter, "seal", seal)
+    report = take(tmp_path / "dataset", path, shard_videos=4)
+    assert (report.kept, report.known) == (28, 12)
+    assert len(read(tmp_path / "dataset")) == 40
+
+
+@pytest.mark.slow
+def test_killed_import_goes_on_to_the_same_shards(tmp_path):
+    names = [f"v{at * 37 % 3000:010d}" for at in range(9000)]
+    path = write(tmp_path, *(line(name, str(at // 3000)) for at, name in enumerate(names)))
+    whole = take(tmp_path / "whole", path, shard_videos=4)
+    folder = tmp_path / "dataset" / "sources"
+    code = (
+        "import sys, pathlib; from clipmill.pipeline.ingest.span_import import import_spans; "
+        "import_spans(pathlib.Path(sys.argv[1]), [pathlib.Path(sys.argv[2])], shard_videos=4)"
+    )
+    for wanted in (1, 150, 400):
+        process = subprocess.Popen([sys.executable, "-c", code, str(folder.parent), str(path)])
+        while len(committed_shards(folder)) < wanted and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        there = committed_shards(folder)
+        assert there == [f"{number:06d}" for number in range(len(there))]
+    again = take(tmp_path / "dataset", path, shard_videos=4)
+    assert again.known == whole.rows - again.kept
+    for shard in committed_shards(tmp_path / "whole" / "sources"):
+        assert read_shard(folder.parent, shard) == read_shard(tmp_path / "whole", shard)
+    assert len(committed_shards(folder)) == len(whole.shards)
+    assert [one.name for one in folder.glob(".*~*")] == []
+    assert list((tmp_path / "dataset" / ".scratch").glob("import-*")) == []
 
 
 def test_repeated_span_is_a_rejection_that_names_the_first(tmp_path):
@@ -388,7 +482,7 @@ def test_unsupported_file_is_refused_before_anything_is_written(tmp_path, name, 
 
 
 def test_truncated_file_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("clipmill.pipeline.ingest.internvid._BLOCK_BYTES", 1000)
+    monkeypatch.setattr("clipmill.pipeline.ingest.line_blocks._BLOCK_BYTES", 1000)
     rng = random.Random(3)
     lines = [
         line(caption="".join(rng.choices("abcdefghij", k=90)), start=str(at), end=str(at + 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import duckdb
+import pyarrow as pa
 import pytest
 
 from clipmill.pipeline.ingest import internvid
@@ -41,13 +41,12 @@ LINES = [
 ]
 
 
-def rows(path: Path, monkeypatch: pytest.MonkeyPatch, *, plain: bool) -> list[tuple]:
+def rows(path: Path, monkeypatch: pytest.MonkeyPatch, *, plain: bool) -> list[dict]:
     if not plain:
         monkeypatch.setattr(internvid, "plain_lines", lambda line: None)
-    with duckdb.connect() as connection:
-        read = PublishedRows(connection, [open_published(connection, path)])
-        read.rewind()
-        return connection.execute(f'SELECT * FROM ({read.sql}) ORDER BY "row"').fetchall()
+    read = PublishedRows([open_published(path)])
+    tables = [read.with_extra(table) for table in read.tables()]
+    return pa.concat_tables(tables).sort_by("row").to_pylist()
 
 
 def test_plain_lines_give_the_rows_that_the_parser_gives(tmp_path, monkeypatch):
@@ -62,14 +61,11 @@ def test_plain_lines_give_the_rows_that_the_parser_gives(tmp_path, monkeypatch):
 def test_only_lines_like_the_first_are_plain():
     found = plain_lines(FIRST + "\n")
     assert found is not None
-    with duckdb.connect() as connection:
-
-        def is_plain(line: str) -> bool:
-            query = f"SELECT {found.is_plain} FROM (SELECT ? AS line, string_split(?, '\"') AS p)"
-            return connection.execute(query, [line, line]).fetchall()[0][0]
-
-        plain = [line for line in LINES if is_plain(line + "\n")]
+    is_plain, values = found.read(pa.array([f"{line}\n" for line in LINES]))
+    plain = [line for line, one in zip(LINES, is_plain, strict=True) if one]
     assert plain == [*LINES[:2], LINES[5], LINES[14]]
+    assert values["Caption"].to_pylist() == ["a dog", "Ein Café, {1}: 2", " padded ", "a dog"]
+    assert values["UMT_Score"].to_pylist() == ["1e-05"] * 4
 
 
 @pytest.mark.parametrize(
