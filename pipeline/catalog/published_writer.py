@@ -17,6 +17,7 @@ from clipmill.pipeline.catalog.published_index import (
     PublishedSource,
     made_of,
 )
+from clipmill.pipeline.catalog.views import CLIPS_VIDEO_COLUMNS
 from clipmill.pipeline.dataset.shards import (
     commit,
     shard_name,
@@ -26,10 +27,15 @@ from clipmill.pipeline.dataset.shards import (
 )
 from clipmill.schemas.damage import reading
 from clipmill.schemas.folders import INDEX_MANIFEST
-from clipmill.schemas.sql_text import literal
 
 PART_ROWS = 500_000
 PART_GROUPS = 2_000
+_GROUP_ROWS = 100_000
+# Those with few values, or with one for all clips of a video. A map has them in its keys.
+_REPEATED = frozenset(
+    (*(name for name, _ in CLIPS_VIDEO_COLUMNS), "video_id", "source_key", "media", "extra")
+)
+_DICTIONARIES = {"extra": "extra.key_value.key"}
 # A folder's time is trusted only after this delay, so that two changes can't share one.
 _SETTLED_SECONDS = 0.1
 
@@ -128,12 +134,22 @@ def _spans_in(path: Path) -> int:
 
 
 def _write(query: str, connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Writes a part as its rows arrive: PyArrow does it in half the time of DuckDB."""
     temporary = temporary_beside(path)
     try:
-        connection.execute(
-            f"COPY ({query}) TO {literal(str(temporary))} "
-            "(FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)"
-        )
+        with connection.sql(query).to_arrow_reader(_GROUP_ROWS) as reader:
+            names = reader.schema.names
+            with pq.ParquetWriter(
+                temporary,
+                reader.schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=[
+                    _DICTIONARIES.get(name, name) for name in names if name in _REPEATED
+                ],
+            ) as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
         commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
