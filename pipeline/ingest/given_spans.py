@@ -66,6 +66,7 @@ CAPTIONS = (
 _OF_THE_VIDEO = frozenset(("video_id", "title", "category", "language", "query"))
 _PROMISED = frozenset(("start_seconds", "end_seconds", "caption"))
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,4}):(\d{1,2}(?:[.,]\d+)?)")
+_ONLY_IN_JSON = re.compile("NaN|Infinity|null|true|false")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*(?:s|secs?|seconds?)?", re.I)
 _BETWEEN = re.compile(r"\s*(?:-->|->|–|—|;|,|\bto\b|(?<=[\d\s])-)\s*")
 
@@ -309,8 +310,12 @@ def _listed(value: Any) -> Any:
 
 def _literal(text: str) -> list[Any] | None:
     """The list written in a text, in JSON or Python notation; None if there is none."""
+    # Most lists are Python's, of texts that JSON only quotes in another way.
+    like_json = text
+    if "'" in text and '"' not in text and "\\" not in text and not _ONLY_IN_JSON.search(text):
+        like_json = text.replace("'", '"')
     try:
-        value = json.loads(text)
+        value = json.loads(like_json)
     except (ValueError, RecursionError):
         try:
             value = ast.literal_eval(text)
@@ -376,7 +381,7 @@ def _texts(columns: Mapping[str, Any]) -> dict[str, str] | None:
 def text_of(value: Any) -> str | None:
     """A cell as text; None if it is empty."""
     if isinstance(value, str):
-        return clean(value).strip() or None
+        return (value if value.isascii() else clean(value)).strip() or None
     if value is None or value != value:
         return None
     if isinstance(value, dict | list):
