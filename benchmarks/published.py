@@ -1,6 +1,6 @@
 """Measures imports of published metadata, and queries of the clips before any media.
 
-    python -m benchmarks.published [--rows 1000000] [--folder DIR]
+    python -m benchmarks.published [--rows 1000000 …] [--folder DIR]
 
 Writes rows in InternVid's layout with its distributions (33 clips per video, in random order, 12
 words per caption), then imports and queries them, each command in a process of its own. A file
@@ -61,44 +61,49 @@ def _measured(command: list[str]) -> tuple[float, float, int]:
     return time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss // 1024
 
 
+def _sizes(dataset: Path) -> str:
+    """What a dataset takes on disk, in MB."""
+
+    def megabytes(folder: Path) -> int:
+        return sum(file.stat().st_size for file in folder.rglob("*.parquet")) >> 20
+
+    return f"sources: {megabytes(dataset / 'sources')} MB, index: {megabytes(dataset / 'index')} MB"
+
+
+def _measure(rows: int, folder: Path) -> None:
+    listed, dataset = folder / f"rows-{rows}.jsonl", folder / "dataset"
+    if not listed.exists():
+        writer = multiprocessing.Process(target=write_rows, args=(listed, rows))
+        writer.start()
+        writer.join()
+    shutil.rmtree(dataset, ignore_errors=True)
+    clipmill = [sys.executable, "-m", "clipmill.jobs.cli"]
+    place = str(dataset)
+    format_ = ["--format", "internvid", "--shard-videos", str(SHARD_VIDEOS)]
+    commands = {
+        "`import`": ["import", place, str(listed), *format_],
+        "`sql`: count of all clips": ["sql", place, "SELECT count(*) FROM clips"],
+        "`sql`: filtered count": ["sql", place, COUNT],
+        "`status`": ["status", place],
+        "`subset create internvid-aes`": ["subset", "create", place, "internvid-aes"],
+    }
+    print(f"| {rows:,} rows | seconds | processor seconds | peak MB |\n|---|---|---|---|")
+    for name, command in commands.items():
+        seconds, cpu, peak = _measured([*clipmill, *command])
+        print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {peak} |", flush=True)
+    print(f"\n{listed.stat().st_size >> 20} MB listed, {_sizes(dataset)}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
     folder = asked.folder or Path(tempfile.mkdtemp(prefix="published-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        listed, dataset = folder / f"rows-{asked.rows}.jsonl", folder / "dataset"
-        if not listed.exists():
-            writer = multiprocessing.Process(target=write_rows, args=(listed, asked.rows))
-            writer.start()
-            writer.join()
-        shutil.rmtree(dataset, ignore_errors=True)
-        clipmill = [sys.executable, "-m", "clipmill.jobs.cli"]
-        format_ = ["--format", "internvid", "--shard-videos", str(SHARD_VIDEOS)]
-        commands = {
-            "`import`": [*clipmill, "import", str(dataset), str(listed), *format_],
-            "`sql`: count of all clips": [
-                *clipmill,
-                "sql",
-                str(dataset),
-                "SELECT count(*) FROM clips",
-            ],
-            "`sql`: filtered count": [*clipmill, "sql", str(dataset), COUNT],
-            "`status`": [*clipmill, "status", str(dataset)],
-            "`subset create internvid-aes`": [
-                *clipmill,
-                "subset",
-                "create",
-                str(dataset),
-                "internvid-aes",
-            ],
-        }
-        print(f"| {asked.rows:,} rows | seconds | processor seconds | peak MB |\n|---|---|---|---|")
-        for name, command in commands.items():
-            seconds, cpu, peak = _measured(command)
-            print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {peak} |", flush=True)
+        for rows in asked.rows:
+            _measure(rows, folder)
     finally:
         if asked.folder is None:
             shutil.rmtree(folder)
