@@ -193,6 +193,48 @@ def make_blip2(folder: Path, seed: int = 0) -> Path:
     return _save(folder, hf.Blip2ForConditionalGeneration(config), processor, seed)
 
 
+def make_git(folder: Path, seed: int = 0, frames: int | None = None) -> Path:
+    """GIT, 32 px, a BERT-like tokenizer; with `frames`, for videos of that many."""
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=_framed(_words(["[PAD]", "[UNK]", "[CLS]", "[SEP]"]), "[CLS]", "[SEP]"),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    config = hf.GitConfig(
+        vision_config=vision,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        num_image_with_embedding=frames,
+    )
+    images = hf.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    # With other seeds, some pictures get the same text, or one that ends.
+    return _save(folder, hf.GitForCausalLM(config), hf.GitProcessor(images, tokenizer), seed + 6)
+
+
+def make_git_of_videos(folder: Path, seed: int = 0) -> Path:
+    """GIT for videos of six frames."""
+    return make_git(folder, seed, frames=6)
+
+
 def make_florence2(folder: Path, seed: int = 0) -> Path:
     """Florence-2: DaViT and BART, 64 px."""
     tokenizer = hf.PreTrainedTokenizerFast(
@@ -445,6 +487,8 @@ def make_chat(folder: Path, seed: int = 0) -> Path:
 MAKERS = {
     "blip": make_blip,
     "blip2": make_blip2,
+    "git": make_git,
+    "git_of_videos": make_git_of_videos,
     "florence2": make_florence2,
     "qwen_vl": make_qwen_vl,
     "llava_onevision": make_llava_onevision,

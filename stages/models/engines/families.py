@@ -4,6 +4,7 @@ The family is chosen by the class of the model's configuration. What the prompt 
 
     BLIP                   the beginning of the caption, which the model continues
     BLIP-2                 text before the caption ("Question: … Answer:"), or nothing
+    GIT                    the beginning of the caption, or a question to a model for questions
     Florence-2             a task: <CAPTION>, <DETAILED_CAPTION>, <MORE_DETAILED_CAPTION>, <OCR>
     VisionEncoderDecoder   no prompt supported
     with a chat template   the user's message that accompanies the picture
@@ -274,6 +275,20 @@ class Blip2(_OnePicture):
         return [config.image_token_id] * config.num_query_tokens + list(words)
 
 
+class Git(_OnePicture):
+    """GIT continues [CLS] and the prompt's words, without the [SEP] that its tokenizer adds."""
+
+    def ids_of(self, prompt: str) -> list[int]:
+        words = self._tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+        return [self.model.config.bos_token_id, *words]
+
+    def pixels(self, requests: Sequence[Request], tools: Tools) -> torch.Tensor:
+        pixels = super().pixels(requests, tools)
+        frames = self.model.config.num_image_with_embedding
+        # A model for videos sees the picture as a video that stands still.
+        return pixels.unsqueeze(1).repeat(1, frames, 1, 1, 1) if frames else pixels
+
+
 class VisionEncoderDecoder(_OnePicture):
     """An image encoder and a text decoder that takes no prompt."""
 
@@ -412,6 +427,7 @@ def _metadata(video: Video) -> dict[str, Any]:
 _FAMILIES: dict[str, type[Family]] = {
     "BlipConfig": Blip,
     "Blip2Config": Blip2,
+    "GitConfig": Git,
     "Florence2Config": Florence2,
     "VisionEncoderDecoderConfig": VisionEncoderDecoder,
 }

@@ -16,8 +16,8 @@ from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.stages.models.captioners import PictureToCaption, open_captioner
 from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.engines.gathering import Gathered
-from clipmill.stages.models.engines.requests import Generation
-from clipmill.stages.models.generation import GeneratingStage
+from clipmill.stages.models.engines.requests import Generation, Picture, Request
+from clipmill.stages.models.generation import GeneratingStage, arguments_of
 from clipmill.stages.models.pixels import PlainPixels
 from clipmill.stages.references import ModelReference
 from tests.models_factory import hf, tiny_model
@@ -26,6 +26,7 @@ FAMILIES = {
     "blip": "Blip",
     "blip2": "Blip2",
     "florence2": "Florence2",
+    "git": "Git",
     "qwen_vl": "Chat",
     "vision_encoder_decoder": "VisionEncoderDecoder",
 }
@@ -69,7 +70,7 @@ def pictures(count: int, prompts=(None,)) -> list[PictureToCaption]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_text_depends_only_on_its_picture(name, generation):
     """Alone, batched or in another order, a picture gets the same text; others get others."""
-    prompts = (None, "a red") if name in ("blip", "blip2", "qwen_vl") else (None,)
+    prompts = (None, "a red") if name in ("blip", "blip2", "git", "qwen_vl") else (None,)
     asked = pictures(5, prompts)
     with captioner(tiny_model(name)) as opened:
         assert type(opened.engine.model).__name__ == FAMILIES[name]
@@ -143,6 +144,40 @@ def test_bfloat16_gives_texts_too(name):
     with captioner(tiny_model(name), dtype="bfloat16") as opened:
         texts = opened.describe(pictures(3), GREEDY)
     assert all(isinstance(answer, Completion) and answer.text for answer in texts.values())
+
+
+@pytest.mark.parametrize("prompt", [None, "a red dog", "the"])
+@pytest.mark.parametrize("name", ["git", "git_of_videos"])
+def test_git_gives_the_tokens_of_bare_transformers(name, prompt):
+    """Published use: a prompt stands after [CLS], without [SEP]; a caption begins with nothing.
+
+    A model for videos is given as many frames as it was trained with.
+    """
+    folder = tiny_model(name)
+    processor = hf.AutoProcessor.from_pretrained(folder)
+    bare = hf.AutoModelForCausalLM.from_pretrained(folder).eval()
+    asked = [PictureToCaption(i, jpeg(i), prompt) for i in range(5)]
+    settings = arguments_of(GREEDY, lambda: False)
+    expected = []
+    with captioner(folder, batch_images=2) as opened:
+        found = opened.describe(asked, GREEDY)
+        for picture in asked:
+            model = opened.engine.model
+            request = Request.of("", Picture(picture.jpeg), generation=GREEDY)
+            with model.tools.borrowed() as tools:
+                pixels = model.pixels([request], tools)
+            shown = (1, 6, 3, 32, 32) if name == "git_of_videos" else (1, 3, 32, 32)
+            assert pixels.shape == shown
+            given = {}
+            if prompt:
+                words = processor(text=prompt, add_special_tokens=False).input_ids
+                given["input_ids"] = torch.tensor([[processor.tokenizer.cls_token_id, *words]])
+            made = bare.generate(pixel_values=pixels, **given, **settings)[0]
+            new = made[len(given["input_ids"][0]) if given else 1 :]
+            expected.append(processor.decode(new, skip_special_tokens=True))
+    assert [answer.text for answer in found.values()] == expected
+    assert all(expected)
+    assert len(set(expected)) > 1
 
 
 def test_prompts_of_the_same_length_share_a_batch(monkeypatch):
