@@ -15,8 +15,9 @@ from clipmill.schemas.tables import TEXT_AT, clip_table
 from clipmill.stages.media.read.sampling import pick_frames
 from clipmill.stages.models.captioners import Captioner, PictureToCaption, open_captioner
 from clipmill.stages.models.completions import Completion
-from clipmill.stages.models.generated_text import fault_of, shortened, tidy
+from clipmill.stages.models.engines.requests import CHAT_PROMPT
 from clipmill.stages.models.generation import GeneratingStage, Generation
+from clipmill.stages.models.outputs.stored import StoredText, stored_text
 from clipmill.stages.models.prompts import render, variables_of
 from clipmill.stages.protocol import (
     FramePick,
@@ -33,6 +34,14 @@ CAPTIONS = clip_table(
     ("caption_coarse", pa.string()),
     ("coarse_seconds", pa.float64()),
     ("captions_fine", pa.list_(TEXT_AT)),
+    # How each text ended (stop or length), and what cleaned it; null in earlier tables. The lists
+    # have one entry per fine caption; `fine_cleaned_by` has one per fine caption and rule.
+    ("coarse_finish_reason", pa.string()),
+    ("coarse_new_tokens", pa.int32()),
+    ("coarse_cleaned_by", pa.list_(pa.string())),
+    ("fine_finish_reasons", pa.list_(pa.string())),
+    ("fine_new_tokens", pa.list_(pa.int32())),
+    ("fine_cleaned_by", pa.list_(pa.string())),
 )
 
 COARSE = "coarse"
@@ -50,8 +59,8 @@ class Ticket(NamedTuple):
 class CaptionFrames(GeneratingStage):
     """Captions of frames, by an image captioner.
 
-    A text that is empty, contains no word or repeats itself makes its clip a failure of
-    kind `model`; so does a picture that the model can't process.
+    A text that is no caption (empty, without a word, repeating itself, a refusal, reasoning) makes
+    its clip a failure of kind `model`; so does a picture that the model can't process.
     """
 
     name: ClassVar[str] = "caption_frames"
@@ -213,8 +222,75 @@ class CaptionFrames(GeneratingStage):
                 answers |= captioners[scale].describe(pictures, generation)
         rows = Rows(self)
         for clip in clips:
-            clip.write(rows, answers)
+            try:
+                rows.keep(clip.clip_id, **self._columns(clip, answers, captioners))
+            except ServerRefused:
+                raise  # it concerns all clips
+            except RowFailed as failure:
+                rows.record(clip.clip_id, failure)
         return rows.table()
+
+    def _columns(
+        self,
+        clip: _Clip,
+        answers: Mapping[Hashable, Completion | RowFailed],
+        captioners: Mapping[str, Captioner],
+    ) -> dict[str, Any]:
+        """The columns of a clip; RowFailed if one of its captions can't be used."""
+        if clip.failure is not None:
+            raise clip.failure
+        found: dict[str, Any] = {}
+        if clip.coarse is not None:
+            coarse = self._stored(clip.coarse, clip, answers, captioners[COARSE])
+            found |= {
+                "caption_coarse": coarse.text,
+                "coarse_seconds": clip.coarse.seconds,
+                "coarse_finish_reason": coarse.finish_reason,
+                "coarse_new_tokens": coarse.new_tokens,
+                "coarse_cleaned_by": list(coarse.cleaned_by),
+            }
+        if self.fine:
+            fine = [
+                (seconds, self._stored(ticket, clip, answers, captioners[FINE]))
+                for seconds, ticket in clip.fine
+            ]
+            found |= {
+                "captions_fine": [
+                    {"seconds": seconds, "text": stored.text} for seconds, stored in fine
+                ],
+                "fine_finish_reasons": [stored.finish_reason for _, stored in fine],
+                "fine_new_tokens": [stored.new_tokens for _, stored in fine],
+                "fine_cleaned_by": [rule for _, stored in fine for rule in stored.cleaned_by],
+            }
+        return found
+
+    def _stored(
+        self,
+        ticket: Ticket,
+        clip: _Clip,
+        answers: Mapping[Hashable, Completion | RowFailed],
+        captioner: Captioner,
+    ) -> StoredText:
+        """The cleaned text of a ticket; RowFailed if it can't be used."""
+        is_coarse = ticket.scale == COARSE
+        own_limit = not is_coarse and self.fine_max_new_tokens is not None
+        instructed = captioner.takes_instructions
+        prompt = clip.prompts.get(ticket) or (CHAT_PROMPT if instructed else None)
+        try:
+            return stored_text(
+                answers[ticket],
+                when_cut_off=self.when_cut_off or ("fail" if instructed else "keep"),
+                limit=(self._generation if is_coarse else self._fine_generation).max_new_tokens,
+                setting="fine_max_new_tokens" if own_limit else "max_new_tokens",
+                asked=[prompt] if prompt else [],
+                off=self.text_rules_off,
+            )
+        except ServerRefused:
+            raise
+        except RowFailed as failure:
+            raise RowFailed(
+                failure.kind, f"{ticket.scale} caption at {ticket.seconds:.3f} s: {failure.message}"
+            ) from failure
 
     def _look_at(self, row: Mapping[str, Any]) -> _Clip:
         """Which of a clip's frames to caption, and which frames share a caption."""
@@ -240,7 +316,7 @@ class CaptionFrames(GeneratingStage):
             raise RowFailed("bad_media", "none of this clip's frames is within its span")
         ticket = Ticket(clip.clip_id, COARSE, chosen[0]["seconds"])
         clip.coarse = ticket
-        clip.pictures[COARSE].append(PictureToCaption(ticket, chosen[0]["jpeg"], self.prompt))
+        clip.ask(ticket, chosen[0]["jpeg"], self.prompt)
 
     def _add_fine(
         self, clip: _Clip, chosen: Sequence[Mapping[str, Any]], prompt: str | None
@@ -251,7 +327,7 @@ class CaptionFrames(GeneratingStage):
             ticket = Ticket(clip.clip_id, FINE, chosen[leader]["seconds"])
             clip.fine.append((frame["seconds"], ticket))
             if chosen[leader] is frame:
-                clip.pictures[FINE].append(PictureToCaption(ticket, frame["jpeg"], prompt))
+                clip.ask(ticket, frame["jpeg"], prompt)
 
     def _fine_prompt_for(self, row: Mapping[str, Any]) -> str | None:
         if not self.guide_with_tags:
@@ -273,47 +349,17 @@ class _Clip:
     pictures: dict[str, list[PictureToCaption]] = field(
         default_factory=lambda: {COARSE: [], FINE: []}
     )
+    prompts: dict[Ticket, str | None] = field(default_factory=dict)
     failure: RowFailed | None = None
+
+    def ask(self, ticket: Ticket, jpeg: bytes, prompt: str | None) -> None:
+        self.prompts[ticket] = prompt
+        self.pictures[ticket.scale].append(PictureToCaption(ticket, jpeg, prompt))
 
     def give_up(self, failure: RowFailed) -> None:
         self.failure = failure
         for pictures in self.pictures.values():
             pictures.clear()
-
-    def write(self, rows: Rows, answers: Mapping[Hashable, Completion | RowFailed]) -> None:
-        if self.failure is not None:
-            rows.record(self.clip_id, self.failure)
-            return
-        try:
-            fine = [
-                {"seconds": seconds, "text": usable(ticket, answers)}
-                for seconds, ticket in self.fine
-            ]
-            rows.keep(
-                self.clip_id,
-                caption_coarse=usable(self.coarse, answers) if self.coarse else None,
-                coarse_seconds=self.coarse.seconds if self.coarse else None,
-                captions_fine=fine if self.fine else None,
-            )
-        except ServerRefused:
-            raise  # it concerns all clips
-        except RowFailed as failure:
-            rows.record(self.clip_id, failure)
-
-
-def usable(ticket: Ticket, answers: Mapping[Hashable, Completion | RowFailed]) -> str:
-    """The cleaned text of a ticket; RowFailed if it can't be used."""
-    answer = answers[ticket]
-    if isinstance(answer, ServerRefused):
-        raise answer
-    where = f"{ticket.scale} caption at {ticket.seconds:.3f} s"
-    if isinstance(answer, RowFailed):
-        raise RowFailed(answer.kind, f"{where}: {answer.message}")
-    tidied = tidy(answer.text)
-    if fault := fault_of(tidied):
-        said = "" if tidied else f" (the model said {shortened(answer.text)})"
-        raise RowFailed("model", f"{where}: {fault}{said}")
-    return tidied
 
 
 def leaders(frames: Sequence[Mapping[str, Any]], threshold: float) -> list[int]:

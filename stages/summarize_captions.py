@@ -13,9 +13,10 @@ from pydantic import Field, field_validator, model_validator
 from clipmill.schemas.errors import RowFailed, ServerRefused
 from clipmill.schemas.tables import clip_table
 from clipmill.stages.media.read.speech import Lines, said_within, speaking_track, with_words
-from clipmill.stages.models.generated_text import fault_of, shortened, tidy
 from clipmill.stages.models.generation import GeneratingStage, Generation
-from clipmill.stages.models.prompts import render, variables_of
+from clipmill.stages.models.outputs.stored import stored_text
+from clipmill.stages.models.outputs.wording import is_request
+from clipmill.stages.models.prompts import fixed_opening, render, variables_of
 from clipmill.stages.protocol import Rows, Transform, Workspace, resource
 from clipmill.stages.references import ModelReference
 
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
     from clipmill.stages.models.completions import Completion
     from clipmill.stages.models.text_models import TextModel
 
-SUMMARIES = clip_table(("caption", pa.string()))
+SUMMARIES = clip_table(
+    ("caption", pa.string()),
+    # How the text ended (stop or length), its tokens, and what cleaned it; null in earlier tables.
+    ("caption_finish_reason", pa.string()),
+    ("caption_prompt_tokens", pa.int32()),
+    ("caption_new_tokens", pa.int32()),
+    ("caption_cleaned_by", pa.list_(pa.string())),
+)
 
 # Which columns a prompt needs for each variable that it may use.
 _READS = {
@@ -59,8 +67,9 @@ It may contain: {{ tags|join(', ') }}.
 class SummarizeCaptions(GeneratingStage):
     """The clip's caption, by a language model.
 
-    An answer that is empty, was cut off at max_new_tokens or repeats itself is a failure
-    of kind `model`. No other caption ever replaces it.
+    An answer that is no caption (empty, repeating itself, a refusal, reasoning) is a failure of
+    kind `model`, and so is one that was cut off at max_new_tokens. No other caption ever replaces
+    it.
     """
 
     name: ClassVar[str] = "summarize_captions"
@@ -151,9 +160,9 @@ class SummarizeCaptions(GeneratingStage):
             except RowFailed as failure:
                 rows.record(row["clip_id"], failure)
         answers = model.complete(list(prompts.values()))
-        for clip_id, answer in zip(prompts, answers, strict=True):
+        for (clip_id, prompt), answer in zip(prompts.items(), answers, strict=True):
             try:
-                rows.keep(clip_id, caption=self._usable(answer))
+                rows.keep(clip_id, **self._columns(answer, prompt))
             except ServerRefused:
                 raise  # it concerns all clips
             except RowFailed as failure:
@@ -194,19 +203,25 @@ class SummarizeCaptions(GeneratingStage):
         except ValueError as error:
             raise RowFailed("model", f"summarize_captions.prompt: {error}") from error
 
-    def _usable(self, answer: Completion | RowFailed) -> str:
-        if isinstance(answer, RowFailed):
-            raise answer
-        text = tidy(answer.text)
-        if not answer.complete:
-            raise RowFailed(
-                "model",
-                f"the answer was cut off at {self.max_new_tokens} tokens "
-                f"(max_new_tokens): {shortened(tidy(answer.text) or answer.text)}",
-            )
-        if fault := fault_of(text):
-            raise RowFailed("model", fault)
-        return text
+    def _columns(self, answer: Completion | RowFailed, prompt: str) -> dict[str, Any]:
+        """The columns of a clip; RowFailed if the answer can't be used."""
+        # Without a request of its own, a prompt is captions, and the answer may be one of them.
+        request = fixed_opening(self.prompt)
+        stored = stored_text(
+            answer,
+            when_cut_off=self.when_cut_off or "fail",
+            limit=self.max_new_tokens,
+            setting="max_new_tokens",
+            asked=[prompt, request] if is_request(request) else [],
+            off=self.text_rules_off,
+        )
+        return {
+            "caption": stored.text,
+            "caption_finish_reason": stored.finish_reason,
+            "caption_prompt_tokens": stored.prompt_tokens,
+            "caption_new_tokens": stored.new_tokens,
+            "caption_cleaned_by": list(stored.cleaned_by),
+        }
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ from typing import Protocol
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.engines.opening import open_engine
-from clipmill.stages.models.engines.requests import Engine, Generation, Picture, Request, answers
+from clipmill.stages.models.engines.requests import (
+    CHAT_PROMPT,
+    Engine,
+    Generation,
+    Picture,
+    Request,
+    answers,
+)
 from clipmill.stages.models.generation import GeneratingStage
 from clipmill.stages.references import ModelReference
 
@@ -26,6 +33,9 @@ class PictureToCaption:
 
 class Captioner(Protocol):
     """Returns an answer or a failure for each ticket."""
+
+    takes_instructions: bool
+    """Whether it is asked in words, as chat models are, and may therefore answer with anything."""
 
     def check_prompt(self, prompt: str | None) -> None:
         """Raises ClipmillError if the model can't use the prompt."""
@@ -49,6 +59,7 @@ class EngineCaptioner:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.takes_instructions = engine.default_prompt == CHAT_PROMPT
 
     def check_prompt(self, prompt: str | None) -> None:
         self.engine.check_prompt(prompt)

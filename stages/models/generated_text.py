@@ -8,10 +8,16 @@ import numpy as np
 
 # Far beyond any caption: a server may return a book, whatever length was requested.
 LONGEST_CHARACTERS = 20_000
-_THINKING = re.compile(r"<(/?)(?:think|thinking|reasoning)>|◁(/?)think▷")
 # For scripts written without spaces: a piece repeated five times in a row or more.
 _CHARACTERS_REPEAT = re.compile(r"(\w.{0,59}?)\1{4,}", re.DOTALL)
 _REPEATED_CHARACTERS = 24
+# Syllables of songs, laughter and noises, which are repeated for good reason, up to this often.
+_SYLLABLES = """
+la na da ha he ho hee hey hi oh ooh ah aah ay uh mm hmm yeah no go doo dum di ba bah boo blah fa ra
+sha tra yay bye beep tick tock woof meow moo quack knock tap clap bang boom ding dong
+"""
+_SUNG = frozenset(_SYLLABLES.split())
+_SUNG_WORDS = 16
 # Invisible characters: control characters, which could control a terminal, marks that change the
 # text's direction, and the byte order mark.
 _UNSEEN = re.compile(
@@ -21,31 +27,12 @@ _NO_CHARACTER = re.compile("[\ud800-\udfff\ufffd]")
 
 
 def tidy(text: str) -> str:
-    """Removes thinking blocks, even unfinished ones, and invisible characters; collapses spaces.
+    """Removes invisible characters and collapses spaces.
 
     A truncated last character is dropped: the last token of a text may be only part of one.
     """
-    text = _UNSEEN.sub("", _without_thinking(text)).rstrip("\ufffd")
+    text = _UNSEEN.sub("", text).rstrip("\ufffd")
     return " ".join(text.split())
-
-
-def _without_thinking(text: str) -> str:
-    """In one pass, because a text may be nothing but a hundred thousand opening tags."""
-    kept: list[str] = []
-    at, thinking = 0, False
-    for tag in _THINKING.finditer(text):
-        if tag.group(1) or tag.group(2):
-            # Some chat templates open the block in the prompt, so only its end is generated.
-            if not thinking:
-                kept.clear()
-            thinking = False
-        elif not thinking:
-            kept.append(text[at : tag.start()])
-            thinking = True
-        at = tag.end()
-    if not thinking:
-        kept.append(text[at:])
-    return " ".join(kept)
 
 
 def fault_of(text: str) -> str | None:
@@ -75,7 +62,7 @@ def _repetition(text: str) -> str | None:
     """The piece that a text repeats over and over.
 
     A word may be repeated three times in good prose ("very, very, very"), six words not even
-    twice.
+    twice. Syllables that are sung, laughed or barked may be repeated more often.
     """
     words = [word.strip(".,;:!?\"'()").casefold() for word in text.split()]
     numbers = np.array([*map({word: i for i, word in enumerate(words)}.get, words)])
@@ -86,10 +73,18 @@ def _repetition(text: str) -> str | None:
         differs = np.flatnonzero(numbers[length:] != numbers[:-length])
         ends = np.concatenate([[-1], differs, [len(words) - length]])
         runs = np.diff(ends) - 1
-        if (found := np.flatnonzero(runs >= allowed * length)).size:
-            last = int(ends[found[0]]) + allowed * length + length
-            return " ".join(words[last - length + 1 : last + 1])
+        for found in np.flatnonzero(runs >= allowed * length):
+            last = int(ends[found]) + allowed * length + length
+            piece = words[last - length + 1 : last + 1]
+            if runs[found] + length > _SUNG_WORDS or not _SUNG.issuperset(piece):
+                return " ".join(piece)
     for match in _CHARACTERS_REPEAT.finditer(text):
-        if len(match.group()) >= _REPEATED_CHARACTERS:
+        if len(match.group()) >= _REPEATED_CHARACTERS and not _is_sung(match.group()):
             return match.group(1)
     return None
+
+
+def _is_sung(text: str) -> bool:
+    words = [word.strip(".,;:!?\"'()").casefold() for word in text.split()]
+    # The first and the last may be parts of words.
+    return 2 < len(words) <= _SUNG_WORDS and _SUNG.issuperset(words[1:-1])

@@ -16,6 +16,8 @@ from clipmill.stages.models.batch_size import is_out_of_memory
 from clipmill.stages.models.engines.loading_options import loading_options
 from clipmill.stages.models.engines.programs import ServerPrograms
 from clipmill.stages.models.engines.requests import Generation as Generation
+from clipmill.stages.models.outputs.cleaning import TextRule
+from clipmill.stages.models.outputs.stored import WhenCutOff
 from clipmill.stages.protocol import Stage, resource
 from clipmill.stages.references import ModelReference
 
@@ -50,6 +52,17 @@ class GeneratingStage(Stage):
         "auto",
         description="number format of the weights; auto is bfloat16 if the CPU or GPU has "
         "instructions for it, otherwise float32",
+    )
+    when_cut_off: WhenCutOff | None = Field(
+        None,
+        description="what becomes of a text that was cut off at the token limit: fail, keep, or "
+        "sentence (keep its whole sentences). By default fail, and keep for a captioner that "
+        "follows no instructions, such as BLIP",
+    )
+    text_rules_off: tuple[TextRule, ...] = Field(
+        (),
+        description="rules for cleaning the model's texts that are not applied (see "
+        "docs/captioning.md)",
     )
     device: str = resource("auto", description="auto, cpu, cuda or cuda:N")
     attention: Attention = Field(

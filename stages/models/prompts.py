@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -47,6 +48,11 @@ def variables_of(template: str, allowed: Collection[str]) -> frozenset[str]:
             f"the template uses {', '.join(unknown)}; allowed variables: {', '.join(allowed)}"
         )
     return frozenset(used)
+
+
+def fixed_opening(template: str) -> str:
+    """The text before the first variable or statement of a template."""
+    return re.split(r"\{[{%#]", template, maxsplit=1)[0].strip()
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

@@ -38,8 +38,9 @@ def number_in(jpeg: bytes) -> int:
 class Reader:
     """A captioner that reads the number in the picture; `say` may change its answer."""
 
-    def __init__(self, say=lambda number, picture: f"number {number}"):
+    def __init__(self, say=lambda number, picture: f"number {number}", takes_instructions=True):
         self.say = say
+        self.takes_instructions = takes_instructions
         self.asked = []
 
     def check_prompt(self, prompt):
@@ -150,7 +151,7 @@ def test_scale_can_be_left_out(scale, empty):
         ("", "model", "the text is empty"),
         (" ...! ", "model", "no word"),
         ("a dog a dog a dog a dog", "model", "repeats"),
-        ("<think>I wonder", "model", "empty"),
+        ("<think>I wonder", "model", "reasoning without an answer"),
         (RowFailed("transient", "answered 503"), "transient", "answered 503"),
         (RowFailed("bad_media", "no image"), "bad_media", "no image"),
     ],
@@ -322,3 +323,61 @@ def test_frames_are_sent_to_a_server_unchanged(tmp_path):
     assert [fine["text"] for fine in rows[1]["captions_fine"]] == [
         f"number {number} for look" for number in (20, 21, 22)
     ]
+
+
+def test_columns_say_how_each_text_ended_and_what_cleaned_it():
+    """Frames that share a caption share its values; a rule counts once per caption."""
+
+    def say(number, picture):
+        texts = {1: "**one**", 2: "Sure! Here's a caption: **two**"}
+        return Completion(texts.get(number, "number"), new_tokens=10 + number)
+
+    row = captioned(stage(), [clip("a", 0)], Reader(say))["a"]
+    assert (row["caption_coarse"], row["coarse_finish_reason"]) == ("one", "stop")
+    assert (row["coarse_new_tokens"], row["coarse_cleaned_by"]) == (11, ["markdown"])
+    assert [fine["text"] for fine in row["captions_fine"]] == ["number", "one", "two"]
+    assert row["fine_finish_reasons"] == ["stop"] * 3
+    assert row["fine_new_tokens"] == [10, 11, 12]
+    assert sorted(row["fine_cleaned_by"]) == ["markdown", "markdown", "preamble"]
+    assert captioned(stage(fine=False), [clip("a", 0)])["a"]["fine_finish_reasons"] is None
+
+
+CUT = "A dog runs. Then it sits on a"
+
+
+@pytest.mark.parametrize(
+    ("when_cut_off", "takes_instructions", "kept", "words"),
+    [
+        (None, True, None, "cut off at 60 tokens (max_new_tokens): 'A dog runs."),
+        (None, False, CUT, None),
+        ("fail", False, None, "cut off at 60 tokens"),
+        ("keep", True, CUT, None),
+        ("sentence", True, "A dog runs.", None),
+    ],
+)
+def test_text_that_was_cut_off_is_never_kept_silently(
+    when_cut_off, takes_instructions, kept, words
+):
+    reader = Reader(lambda number, picture: Completion(CUT, complete=False), takes_instructions)
+    row = captioned(stage(fine=False, when_cut_off=when_cut_off), [clip("a", 0)], reader)["a"]
+    assert row["caption_coarse"] == kept
+    if words:
+        assert words in row["error"]["message"]
+        return
+    assert row["coarse_finish_reason"] == "length"
+    assert row["coarse_cleaned_by"] == (["cut_to_sentences"] if kept != CUT else [])
+
+
+def test_text_without_a_whole_sentence_can_not_be_cut_back_to_one():
+    reader = Reader(lambda number, picture: Completion("a man in a red", complete=False))
+    asked = stage(coarse=False, when_cut_off="sentence", fine_max_new_tokens=5)
+    row = captioned(asked, [clip("a", 0)], reader)["a"]
+    assert (
+        "cut off at 5 tokens (fine_max_new_tokens) before its first sentence"
+        in (row["error"]["message"])
+    )
+
+
+def test_new_settings_leave_the_identity_of_a_recipe_as_it_was():
+    assert set(stage().identity()) == {"model", "skip_similar"}
+    assert "when_cut_off" in stage(when_cut_off="keep").identity()

@@ -187,6 +187,28 @@ def test_thinking_and_line_breaks_are_removed():
     )
 
 
+def test_columns_say_how_the_summary_ended_and_what_cleaned_it():
+    answer = Completion("Sure! Here is a summary: A dog runs.", True, 40, 9)
+    row = summarised(stage(), [clip("a")], Echo(lambda prompt: answer))["a"]
+    assert row["caption"] == "A dog runs."
+    assert (row["caption_prompt_tokens"], row["caption_new_tokens"]) == (40, 9)
+    assert (row["caption_finish_reason"], row["caption_cleaned_by"]) == ("stop", ["preamble"])
+
+
+def test_summary_that_was_cut_off_may_be_kept():
+    cut = Echo(lambda prompt: Completion("A dog runs. It", complete=False))
+    for choice, kept in (("keep", "A dog runs. It"), ("sentence", "A dog runs.")):
+        row = summarised(stage(when_cut_off=choice), [clip("a")], cut)["a"]
+        assert (row["caption"], row["caption_finish_reason"]) == (kept, "length")
+
+
+def test_answer_may_equal_a_caption_but_not_the_request():
+    """A prompt without a request is captions, and one of them is a fine summary."""
+    assert summarised(stage(prompt="{{ coarse }}"), [clip("a")])["a"]["caption"] == "a dog"
+    echoed = summarised(stage(), [clip("a")])["a"]
+    assert "only repeats the prompt" in echoed["error"]["message"]
+
+
 def test_long_prompt_drops_fine_captions_evenly():
     """Of 40 captions of two words, with two words around them, nine fit into 20 tokens."""
     row = clip("a", fine=[f"thing {i}" for i in range(40)])

@@ -15,6 +15,8 @@ from clipmill.stages.usage import TOKENS_IN, TOKENS_OUT, TOLD_TOKENS, use
 
 # `length` is OpenAI's own word; the others are in use for the same.
 _CUT_OFF = ("length", "max_tokens", "model_length")
+# Where servers put what is no part of the answer.
+_REASONING = ("reasoning", "reasoning_content")
 # What `/v1/models` says about a model in vLLM, SGLang, llama.cpp and Ollama, without times.
 _FACTS = ("id", "root", "parent", "revision", "owned_by", "max_model_len", "meta")
 
@@ -104,6 +106,7 @@ def completion(url: str, content: bytes) -> tuple[Completion, str]:
         counts = _count_tokens(answer.get("usage"))
         choice = answer["choices"][0]
         text = choice["message"]["content"]
+        reasoned = any(choice["message"].get(name) for name in _REASONING)
         reason = choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         said = content[:200].decode("utf-8", "replace")
@@ -114,6 +117,9 @@ def completion(url: str, content: bytes) -> tuple[Completion, str]:
         raise RowFailed("model", f"{url} filtered its answer")
     if not isinstance(text, str | None):
         raise RowFailed("model", f"{url} answered with content that is not text")
+    if reasoned and not text:
+        end = " before the token limit" if reason in _CUT_OFF else ""
+        raise RowFailed("model", f"{url} sent reasoning without an answer{end}")
     by = " ".join(
         f"{name} {str(answer[name])[:200]}"
         for name in ("model", "system_fingerprint")

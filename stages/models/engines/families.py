@@ -43,6 +43,7 @@ from clipmill.stages.models.engines.requests import (
     Video,
 )
 from clipmill.stages.models.generation import ModelPlacement, arguments_of, load_weights
+from clipmill.stages.models.outputs.decoding import Decoder
 from clipmill.stages.models.pixels import PlainPixels
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Family:
         self._padding = tokenizer.pad_token_id
         # For outputs and single prompts, in any thread but one at a time.
         self._tokenizer = copy.deepcopy(tokenizer)
+        self._decoder = Decoder(tokenizer)
         self._lock = threading.Lock()
         if not config.is_encoder_decoder:
             # Text that continues its prompt must not have padding in between.
@@ -165,7 +167,8 @@ class Family:
             )
         new = self.new_tokens(output, inputs)
         with self._lock:
-            texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
+            prompts = inputs["input_ids"] if self.default_prompt == CHAT_PROMPT else None
+            texts = self._decoder.texts(self._tokenizer, new, prompts)
         return completions(
             texts,
             new,

@@ -19,6 +19,7 @@ from clipmill.stages.models.engines.processors import (
 )
 from clipmill.stages.models.engines.requests import Generation, Request
 from clipmill.stages.models.generation import ModelPlacement, arguments_of, load_weights
+from clipmill.stages.models.outputs.decoding import Decoder
 
 # A tokenizer without a known limit reports a number like 10**30.
 _NO_LIMIT = 10**6
@@ -60,6 +61,7 @@ class LanguageModel:
         )
         self._ends = ending_tokens(self._model) or {tokenizer.eos_token_id}
         self._padding = tokenizer.pad_token_id
+        self._decoder = Decoder(tokenizer)
         self.longest_prompt = self._longest_prompt(config, tokenizer, longest_answer)
         # Of every caller's thread, for prompts; of the threads that prepare batches and decode.
         self.tokenizers = Copies(tokenizer, threads + 1)
@@ -150,7 +152,7 @@ class LanguageModel:
         # output.
         new = output[:, 1:] if self._encoder_decoder else without_prompt(output, moved["input_ids"])
         with self.tokenizers.borrowed() as tokenizer:
-            texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+            texts = self._decoder.texts(tokenizer, new, moved["input_ids"] if self._chat else None)
         return completions(
             texts,
             new,

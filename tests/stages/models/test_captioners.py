@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.stages.models.captioners import PictureToCaption, open_captioner
@@ -18,6 +20,7 @@ from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.engines.gathering import Gathered
 from clipmill.stages.models.engines.requests import Generation, Picture, Request
 from clipmill.stages.models.generation import GeneratingStage, arguments_of
+from clipmill.stages.models.outputs.decoding import Decoder
 from clipmill.stages.models.pixels import PlainPixels
 from clipmill.stages.references import ModelReference
 from tests.models_factory import hf, tiny_model
@@ -192,6 +195,28 @@ def test_prompts_of_the_same_length_share_a_batch(monkeypatch):
         monkeypatch.setattr(opened.engine.model, "generate", counted)
         opened.describe(pictures(4, ("a red dog", "a cat")), GREEDY)
     assert sizes == [4, 4]
+
+
+def test_special_tokens_that_mark_reasoning_stay_in_the_text():
+    """Others are left out: decoded without the marks, reasoning and answer would be one text."""
+    words = {word: i for i, word in enumerate(["<unk>", "[THINK]", "[/THINK]", "</s>", "a", "dog"])}
+    raw = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    raw.add_special_tokens(["[THINK]", "[/THINK]", "</s>"])
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
+    rows = torch.tensor([[1, 4, 2, 5, 3], [4, 5, 3, 3, 3]])
+    assert Decoder(tokenizer).texts(tokenizer, rows) == ["[THINK]a[/THINK]dog", "a dog"]
+
+
+@pytest.mark.parametrize("opened_by", ["<think>\n", ""])
+def test_reasoning_that_the_template_opens_is_known_as_such(opened_by, tmp_path):
+    """Cut off before its end, it would otherwise look like a caption."""
+    folder = copied("qwen_vl", tmp_path)
+    template = folder / "chat_template.jinja"
+    start = "<|im_start|>assistant\n"
+    template.write_text(template.read_text().replace(start, start + opened_by))
+    with captioner(folder) as opened:
+        answers = opened.describe(pictures(2), GREEDY).values()
+    assert [answer.text.startswith("<think>") for answer in answers] == [bool(opened_by)] * 2
 
 
 def test_prompt_is_not_part_of_the_caption():

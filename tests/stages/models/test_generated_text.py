@@ -55,16 +55,9 @@ def test_any_piece_repeated_twelve_times_is_a_repetition(piece, times):
 
 @pytest.mark.parametrize(
     ("text", "tidied"),
-    [
-        ("  a\n\tdog ", "a dog"),
-        ("<think>well, a dog?</think>\n\na dog", "a dog"),
-        ("well, a dog?</think> a dog", "a dog"),
-        ("a dog <think>or is it", "a dog"),
-        ("<think>never ends", ""),
-        ("◁think▷x◁/think▷a dog", "a dog"),
-    ],
+    [("  a\n\tdog ", "a dog"), ("\ufeffa \u202edog\x07", "a dog"), ("a dog \ufffd", "a dog")],
 )
-def test_thinking_and_white_space_are_removed(text, tidied):
+def test_white_space_and_invisible_characters_are_removed(text, tidied):
     assert tidy(text) == tidied
 
 

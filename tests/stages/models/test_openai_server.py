@@ -145,6 +145,23 @@ def test_answer_at_the_token_limit_is_incomplete():
     assert answer == Completion("a dog and", complete=False)
 
 
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_reasoning_is_no_part_of_the_answer(field):
+    """An answer that consists of it alone is a failure that says so."""
+
+    def reasoned(text, reason):
+        whole = json.loads(completion(text, reason))
+        whole["choices"][0]["message"][field] = "The user wants a caption"
+        whole["usage"] = {"prompt_tokens": 3, "completion_tokens": 5}
+        return json.dumps(whole).encode()
+
+    serving = openai_server(text_of, reasoned("a dog", "stop"), reasoned(None, "length"))
+    with serving as stand_in, client(stand_in.url, concurrency=1) as server:
+        answer, failure = ask(server, "x", "y")
+    assert answer == Completion("a dog", True, 3, 5)
+    assert "reasoning without an answer before the token limit" in failure.message
+
+
 def test_unreachable_server_is_reported_at_the_start():
     with openai_server(text_of) as stand_in, client(stand_in.url) as server:
         server.check()
