@@ -54,6 +54,7 @@ def lines_below(report: Status) -> Iterator[str]:
     yield from _rejected(report, dataset)
     yield from _skipped(report, dataset)
     yield from _failed(report, dataset)
+    yield from _texts(report)
     waiting = [
         f"{counted(stage['pending'], 'row')} at {stage['stage']}"
         for stage in report["stages"]
@@ -123,6 +124,26 @@ def _failed(report: Status, dataset: str) -> Iterator[str]:
     longest = max(len(command) for command, _ in commands)
     for command, says in commands:
         yield f"  {command:{longest}}  # {says}"
+
+
+def _texts(report: Status) -> Iterator[str]:
+    """What to know about the models' texts; nothing if all are whole, clean and different."""
+    for one in report["texts"]:
+        parts = [f"{one['cut_off']:,} cut off"] if one["cut_off"] else []
+        if one["cleaned"]:
+            rules = ", ".join(f"{count:,} by {rule}" for rule, count in one["cleaned"].items())
+            parts.append(f"cleaned: {rules}")
+        if parts:
+            yield f"{one['column']}: {counted(one['told'], 'text')}, {'; '.join(parts)}."
+        if one["repeated"]:
+            most = one["repeated"][0]
+            share = one["repeated_clips"] / one["texts"]
+            yield (
+                f"{one['column']}: {counted(one['repeated_clips'], 'clip')} ({share:.1%}) share "
+                f"{counted(one['repeated_texts'], 'text')} with clips of other videos, most often "
+                f'"{_line(most["text"])}" ({counted(most["clips"], "clip")} of '
+                f"{counted(most['videos'], 'video')})."
+            )
 
 
 def _line(text: str | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog.caption_texts import TextCounts, text_counts
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
 from clipmill.pipeline.catalog.index import ShardFiles
 from clipmill.pipeline.catalog.layout import Layout
@@ -92,7 +93,7 @@ class Status(Reasons):
     """The result of `status_report`.
 
     `moved_at` is when the running command last made progress, None if none is running. `lists`
-    counts each list's lines and rows.
+    counts each list's lines and rows; `texts`, the captions in each column that models wrote.
     """
 
     dataset: str
@@ -102,6 +103,7 @@ class Status(Reasons):
     lists: list[dict[str, Any]]
     stages: list[StageStatus]
     totals: Totals
+    texts: list[TextCounts]
 
 
 def status_report(dataset: Path) -> Status:
@@ -135,6 +137,7 @@ def status_report(dataset: Path) -> Status:
             "lists": [asdict(counts) for counts in kept_counts(layout.dataset)],
             "stages": stages,
             "totals": _totals(catalog, footers),
+            "texts": text_counts(catalog),
             **found,
         }
 

@@ -218,6 +218,7 @@ def _context(
         },
         "published": internvid_figures,
         "words": word_counts,
+        "texts": [one for one in status["texts"] if one["texts"]],
         "cloud": _cloud(word_counts.commonest),
         "verbs": charts.counted_rows(word_counts.verbs, "uses"),
         "common": charts.counted_rows(word_counts.commonest[: caption_words.SHOWN_VERBS], "uses"),

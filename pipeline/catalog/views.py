@@ -206,8 +206,23 @@ VIEWS: dict[str, Columns] = {
 }
 # The built-in step that provides each column of the clips view.
 _CLIP_SOURCES = {
-    "summarize_captions": ("caption",),
-    "caption_frames": ("caption_coarse", "captions_fine"),
+    "summarize_captions": (
+        "caption",
+        "caption_finish_reason",
+        "caption_prompt_tokens",
+        "caption_new_tokens",
+        "caption_cleaned_by",
+    ),
+    "caption_frames": (
+        "caption_coarse",
+        "captions_fine",
+        "coarse_finish_reason",
+        "coarse_new_tokens",
+        "coarse_cleaned_by",
+        "fine_finish_reasons",
+        "fine_new_tokens",
+        "fine_cleaned_by",
+    ),
     "tag_clips": ("tags",),
     "score_similarity": ("similarity", "similarity_coarse", "similarity_fine"),
     "score_aesthetic": ("aesthetic",),
@@ -247,7 +262,9 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
         if step is not None:
             taken.add(step.step)
             found.update(
-                (column, _ViewColumn(column, step, column)) for column in _CLIP_SOURCES[name]
+                (column, _ViewColumn(column, step, column))
+                for column in _CLIP_SOURCES[name]
+                if column in step.schema.names
             )
     base = {"download_videos", "scan_videos", "split_clips", "embed_clips"}
     used = names | {name for name, _ in (*CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS)}
