@@ -37,12 +37,15 @@ LABELS = (
     "score_aesthetic",
     "hash_frames",
     "take_given_score",
+    "check_captions",
 )
 # Stages that the demo's recipe lacks, but that fit its results.
 ADDED = (
     "take_given_score.stage=take_given_score",
     "take_given_score.column=UMT_Score",
     "take_given_score.scorer=UMT-SIM",
+    "check_captions.stage=check_captions",
+    "check_captions.motion=split_clips.motion",
 )
 # Stages that can't run with the demo's models; each has its own test file.
 ELSEWHERE: set[str] = {"score_video_similarity"}
