@@ -38,6 +38,7 @@ LIBRARIES = {
 _OF_RUNS = {name for name in LIBRARIES if EXTRAS.get(name) == "run"}
 _OF_MODELS = {name for name in LIBRARIES if EXTRAS.get(name) == "models"}
 _PROGRAM_NAMES = {"httpie": "http", "quickjs": "qjs"}  # if they differ from yt-dlp's names
+_UNFIT = "unfit: "
 CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "aac", "opus")
 
 
@@ -47,7 +48,9 @@ def examine(recipe: str | None) -> int:
     missing = 0
     for what, problem in _findings(recipe):
         missing += problem is not None
-        mark = "[green]ok[/green]     " if problem is None else "[red]missing[/red]"
+        mark = "[red]missing[/red]" if problem else "[green]ok[/green]     "
+        if problem and problem.startswith(_UNFIT):
+            mark, problem = "[red]wrong[/red]  ", problem.removeprefix(_UNFIT)
         console.print(f"{mark} {escape(what)}", soft_wrap=True)
         if problem:
             console.print(f"        {escape(problem)}", soft_wrap=True)
@@ -139,7 +142,11 @@ def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
     yield from _sources(loaded)
     findings = list(examine_models(plan.steps))
     for one in findings:
-        yield str(one), one.problem if one.reason is None else "not on this machine; see below"
+        what = f"{one} ({one.note})" if one.note else str(one)
+        problem = one.problem if one.reason is None else "not on this machine; see below"
+        if problem and one.is_here:
+            problem = _UNFIT + problem.removeprefix(f"{one.setting}: ")
+        yield what, problem
     if unreachable := [one for one in findings if one.reason is not None]:
         yield "files to download", "\n        ".join(problems_of(unreachable)[0].split("\n"))
 

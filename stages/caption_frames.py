@@ -22,8 +22,10 @@ from clipmill.stages.models.prompts import render, variables_of
 from clipmill.stages.protocol import (
     FramePick,
     Middle,
+    ModelCheck,
     PerSecond,
     Rows,
+    Stage,
     Transform,
     Workspace,
     resource,
@@ -185,6 +187,27 @@ class CaptionFrames(GeneratingStage):
             "fine_prompt": self._fine_prompt if self.fine else None,
         }
         return {name: text for name, text in found.items() if text is not None}
+
+    def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
+        from clipmill.stages.models.checks.generators import check_captioner
+
+        prompts: dict[str, list[str | None]] = {}
+        models: dict[str, ModelReference] = {}
+        for _, setting, reference, prompt in self._uses():
+            guided = self.guide_with_tags and prompt == self._fine_prompt
+            prompts.setdefault(setting, []).append(None if guided else prompt)
+            models[setting] = reference
+        for setting, reference in models.items():
+            yield self.writer_check(
+                label,
+                setting,
+                reference,
+                lambda name, setting=setting, reference=reference: check_captioner(
+                    reference, self, name, prompts[setting]
+                ),
+                with_picture=True,
+                depends_on=tuple(prompts[setting]),
+            )
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -13,7 +13,15 @@ from pydantic import Field
 from clipmill.schemas.tables import clip_table
 from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
 from clipmill.stages.models.vectors import STORED, as_column
-from clipmill.stages.protocol import FramePick, Rows, Transform, Uniform, Workspace
+from clipmill.stages.protocol import (
+    FramePick,
+    ModelCheck,
+    Rows,
+    Stage,
+    Transform,
+    Uniform,
+    Workspace,
+)
 
 EMBEDDINGS = clip_table(
     # k frames of d numbers each, L2-normalised, in time order.
@@ -35,6 +43,9 @@ class EmbedClips(EmbedderStage):
 
     def frames_picked(self) -> tuple[FramePick, ...]:
         return (Uniform(self.frames_per_clip),)
+
+    def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
+        yield self.embedder_check(label, "image")
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:

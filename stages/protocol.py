@@ -62,6 +62,22 @@ class Workspace:
         return Path(path) if Path(path).is_absolute() else self.dataset / path
 
 
+@dataclass(frozen=True)
+class ModelCheck:
+    """A check, before a run starts, of a model or file that a stage's setting names.
+
+    `run` returns what it found, and raises ClipmillError if the stage can't work with it. It needs
+    the libraries that `needs` names, by import name. `depends_on` is what its result depends on
+    beside the files. A check that `asks` costs requests of a server.
+    """
+
+    setting: str
+    run: Callable[[], str]
+    depends_on: tuple[Any, ...] = ()
+    needs: tuple[str, ...] = ()
+    asks: bool = False
+
+
 def resource(default: Any, **details: Any) -> Any:
     """A setting that changes speed or place but not results, so it is left out of fingerprints."""
     return Field(default, json_schema_extra={"resource": True}, **details)
@@ -146,6 +162,13 @@ class Stage(BaseModel):
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         """ValueError if this stage doesn't fit those before it in the recipe, by label."""
+
+    def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterable[ModelCheck]:
+        """Checks of what `references` names, by setting, without loading weights.
+
+        `label` is the stage's own in the recipe, for errors; `before` are the stages before it.
+        """
+        return ()
 
     def references(self) -> dict[str, ModelReference | DataFile]:
         """Every model and data file that the settings name, by setting."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -14,9 +14,10 @@ from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.tables import clip_table
 from clipmill.stages.media.fetch.data_files import local_file
 from clipmill.stages.models.aesthetic_heads import AestheticHead, load_head
+from clipmill.stages.models.embedders import EmbedderStage
 from clipmill.stages.models.places import note_place
 from clipmill.stages.models.vectors import stored
-from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
+from clipmill.stages.protocol import ModelCheck, Rows, Stage, Transform, Workspace
 from clipmill.stages.references import DataFile
 
 AESTHETIC = clip_table(("aesthetic", pa.float32()), ("aesthetic_reason", pa.string()))
@@ -53,6 +54,21 @@ class ScoreAesthetic(Stage):
 
     def columns_read(self) -> tuple[str, ...]:
         return (f"{self.embeddings}.embeddings",)
+
+    def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
+        maker = before.get(self.embeddings)
+        model = maker.model if isinstance(maker, EmbedderStage) else None
+        has_pair = model is not None and model.hub is not None
+
+        def run() -> str:
+            from clipmill.stages.models.checks.embedders import check_head
+
+            path = local_file(self.head, setting=f"{label}.head")
+            return check_head(path, model, f"{label}.head", self.embeddings)
+
+        yield ModelCheck(
+            "head", run, (str(model),), ("torch", "open_clip") if has_pair else ("torch",)
+        )
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:

@@ -15,7 +15,7 @@ from clipmill.schemas.tables import clip_table
 from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
 from clipmill.stages.models.long_texts import DividedText, TextScorer, divided, text_columns
 from clipmill.stages.models.vectors import frame_mean, stored
-from clipmill.stages.protocol import Rows, Stage, Transform, Workspace
+from clipmill.stages.protocol import ModelCheck, Rows, Stage, Transform, Workspace
 
 SIMILARITY = clip_table(
     ("similarity", pa.float32()),
@@ -75,6 +75,9 @@ class ScoreSimilarity(EmbedderStage, TextScorer):
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         """ValueError if the embeddings are those of another model."""
         self.same_model(self.embeddings, before)
+
+    def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
+        yield self.embedder_check(label, "text")
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:

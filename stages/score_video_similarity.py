@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -18,7 +18,9 @@ from clipmill.stages.models.video_text.base import VideoTextModel
 from clipmill.stages.models.video_text.choose import load_video_text_model
 from clipmill.stages.protocol import (
     FramePick,
+    ModelCheck,
     Rows,
+    Stage,
     Starts,
     Transform,
     Uniform,
@@ -88,6 +90,14 @@ class ScoreVideoSimilarity(TextScorer):
     def frames_picked(self) -> tuple[FramePick, ...]:
         pick = Uniform if self.frame_choice == "middles" else Starts
         return (pick(self.frames_per_clip),)
+
+    def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
+        def run() -> str:
+            from clipmill.stages.models.checks.embedders import check_video_text
+
+            return check_video_text(self.model, f"{label}.model")
+
+        yield ModelCheck("model", run, (), ("torch", "transformers"))
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:

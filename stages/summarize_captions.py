@@ -17,7 +17,7 @@ from clipmill.stages.models.generation import GeneratingStage, Generation
 from clipmill.stages.models.outputs.stored import stored_text
 from clipmill.stages.models.outputs.wording import is_request
 from clipmill.stages.models.prompts import fixed_opening, render, variables_of
-from clipmill.stages.protocol import Rows, Transform, Workspace, resource
+from clipmill.stages.protocol import ModelCheck, Rows, Stage, Transform, Workspace, resource
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
@@ -139,6 +139,17 @@ class SummarizeCaptions(GeneratingStage):
     def _generation(self) -> Generation:
         return Generation(
             self.max_new_tokens, self.min_new_tokens, self.num_beams, self.no_repeat_ngram_size
+        )
+
+    def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
+        from clipmill.stages.models.checks.generators import check_text_model
+
+        yield self.writer_check(
+            label,
+            "model",
+            self.model,
+            lambda name: check_text_model(self.model, self, name),
+            with_picture=False,
         )
 
     @contextmanager

@@ -14,10 +14,19 @@ from pydantic import Field, field_validator
 
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.tables import TAG, clip_table
+from clipmill.schemas.words import counted
 from clipmill.stages.media.fetch.data_files import local_file
 from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
 from clipmill.stages.models.vectors import stored, unit
-from clipmill.stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace
+from clipmill.stages.protocol import (
+    FramePick,
+    ModelCheck,
+    Rows,
+    Stage,
+    Transform,
+    Uniform,
+    Workspace,
+)
 from clipmill.stages.references import DataFile
 
 logger = logging.getLogger(__name__)
@@ -99,13 +108,24 @@ class TagClips(EmbedderStage):
         if self.embeddings:
             self.same_model(self.embeddings, before)
 
-    @contextmanager
-    def open(self, workspace: Workspace) -> Iterator[Transform]:
-        tags = read_vocabulary(
+    def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
+        yield self.embedder_check(label, *(("text",) if self.embeddings else ("image", "text")))
+        if self.vocabulary is not None:
+            yield ModelCheck("vocabulary", self._check_vocabulary)
+
+    def _check_vocabulary(self) -> str:
+        return counted(len(self._vocabulary()), "tag")
+
+    def _vocabulary(self) -> list[str]:
+        return read_vocabulary(
             local_file(self.vocabulary, setting="tag_clips.vocabulary")
             if self.vocabulary
             else SHIPPED_VOCABULARY
         )
+
+    @contextmanager
+    def open(self, workspace: Workspace) -> Iterator[Transform]:
+        tags = self._vocabulary()
         embedder = self.load("text") if self.embeddings else self.load("image", "text")
         self._check_kind_of_score(embedder)
         vectors = self._tag_vectors(tags, embedder)

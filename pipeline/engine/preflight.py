@@ -1,41 +1,77 @@
-"""Checks before a run starts that this machine has, or can fetch, what a recipe needs."""
+"""Checks before a run starts that what a recipe names is here, or can be fetched, and fits.
+
+Models are checked without loading their weights (`stages/models/checks/`). A check that passed is
+remembered in the user's cache until a file, a setting or an installed package changes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import importlib.util
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipmill.pipeline.engine.passed_checks import has_passed, note_passed
 from clipmill.pipeline.recipes.plan import PlannedStep
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError, UsageError
+from clipmill.schemas.words import counted
 from clipmill.stages.media.fetch.data_files import Unreachable, how_to_fetch, local_file
+from clipmill.stages.protocol import ModelCheck, Stage
 from clipmill.stages.references import DataFile, ModelReference
+from clipmill.stages.usage import REQUESTS, TOKENS_IN, TOKENS_OUT, used
 
 SERVER_TIMEOUT_SECONDS = 5.0
 _NOT_HERE = "not on this machine, and its download site does not answer"
+_USED = (REQUESTS, TOKENS_IN, TOKENS_OUT)
 
 
 @dataclass(frozen=True)
 class CheckedReference:
-    """A model or data file that a step names, and why it is unavailable (None if it is available).
+    """A model or data file that a step names, and what is wrong with it (None if nothing is).
 
-    `reason` is set if its server did not answer.
+    `reason` is set if its download site did not answer, `note` says what its check found, and
+    `is_here` whether it was there to be checked.
     """
 
     setting: str
     reference: ModelReference | DataFile
     problem: str | None = None
     reason: str | None = None
+    note: str | None = None
+    is_here: bool = True
 
     def __str__(self) -> str:
         return f"{self.setting}: {self.reference}"
 
 
-def check_models(steps: Iterable[PlannedStep]) -> None:
-    """Fetches what is missing and raises ClipmillError listing everything that can't be fetched."""
-    if problems := problems_of(list(examine_models(steps))):
+def check_models(
+    steps: Iterable[PlannedStep], whole: Sequence[PlannedStep] = ()
+) -> tuple[list[str], Counter[str]]:
+    """Fetches what is missing and checks what steps name; ClipmillError lists all problems.
+
+    `whole` are all steps of the recipe. Returns what is worth telling, and what servers charge.
+    """
+    before = used()
+    findings = list(examine_models(steps, whole, remembers=True))
+    if problems := problems_of(findings):
         raise ClipmillError("\n".join(problems))
+    now = used()
+    spent = Counter({name: now[name] - before[name] for name in _USED if now[name] > before[name]})
+    said = []
+    if spent:
+        asked = ", ".join(one.setting for one in findings if _is_server(one.reference))
+        told = f"Checked the server of {asked} with {counted(int(spent[REQUESTS]), 'request')}"
+        if len(spent) > 1:
+            told += f": {spent[TOKENS_IN]:,} tokens in, {spent[TOKENS_OUT]:,} out"
+        said.append(f"{told}.")
+    said += [f"{one.setting}: {one.note}" for one in findings if (one.note or "").startswith("not")]
+    return said, spent
+
+
+def _is_server(value: ModelReference | DataFile) -> bool:
+    return isinstance(value, ModelReference) and value.server is not None
 
 
 def problems_of(findings: list[CheckedReference]) -> list[str]:
@@ -45,27 +81,77 @@ def problems_of(findings: list[CheckedReference]) -> list[str]:
     return said if not unreachable else [*said, _without_network(unreachable)]
 
 
-def examine_models(steps: Iterable[PlannedStep]) -> Iterator[CheckedReference]:
-    """Every model and data file that steps name, fetched if possible.
+def examine_models(
+    steps: Iterable[PlannedStep], whole: Sequence[PlannedStep] = (), *, remembers: bool = False
+) -> Iterator[CheckedReference]:
+    """Every model and data file that steps name, fetched if possible, and checked.
 
-    Once the hub has not answered it is not contacted again: each attempt would take seconds.
+    Once the hub has not answered it is not contacted again: each attempt would take seconds. A
+    server is asked once for the same. With `remembers`, checks that passed before are left out.
     """
+    steps = list(steps)
     away: dict[str, str] = {}  # reasons, by place
+    asked: dict[tuple[object, ...], str | ClipmillError] = {}
     for step in steps:
+        before = _before(step, whole or steps)
+        checks = {one.setting: one for one in step.stage.model_checks(step.stage_label, before)}
         for name, value in step.stage.references().items():
             setting = f"{step.stage_label}.{name}"
+            note, is_here = None, False
             try:
                 _get(value, setting, away)
+                is_here = True
+                if (check := checks.get(name)) is not None:
+                    note = _checked(step, check, value, asked, remembers)
+                elif isinstance(value, ModelReference) and value.server:
+                    for address in value.servers:
+                        _ask_server(address, setting)
             except Unreachable as error:
                 away.setdefault(_place(value), error.reason)
-                yield CheckedReference(setting, value, f"{setting}: {_NOT_HERE}", error.reason)
+                said = f"{setting}: {_NOT_HERE}"
+                yield CheckedReference(setting, value, said, error.reason, is_here=False)
             except (ClipmillError, UsageError) as error:
-                yield CheckedReference(setting, value, str(error))
+                yield CheckedReference(setting, value, str(error), is_here=is_here)
             else:
-                yield CheckedReference(setting, value)
+                yield CheckedReference(setting, value, note=note)
+
+
+def _before(step: PlannedStep, whole: Sequence[PlannedStep]) -> dict[str, Stage]:
+    labels = [one.label for one in whole]
+    end = labels.index(step.label) if step.label in labels else len(whole)
+    return {one.label: one.stage for one in whole[:end]}
+
+
+def _checked(
+    step: PlannedStep,
+    check: ModelCheck,
+    value: ModelReference | DataFile,
+    asked: dict[tuple[object, ...], str | ClipmillError],
+    remembers: bool,
+) -> str:
+    """What a check found, or says why it isn't made here; ClipmillError with the problem."""
+    if lost := [name for name in check.needs if importlib.util.find_spec(name) is None]:
+        return f"not checked here: {' and '.join(lost)} not installed on this machine"
+    if not check.asks:
+        if remembers and (note := has_passed(step, check, value)) is not None:
+            return note
+        note = check.run()
+        note_passed(step, check, value, note)
+        return note
+    key = (str(value), step.stage.name, *check.depends_on)
+    if key not in asked:
+        try:
+            asked[key] = check.run()
+        except ClipmillError as error:
+            asked[key] = error
+    found = asked[key]
+    if isinstance(found, ClipmillError):
+        raise found
+    return found
 
 
 def _get(value: ModelReference | DataFile, setting: str, away: dict[str, str]) -> None:
+    """Fetches a model or file. A server is only asked by its own check."""
     from clipmill.stages.models.loading import (
         cached_folder,
         hub_folder,
@@ -79,8 +165,7 @@ def _get(value: ModelReference | DataFile, setting: str, away: dict[str, str]) -
                 f"{setting}: no file {value.path}; set it with --set {setting}=/path/to/file"
             )
     elif value.server:
-        for address in value.servers:
-            _ask_server(address, setting)
+        return
     elif value.hub:
         repository = repository_of(value.hub)
         if (reason := away.get(_place(value))) is None:
@@ -135,12 +220,12 @@ def _without_network(findings: list[CheckedReference]) -> str:
 
 
 def _ask_server(url: str, setting: str) -> None:
+    """ClipmillError if nothing answers there; any answer will do, even a request for a key."""
     import httpx
 
     from clipmill.stages.media.fetch.proxies import proxies_of_environment
 
     try:
-        # Any answer will do, even a request for a key: the server exists.
         with proxies_of_environment():
             client = httpx.Client(timeout=SERVER_TIMEOUT_SECONDS)
         with client:

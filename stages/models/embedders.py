@@ -25,7 +25,7 @@ from clipmill.stages.models.loading import local_folder
 from clipmill.stages.models.published_weights import PAIR, published_weights
 from clipmill.stages.models.text_towers import token_counts
 from clipmill.stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
-from clipmill.stages.protocol import Stage, resource
+from clipmill.stages.protocol import ModelCheck, Stage, resource
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
@@ -261,14 +261,14 @@ def _load(
             name, options = (
                 published.architecture,
                 {
-                    "pretrained": str(_weights_file(folder)),
+                    "pretrained": str(weights_file(folder)),
                     "force_quick_gelu": published.quick_gelu,
                     "force_preprocess_cfg": published.preprocessing,
                 },
             )
         else:
             if not (folder / "open_clip_config.json").is_file():
-                if _is_of_transformers(folder):
+                if is_of_transformers(folder):
                     from clipmill.stages.models.transformers_clip import TransformersClip
 
                     wrapped = TransformersClip(folder, trust_remote_code=trust_remote_code)
@@ -291,12 +291,14 @@ def _load(
         ) from error
 
 
-def _is_of_transformers(folder: Path) -> bool:
+def is_of_transformers(folder: Path) -> bool:
+    """Whether a folder holds a model in transformers' format."""
     place = folder / "config.json"
     return place.is_file() and "model_type" in json.loads(place.read_text("utf-8"))
 
 
-def _weights_file(folder: Path) -> Path:
+def weights_file(folder: Path) -> Path:
+    """The file that holds a model of open_clip; FileNotFoundError if there is none."""
     for pattern in ("open_clip_*.safetensors", "*.safetensors", "open_clip_*.bin", "*.bin"):
         if found := sorted(folder.glob(pattern)):
             return found[0]
@@ -324,6 +326,20 @@ class EmbedderStage(Stage):
     batch_images: int = resource(
         32, ge=1, description="images per model call; halved when memory runs out"
     )
+
+    def embedder_check(self, label: str, *towers: Tower) -> ModelCheck:
+        """The check of the model, of which these towers are needed."""
+
+        def run() -> str:
+            from clipmill.stages.models.checks.embedders import check_embedder
+
+            return check_embedder(
+                self.model, f"{label}.model", towers, trust_remote_code=self.trust_remote_code
+            )
+
+        return ModelCheck(
+            "model", run, (*towers, self.trust_remote_code), ("torch", "open_clip", "transformers")
+        )
 
     def load(self, *towers: Tower) -> ClipEmbedder:
         return ClipEmbedder(

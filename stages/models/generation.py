@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from clipmill.stages.models.engines.programs import ServerPrograms
 from clipmill.stages.models.engines.requests import Generation as Generation
 from clipmill.stages.models.outputs.cleaning import TextRule
 from clipmill.stages.models.outputs.stored import WhenCutOff
-from clipmill.stages.protocol import Stage, resource
+from clipmill.stages.protocol import ModelCheck, Stage, resource
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
@@ -136,6 +137,31 @@ class GeneratingStage(Stage):
                 f"{reference} is served, and OpenAI's protocol has no num_beams, min_new_tokens "
                 "or no_repeat_ngram_size; use server_options for what the server supports"
             )
+
+    def writer_check(
+        self,
+        label: str,
+        setting: str,
+        reference: ModelReference,
+        local: Callable[[str], str],
+        *,
+        with_picture: bool,
+        depends_on: tuple[Any, ...] = (),
+    ) -> ModelCheck:
+        """The check of a model that writes texts; `local` checks one that transformers runs."""
+        name = f"{label}.{setting}"
+        if reference.server:
+            from clipmill.stages.models.checks.servers import check_server
+
+            served = partial(check_server, reference, self, name, with_picture=with_picture)
+            return ModelCheck(setting, served, asks=True)
+        if self.engine is not None:
+            from clipmill.stages.models.checks.skeleton import check_files
+
+            return ModelCheck(setting, partial(check_files, reference, name))
+        loading = (self.trust_remote_code, self.quantization, self.device_map)
+        needs = ("torch", "transformers")
+        return ModelCheck(setting, partial(local, name), (*loading, *depends_on), needs)
 
     def models_used(self) -> tuple[ModelReference, ...]:
         """The models that answer, with these settings."""

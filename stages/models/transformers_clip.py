@@ -6,7 +6,7 @@ Import it only after `prepare_torch`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,18 @@ _RESIZE_MODES = ("shortest", "squash")
 
 
 class TransformersClip(nn.Module):
-    """A loaded model; `preparation` says how it wants its images."""
+    """A loaded model (by `load`, if it is given); `preparation` says how it wants its images."""
 
-    def __init__(self, folder: Path, *, trust_remote_code: bool) -> None:
+    def __init__(
+        self, folder: Path, *, trust_remote_code: bool, load: Callable[[Path], Any] | None = None
+    ) -> None:
         super().__init__()
         kind = _checked_type(folder, trust_remote_code)
         options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-        self.model: Any = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, weights_only=True, **options
+        self.model: Any = (
+            AutoModel.from_pretrained(folder, dtype=torch.float32, weights_only=True, **options)
+            if load is None
+            else load(folder)
         )
         self.preparation = _preparation(folder, options)
         self.tokenize = Texts(

@@ -87,13 +87,14 @@ class Family:
         trust: bool,
         *,
         threads: int = 1,
+        load: Callable[..., Any] = load_weights,
     ) -> None:
         import transformers
 
         self.setting = setting
         self.place = place
         tools = self.load_tools(folder, trust)
-        self.model = load_weights(
+        self.model = load(
             transformers.AutoModelForImageTextToText,
             folder,
             setting,

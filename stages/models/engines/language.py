@@ -42,6 +42,7 @@ class LanguageModel:
         trust: bool,
         *,
         threads: int = 1,
+        load: Callable[..., Any] = load_weights,
         longest_answer: int = 0,
     ) -> None:
         self._setting, self._place = setting, place
@@ -56,10 +57,10 @@ class LanguageModel:
             processor = load_processor("AutoProcessor", folder, setting, trust)
             tokenizer.chat_template = processor.chat_template
         self._takes_system = self._chat and takes_system(tokenizer, in_parts=False)
-        self._model = load_weights(
+        self.model = load(
             _auto_class(config, folder, setting), folder, setting, place, trust_remote_code=trust
         )
-        self._ends = ending_tokens(self._model) or {tokenizer.eos_token_id}
+        self._ends = ending_tokens(self.model) or {tokenizer.eos_token_id}
         self._padding = tokenizer.pad_token_id
         self._decoder = Decoder(tokenizer)
         self.longest_prompt = self._longest_prompt(config, tokenizer, longest_answer)
@@ -145,7 +146,7 @@ class LanguageModel:
                 for name, value in inputs.items()
                 if name in ("input_ids", "attention_mask")
             }
-            output = self._model.generate(
+            output = self.model.generate(
                 **moved, pad_token_id=self._padding, **arguments_of(generation, is_unwanted)
             )
         # An encoder–decoder's first token starts the decoder; in some models it also ends the

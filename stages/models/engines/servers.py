@@ -127,9 +127,13 @@ class ServerEngine:
             address.close()
         self._alarm.close()
 
-    def check(self) -> None:
-        """Records what the servers say about the model; ClipmillError if none is there."""
+    def check(self) -> list[str]:
+        """Records what the servers say about the model; ClipmillError if none is there.
+
+        Returns the names of the models that they list, if they do.
+        """
         missing = []
+        names: dict[str, None] = {}
         for address in self._addresses:
             try:
                 listed = address.models(self._timeout_seconds)
@@ -137,6 +141,7 @@ class ServerEngine:
                 address.leave_out()
                 missing.append(f"no server answers at {address.url} ({error})")
                 continue
+            names.update(dict.fromkeys(listed))
             if self._reference.served_as in listed and self._reference.model not in listed:
                 # The name itself has an @, which usually begins a revision.
                 self._model = self._reference.served_as
@@ -148,6 +153,7 @@ class ServerEngine:
             )
         for said in missing:
             logger.warning("%s: %s; it is left out for now", self._setting, said)
+        return list(names)
 
     def check_prompt(self, prompt: str | None) -> None:
         """A server accepts any prompt."""
