@@ -24,6 +24,7 @@ from clipmill.pipeline.dataset.leftovers import (
 )
 from clipmill.pipeline.dataset.locks import Hold, dataset_lock, remove_if_empty, wait_until_free
 from clipmill.pipeline.dataset.run_logs import python_messages
+from clipmill.pipeline.engine.alike import AllRows
 from clipmill.pipeline.engine.asked import shards_of
 from clipmill.pipeline.engine.driver_log import DriverLog
 from clipmill.pipeline.engine.gated_run import GatedRun, RunPhase, is_another
@@ -181,6 +182,7 @@ class _Run:
         self.steps = self.plan.until(until)
         self._checked: set[str] = set()
         self.budget: Budget | None = None
+        self._rows = AllRows(self.plan.stop_after)
         self._choice: Choice | None = None
         self._is_retry = False
 
@@ -235,8 +237,14 @@ class _Run:
             )
 
     def check_models(self, steps: Sequence[PlannedStep]) -> None:
-        """ClipmillError if something that these steps name is unavailable; once per step."""
-        check_models([step for step in steps if step.label not in self._checked])
+        """ClipmillError if what these steps name is unavailable or does not fit; once per step."""
+        todo = [step for step in steps if step.label not in self._checked]
+        with self.watcher.busy("checking the models …"):
+            said, spent = check_models(todo, self.plan.steps)
+        for line in said:
+            self.watcher.say(line)
+        if self.budget is not None:
+            self.budget.add(spent)
         self._checked |= {step.label for step in steps}
 
     def check_models_of(self, todo: Mapping[str, Sequence[str]]) -> None:
@@ -368,6 +376,8 @@ class _Run:
         kept_record.finish("done")
         log.end("done")
         gated.tell_what_stopped_all()
+        for line in self._rows.lines():
+            self.watcher.say(line)
         self.watcher.say(f"Done in {log.seconds:.0f} s.")
         return True
 
@@ -404,7 +414,8 @@ class _Run:
             hold.moved()
             progress.report(label, counts)
             log.report(label, counts)
-            if self.budget is not None and self.budget.add(counts):
+            is_over = self._rows.add(label, counts)
+            if is_over or (self.budget is not None and self.budget.add(counts)):
                 halt(self.dataset, record.run_id)
             record.add_places(label, [name for name in counts if isinstance(name, ModelPlace)])
 
@@ -437,7 +448,7 @@ class _Run:
                 )
 
             with watched as progress:
-                gated.run(self._budgeted(run_here), record, note)
+                gated.run(self._ended(run_here), record, note)
             return
         address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
         with contextlib.ExitStack() as stack:
@@ -483,13 +494,20 @@ class _Run:
                 )
 
             with watched as progress:
-                gated.run(self._budgeted(run_there), record, note)
+                gated.run(self._ended(run_there), record, note)
 
-    def _budgeted(self, run_phase: RunPhase) -> RunPhase:
+    def _ended(self, run_phase: RunPhase) -> RunPhase:
+        """A phase after which the run ends if its budget is spent or a stage only fails."""
+
+        def run(plan: Plan, steps: Phase, shards: ShardList) -> None:
+            run_phase(plan, steps, shards)
+            if (problem := self._rows.problem()) is not None:
+                raise problem
+
         if self.budget is None:
-            return run_phase
+            return run
         self.budget.start()
-        return ended_by(self.budget, run_phase, lambda: sum(map(len, self.pending().values())))
+        return ended_by(self.budget, run, lambda: sum(map(len, self.pending().values())))
 
 
 def load(

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from clipmill.pipeline.dataset.run_logs import LogLimits
@@ -28,14 +29,22 @@ def run_locally(
     log_limits: LogLimits,
     lookout: Lookout,
 ) -> None:
-    """Runs what is pending, shard by shard; returns when everything is committed."""
+    """Runs what is pending, shard by shard; returns when everything is committed.
+
+    Shards that were kept back come last.
+    """
     todo = pending(plan, steps, shards, dataset)
     names = sorted({shard for missing in todo.values() for shard in missing})
+    plan = replace(plan, keeps_back=plan.stop_after > 0 and len(names) > 1)
     with null_input():
         worker = Worker(plan, steps, dataset, run_id, shards, report, log_limits=log_limits)
         try:
             with _looked_after(worker.activity, lookout):
                 for shard in names:
+                    worker.run(shard)
+                kept_back = list(dict.fromkeys(worker.kept_back))
+                worker.keep_nothing_back()
+                for shard in kept_back:
                     worker.run(shard)
         finally:
             worker.close()

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -265,10 +266,15 @@ def run_on_ray(
         if is_halted(dataset, run_id):
             return
         labels = [step.label for pool in leg for step in pool.steps]
-        todo = pending(plan, [plan.by_label[label] for label in labels], shards, dataset)
-        names = sorted({shard for missing in todo.values() for shard in missing})
-        if names:
-            _run_leg(plan, leg, names, shards, dataset, run_id, report, log_limits, lookout)
+        # Shards that were kept back come last, and are not judged again.
+        for stop_after in dict.fromkeys((plan.stop_after, 0)):
+            todo = pending(plan, [plan.by_label[label] for label in labels], shards, dataset)
+            names = sorted({shard for missing in todo.values() for shard in missing})
+            if names and not is_halted(dataset, run_id):
+                of_leg = replace(
+                    plan, stop_after=stop_after, keeps_back=stop_after > 0 and len(names) > 1
+                )
+                _run_leg(of_leg, leg, names, shards, dataset, run_id, report, log_limits, lookout)
 
 
 def legs_of(

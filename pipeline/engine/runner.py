@@ -33,6 +33,7 @@ from clipmill.pipeline.dataset.run_logs import (
 from clipmill.pipeline.dataset.shards import ShardMetadata, note_outcomes, shard_path, write_json
 from clipmill.pipeline.dataset.tombstones import new_tombstone, removed_videos
 from clipmill.pipeline.engine.activity import Activity
+from clipmill.pipeline.engine.alike import FirstRows, refused
 from clipmill.pipeline.engine.asked import Asked
 from clipmill.pipeline.engine.halting import is_halted
 from clipmill.pipeline.engine.left_out import LeftOut
@@ -42,7 +43,7 @@ from clipmill.pipeline.engine.step_inputs import KeptFrameReader, input_table, r
 from clipmill.pipeline.engine.step_outputs import complete, failed_rows, made_before, skipped_rows
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, have_passed, named_keys
 from clipmill.schemas.damage import DamagedFile
-from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected
+from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected, ServerRefused
 from clipmill.schemas.folders import FRAMES, JOURNAL, scratch_folder
 from clipmill.schemas.step_tables import NOT_ASKED, REMOVED_RULE
 from clipmill.schemas.storage import full_storage, writing_to
@@ -55,7 +56,8 @@ Report = Callable[[str, Counter[Any]], None]
 """Called with a stage's label and how many keys were kept, rejected, failed, skipped, and
 `shards` done.
 
-A ModelPlace counts how often workers loaded a model there.
+A ModelPlace counts how often workers loaded a model there, an Alike the failures that may be the
+stage's.
 """
 
 CRASHES_ALLOWED = 2
@@ -83,22 +85,44 @@ class Worker:
         self._fence = Fence(self.dataset, self.run_id)
         self._asked = Asked(self.plan, self.dataset, self.shards)
         self._left_out = LeftOut(self.plan, self.dataset)
+        self._first = FirstRows(self.plan.stop_after, self.plan.keeps_back)
+        self.kept_back: list[str] = []
         self._stack.callback(self._left_out.close)
         self._log = RunLog(self.dataset, self.run_id, worker_name(labels), self.log_limits)
         self._log.write("worker_start", "steps: " + ", ".join(labels))
         self._stack.enter_context(python_messages(self._log))
 
     def run(self, shard: str) -> None:
-        """Runs all steps of this worker over one shard, except those already committed."""
+        """Runs all steps of this worker over one shard, except those already committed.
+
+        Steps whose input is kept back are left out; `kept_back` names the shards of all such steps.
+        """
         for step in self.steps:
             if is_halted(self.dataset, self.run_id):
                 break
             is_done = shard_path(step.folder(self.dataset), shard).exists()
-            if not is_done and self.shards.passes(self.plan.steps, step, shard):
-                self._run_step(step, shard)
+            if is_done or not self.shards.passes(self.plan.steps, step, shard):
+                continue
+            if self._first.keeps_back and not self._has_input(step, shard):
+                continue
+            self._run_step(step, shard)
         if self.plan.drop_frames:
             self._drop_frames(shard)
         self.activity.rest()
+
+    def keep_nothing_back(self) -> None:
+        """From now on every shard is committed, however its rows fare."""
+        self.kept_back.clear()
+        self._first = FirstRows(0, keeps_back=False)
+
+    def _has_input(self, step: PlannedStep, shard: str) -> bool:
+        """Whether the steps that a step reads from have committed the shard, if it passes them."""
+        before = [self.plan.by_label[label] for label in step.upstream]
+        return all(
+            shard_path(one.folder(self.dataset), shard).exists()
+            for one in before
+            if self.shards.passes(self.plan.steps, one, shard)
+        )
 
     def close(self) -> None:
         self._open.clear()
@@ -141,7 +165,13 @@ class Worker:
         rows = input_table(self.plan, step, self.dataset, shard, group, only_keys=only)
         counts: Counter[str] = Counter(inputs=rows.num_rows)
         log.start(rows.num_rows)
-        self.report(step.stage_label, _begun(self.plan, step, rows.num_rows))
+        told: Any = Counter()  # so far, about this shard
+
+        def tell(said: Any) -> None:
+            told.update({name: n for name, n in said.items() if isinstance(name, str)})
+            self.report(step.stage_label, said)
+
+        tell(_begun(self.plan, step, rows.num_rows))
         share = 1 / (rows.num_rows or 1)
         rows, skipped = self._asked.split(step, shard, rows, only)
         checked = rows[step.stage.key].to_pylist()
@@ -155,9 +185,9 @@ class Worker:
                 left_out = {step.label: skipped_rows(step, skipped)}
                 counts["skipped"] = len(skipped)
                 writers.write(left_out)
-                told: Any = Counter(skipped=len(skipped))
-                told["share"] = len(skipped) * share
-                self.report(step.stage_label, told)
+                done_so_far: Any = Counter(skipped=len(skipped))
+                done_so_far["share"] = len(skipped) * share
+                tell(done_so_far)
                 rows = without(rows, step.stage.key, skipped)
             if rows.num_rows:
                 with meter.opening() if step.label not in self._open else contextlib.nullcontext():
@@ -170,10 +200,12 @@ class Worker:
                     frames = KeptFrameReader(self.plan, self.dataset, group)
                 attempts = _earlier_attempts(step, self.dataset, group)
                 made = made_before(step, self.dataset, group, rows[step.stage.key].to_pylist())
+                fare = self._first.of_shard(step, tried_before=have_passed(request))
                 meter.begin_rows()
                 for batch, output in self._batches(step, shard, rows, transform, frames, log):
                     tables = complete(step, batch, output, attempts, made)
                     tables[step.label] = self._without_removed(step, tables[step.label])
+                    alike = fare.saw(tables[step.label])
                     tally = _tally(step, tables[step.label])
                     counts.update(tally)
                     counts["source_frames"] += total(tables[step.label], "source_frames")
@@ -184,8 +216,13 @@ class Worker:
                     meter.add(tables[step.label])
                     progress = _reported(step, tally, tables[step.label])
                     progress["share"] = batch.num_rows * share
-                    self.report(step.stage_label, progress)
+                    tell(progress + alike)
                 meter.end_rows()
+                if fare.is_kept_back:
+                    self.kept_back.append(shard)
+                    self.report(step.stage_label, Counter({name: -n for name, n in told.items()}))
+                    counts["kept_back"] = 1
+                    return counts
                 decoded = workspace.decoded_frames - before
                 if frames is not None:
                     decoded += frames.decoded_frames
@@ -348,6 +385,8 @@ def _batch(
         yield batch, _named(step, transform(shown))
     except ClipmillError:
         raise  # no other row would fare better
+    except ServerRefused as error:
+        raise refused(error) from error
     except Exception as error:  # noqa: BLE001 (any exception of a stage is a row's failure)
         _raise_if_full(error, dataset)
         raise_if_broken(error)
@@ -365,6 +404,8 @@ def _batch(
                 output = _named(step, transform(shown_one))
             except ClipmillError:
                 raise
+            except ServerRefused as refusal:
+                raise refused(refusal) from refusal
             except Exception as problem:  # noqa: BLE001 (see above)
                 _raise_if_full(problem, dataset)
                 raise_if_broken(problem)

@@ -92,4 +92,5 @@ def with_threshold(plan: Plan, label: str, dataset: Path) -> tuple[Plan, Thresho
     # Without any value nothing passes, now and in later shards of this run.
     known = replace(gate, threshold=math.inf if value is None else value)
     steps = tuple(replace(one, gate=known) if one.label == label else one for one in plan.steps)
-    return Plan(steps, plan.drop_frames), Threshold(step.stage_label, known, value, passed, count)
+    threshold = Threshold(step.stage_label, known, value, passed, count)
+    return replace(plan, steps=steps), threshold

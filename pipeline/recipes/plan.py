@@ -84,10 +84,16 @@ class PlannedStep(Step):
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a recipe in the order in which a shard passes through them."""
+    """All steps of a recipe in the order in which a shard passes through them.
+
+    `stop_after` is how many alike failures of a stage end the run (0: none do), and `keeps_back`
+    whether shards that hold nothing else wait until the others are done.
+    """
 
     steps: tuple[PlannedStep, ...]
     drop_frames: bool = False
+    stop_after: int = 0
+    keeps_back: bool = False
     by_label: dict[str, PlannedStep] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,13 +116,17 @@ class Plan:
         return next((step for step in self.steps if FRAMES in step.stage.more_tables), None)
 
     def spec(self) -> dict[str, Any]:
-        return {"steps": [step.spec() for step in self.steps], "drop_frames": self.drop_frames}
+        return {
+            "steps": [step.spec() for step in self.steps],
+            "drop_frames": self.drop_frames,
+            "stop_after": self.stop_after,
+            "keeps_back": self.keeps_back,
+        }
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Plan:
-        return cls(
-            tuple(PlannedStep.from_spec(step) for step in spec["steps"]), spec["drop_frames"]
-        )
+        steps = tuple(PlannedStep.from_spec(step) for step in spec["steps"])
+        return cls(steps, spec["drop_frames"], spec["stop_after"], spec["keeps_back"])
 
 
 def build_plan(loaded: LoadedRecipe, dataset: Path | None = None) -> Plan:
@@ -134,7 +144,8 @@ def build_plan(loaded: LoadedRecipe, dataset: Path | None = None) -> Plan:
             gate = None  # it chooses what the stage's first step gets
     _check_levels(steps)
     check_gates(steps)
-    return Plan(tuple(steps), loaded.recipe.drop_frames)
+    recipe = loaded.recipe
+    return Plan(tuple(steps), recipe.drop_frames, recipe.stop_after_alike_failures)
 
 
 def _check_label(label: str, stage_label: str, before: Sequence[PlannedStep]) -> None:

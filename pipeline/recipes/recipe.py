@@ -93,6 +93,12 @@ class Recipe(BaseModel):
         description="a worker that reports no progress for this long is named, and "
         "killed after the same time again; 0 waits for ever",
     )
+    stop_after_alike_failures: int = Field(
+        64,
+        ge=0,
+        description="end the run if the first rows of a stage, this many, all fail alike, as with "
+        "a broken model or server; 0 goes on",
+    )
     progress_seconds: float = Field(
         30.0,
         ge=0,
