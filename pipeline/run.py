@@ -15,6 +15,7 @@ from clipmill.pipeline.catalog.index_writer import index_problem
 from clipmill.pipeline.costs.bill import GROUPS_AT_START, Bill, Pending, estimate
 from clipmill.pipeline.costs.budget import Budget, BudgetSpent, ended_by, read_budget
 from clipmill.pipeline.costs.shadow import shadow_of
+from clipmill.pipeline.costs.wall_time import machine_of
 from clipmill.pipeline.costs.words import describe_briefly, describe_rest
 from clipmill.pipeline.dataset import run_records as records
 from clipmill.pipeline.dataset.choices import Choice, open_choice
@@ -28,6 +29,7 @@ from clipmill.pipeline.engine.alike import AllRows
 from clipmill.pipeline.engine.asked import shards_of
 from clipmill.pipeline.engine.driver_log import DriverLog
 from clipmill.pipeline.engine.gated_run import GatedRun, RunPhase, is_another
+from clipmill.pipeline.engine.gpus import gpus_here, with_gpus_of
 from clipmill.pipeline.engine.halting import end_halt, halt
 from clipmill.pipeline.engine.having import describe_folders, with_folders
 from clipmill.pipeline.engine.interrupts import interruption_behind
@@ -388,7 +390,11 @@ class _Run:
     def estimate(self, dataset: Path, **details: Any) -> Bill:
         """What is pending, as an estimate; `dataset` is the one that this one stands for."""
         choice = self._choice.record if self._choice is not None else None
-        work = Pending(self.plan, self.steps, self.shards(), self.dataset, choice)
+        plan, machine = self.plan, machine_of(self.loaded.recipe)
+        if machine is not None:
+            plan, _ = with_gpus_of(plan, machine.gpus, self.loaded.recipe)
+        steps = tuple(plan.by_label[step.label] for step in self.steps)
+        work = Pending(plan, steps, self.shards(), self.dataset, choice)
         return estimate(work, self.loaded.recipe, dataset, **details)
 
     def new_record(self, gated: GatedRun) -> records.RunRecord:
@@ -440,9 +446,14 @@ class _Run:
         watched = self.watcher.progress(shown, recipe.progress_seconds)
         if recipe.engine == "local":
             lines = ["Plan: every stage in this process, shard by shard."]
-            tell([*lines, *describe_phases(self.steps), *gated.notes(todo)])
+            wants_gpus = any(step.stage.gpus for step in self.steps)
+            gpus = gpus_here() if wants_gpus else 0
+            moved = with_gpus_of(self.plan, gpus, recipe)[1]
+            tell([*lines, *moved, *describe_phases(self.steps), *gated.notes(todo)])
 
             def run_here(plan: Plan, steps: Phase, shards: ShardList) -> None:
+                plan, _ = with_gpus_of(plan, gpus, recipe)
+                steps = tuple(plan.by_label[step.label] for step in steps)
                 run_locally(
                     plan, steps, shards, self.dataset, record.run_id, report, log.limits, lookout
                 )
@@ -459,13 +470,15 @@ class _Run:
 
                 stack.enter_context(python_messages(log.log))
                 machine = stack.enter_context(cluster(recipe.ray))
+            fitted, moved = with_gpus_of(self.plan, machine.gpus, recipe)
+            of_run = tuple(fitted.by_label[step.label] for step in self.steps)
             legs = [
                 leg
-                for phase in phases(self.steps)
-                for leg in legs_of(self.plan, phase, shards, self.dataset, machine)
+                for phase in phases(of_run)
+                for leg in legs_of(fitted, phase, shards, self.dataset, machine)
             ]
             gpus = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
-            lines = [f"Plan for {machine.cpus:g} CPUs{gpus}:"]
+            lines = [*moved, f"Plan for {machine.cpus:g} CPUs{gpus}:"]
             for number, leg in enumerate(legs, 1):
                 lines += [
                     f"  phase {number}: {pool.describe()}"
@@ -481,6 +494,8 @@ class _Run:
             tell([*lines, *describe_phases(self.steps), *gated.notes(todo)])
 
             def run_there(plan: Plan, steps: Phase, shards: ShardList) -> None:
+                plan, _ = with_gpus_of(plan, machine.gpus, recipe)
+                steps = tuple(plan.by_label[step.label] for step in steps)
                 run_on_ray(
                     plan,
                     steps,

@@ -144,6 +144,16 @@ class Stage(BaseModel):
         """Workers that are of use; None for as many as fit."""
         return self.workers
 
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether GPUs that it is given are of any use; not if only servers compute for it."""
+        return True
+
+    @property
+    def most_gpus(self) -> float | None:
+        """The most GPUs that one worker can use; None if that isn't known."""
+        return None
+
     def open(self, workspace: Workspace) -> AbstractContextManager[Transform]:
         """Loads models, yields the transform, releases them."""
         raise NotImplementedError

@@ -84,6 +84,10 @@ class ScoreVideoSimilarity(TextScorer):
         8, ge=1, description="clips per model call; halved when memory runs out"
     )
 
+    @property
+    def most_gpus(self) -> float | None:
+        return 1.0
+
     def columns_read(self) -> tuple[str, ...]:
         return (f"{self.caption}? as text",)
 

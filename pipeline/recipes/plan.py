@@ -137,6 +137,7 @@ def build_plan(loaded: LoadedRecipe, dataset: Path | None = None) -> Plan:
     steps: list[PlannedStep] = []
     for stage_label, stage in loaded.stages.items():
         gate = loaded.gates.get(stage_label)
+        _check_gpus(stage_label, stage)
         for part in stage.steps():
             label = stage_label if part is stage or part.name == stage.name else part.name
             _check_label(label, stage_label, steps)
@@ -165,6 +166,23 @@ def _check_label(label: str, stage_label: str, before: Sequence[PlannedStep]) ->
             f"stages.{stage_label[:40]}…: a label has at most {_LONGEST_LABEL} "
             "characters, because it is a folder name"
         )
+
+
+def _check_gpus(stage_label: str, stage: Stage) -> None:
+    """UsageError if a worker is to hold GPUs that its stage can't use."""
+    most = stage.most_gpus
+    if most is None or stage.gpus <= most:
+        return
+    spread = (
+        ", or spread the model over several with device_map: auto"
+        if "device_map" in type(stage).model_fields
+        else ""
+    )
+    raise UsageError(
+        f"stages.{stage_label}.gpus: {stage.gpus:g}, but its model computes on one GPU and would "
+        "waste the others; give it 1, since each further GPU gets a worker of its own"
+        f"{spread}"
+    )
 
 
 def _step(

@@ -108,6 +108,11 @@ class Recipe(BaseModel):
     prices: Prices | None = Field(
         None, description="what a CPU hour and the like cost, for `--dry-run` and `--budget`"
     )
+    without_gpus: Literal["refuse", "use_cpus"] = Field(
+        "refuse",
+        description="where there is no GPU, refuse stages that ask for some with `gpus`, or run "
+        "them on CPUs",
+    )
     ray: RaySettings = Field(default_factory=RaySettings, description="the cluster")
     stages: dict[str, dict[str, Any]] = Field(description="label: settings, in order")
 

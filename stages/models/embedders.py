@@ -327,6 +327,10 @@ class EmbedderStage(Stage):
         32, ge=1, description="images per model call; halved when memory runs out"
     )
 
+    @property
+    def most_gpus(self) -> float | None:
+        return 1.0
+
     def embedder_check(self, label: str, *towers: Tower) -> ModelCheck:
         """The check of the model, of which these towers are needed."""
 

@@ -175,6 +175,16 @@ class GeneratingStage(Stage):
         return bool(models) and (self.engine is not None or all(model.server for model in models))
 
     @property
+    def uses_gpus(self) -> bool:
+        """Not if all of its models are behind servers elsewhere."""
+        return not self.is_served or self.engine is not None
+
+    @property
+    def most_gpus(self) -> float | None:
+        """Any number if the model is spread over them, or if a server of its own has them."""
+        return 1.0 if self.device_map == "none" and self.engine is None else None
+
+    @property
     def requests_at_once(self) -> int:
         """Requests to a server that are in flight at a time."""
         return self.server_concurrency or (8 if self.engine is None else 64)
