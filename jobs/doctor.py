@@ -50,10 +50,10 @@ def examine(recipe: str | None) -> int:
         missing += problem is not None
         mark = "[red]missing[/red]" if problem else "[green]ok[/green]     "
         if problem and problem.startswith(_UNFIT):
-            mark, problem = "[red]wrong[/red]  ", problem.removeprefix(_UNFIT)
+            mark = "[red]wrong[/red]  "
         console.print(f"{mark} {escape(what)}", soft_wrap=True)
         if problem:
-            console.print(f"        {escape(problem)}", soft_wrap=True)
+            console.print(f"        {escape(problem.removeprefix(_UNFIT))}", soft_wrap=True)
     return 1 if missing else 0
 
 
