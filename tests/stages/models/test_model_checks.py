@@ -18,7 +18,9 @@ from clipmill.stages.models.checks.packages import missing_packages
 from tests import wrong_models as wrong
 from tests.models_factory import tiny_model
 from tests.openai_stand_in import openai_server
+from tests.stages.models.test_transformers_clip import save as save_of_transformers
 from tests.tiny_clip import save_tiny_clip
+from tests.video_text_models import save_umt, save_viclip, save_videoprism
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +51,23 @@ def found(folder: Path, **stages: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["blip", "blip2", "florence2", "qwen_vl", "vision_encoder_decoder"]
+    "name",
+    ["blip", "blip2", "florence2", "git", "llava_onevision", "qwen_vl", "vision_encoder_decoder"],
 )
 def test_captioners_fit(tmp_path, name):
     found(tmp_path, caption_frames={"model": str(tiny_model(name))})
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_embedders_of_transformers_fit(tmp_path, kind):
+    found(tmp_path, tag_clips={"model": str(save_of_transformers(tmp_path / "model", kind))})
+
+
+@pytest.mark.parametrize("save", [save_videoprism, save_viclip, save_umt])
+def test_video_text_models_fit(tmp_path, save):
+    (tmp_path / "model").mkdir()
+    save(tmp_path / "model")
+    found(tmp_path, score_video_similarity={"model": str(tmp_path / "model")})
 
 
 @pytest.mark.parametrize("name", ["t5", "chat", "qwen_vl"])
@@ -89,8 +104,13 @@ def test_language_models_fit(tmp_path, name):
         ("embed_clips", wrong.embedder_without_configuration, "no open_clip_config.json"),
         ("embed_clips", wrong.embedder_without_a_layer, "lacks 12 weights that CLIP needs"),
         ("embed_clips", wrong.embedder_of_another_width, "and CLIP takes"),
-        ("tag_clips", lambda _: tiny_model("blip"), "no open_clip_config.json"),
-        ("score_video_similarity", wrong.clip_of_transformers, "of type 'clip'; the stage needs"),
+        ("embed_clips", wrong.clip_of_transformers, "can't be used as an embedder"),
+        ("tag_clips", lambda _: tiny_model("blip"), "its model_type is 'blip'"),
+        (
+            "score_video_similarity",
+            wrong.clip_of_transformers,
+            "no video–text model: its model_type is",
+        ),
     ],
 )
 def test_wrong_model_is_refused_with_its_setting(tmp_path, stage, make, words):
