@@ -41,7 +41,11 @@ def main() -> None:
     read.add_argument("--hang-on")
     read.add_argument("--quit", action="store_true")
     read.add_argument("--child", action="store_true")
-    asked, others = read.parse_known_args()
+    arguments = sys.argv[1:]
+    if not arguments[0].startswith("-"):  # vllm serve MODEL, in new versions
+        program, verb, model = arguments[:3]
+        arguments = ["-m", f"{Path(program).name} {verb}", "--model", model, *arguments[3:]]
+    asked, others = read.parse_known_args(arguments)
     life = 1
     if asked.lives:
         with Path(asked.lives).open("a") as file:

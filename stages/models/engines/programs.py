@@ -24,6 +24,15 @@ class ServerProgram(BaseModel):
         1800.0, gt=0, description="time for the server to load its model until it answers"
     )
 
+    @field_validator("python")
+    @classmethod
+    def _same_everywhere(cls, value: str) -> str:
+        """Workers have another working directory than the command."""
+        path = Path(value).expanduser()
+        if not path.is_absolute():
+            raise ValueError(f"python: {value} is no absolute path; e.g. /opt/vllm/bin/python")
+        return str(path)
+
     @field_validator("options", mode="before")
     @classmethod
     def _as_texts(cls, value: Any) -> Any:
@@ -82,14 +91,19 @@ class ServerPrograms(BaseModel):
     ) -> list[str]:
         """The server's command line; `model` is the name that it serves the folder under."""
         program = self.program
-        python = str(Path(program.python).expanduser())
         parallel = program.tensor_parallel or max(1, int(gpus))
         if self.name == "vllm":
-            command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
             parallel_option = "--tensor-parallel-size"
+            # Where it is there, the command; versions before it have only the module.
+            serve = Path(program.python).with_name("vllm")
+            if serve.is_file():
+                command = [program.python, str(serve), "serve", str(folder)]
+            else:
+                module = "vllm.entrypoints.openai.api_server"
+                command = [program.python, "-m", module, "--model", str(folder)]
         else:
-            command = [python, "-m", "sglang.launch_server", "--model-path", str(folder)]
             parallel_option = "--tp-size"
+            command = [program.python, "-m", "sglang.launch_server", "--model-path", str(folder)]
         command += ["--served-model-name", model, "--host", "127.0.0.1", "--port", str(port)]
         if parallel > 1:
             command += [parallel_option, str(parallel)]

@@ -189,14 +189,16 @@ def test_attention_gives_the_same_text_and_missing_packages_are_named():
 
 def test_settings_that_a_started_server_would_ignore_are_refused():
     with pytest.raises(ValidationError, match="use the server's own options"):
-        Settings(engine={"vllm": {"python": "x"}}, quantization="torchao_int8")
+        Settings(engine={"vllm": {"python": "/x"}}, quantization="torchao_int8")
     with pytest.raises(ValidationError, match="exactly one of: vllm, sglang"):
         Settings(engine={})
-    one = Settings(engine={"vllm": {"python": "x"}})
+    with pytest.raises(ValidationError, match=r"bin/python is no absolute path"):
+        Settings(engine={"vllm": {"python": "env/bin/python"}})
+    one = Settings(engine={"vllm": {"python": "/x"}})
     assert one.identity() == {"engine": {"vllm": []}}
-    other = {"vllm": {"python": "y", "tensor_parallel": 2, "start_seconds": 5}}
+    other = {"vllm": {"python": "/y", "tensor_parallel": 2, "start_seconds": 5}}
     assert Settings(engine=other).identity() == one.identity()
-    assert Settings(engine={"sglang": {"python": "x"}}).identity() != one.identity()
+    assert Settings(engine={"sglang": {"python": "/x"}}).identity() != one.identity()
 
 
 # --- gathering ---

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clipmill.schemas.errors import ClipmillError
 from clipmill.stages.models.engines import started_servers
@@ -21,6 +22,8 @@ from clipmill.stages.models.engines.requests import Generation, Request, answers
 from clipmill.stages.models.generation import GeneratingStage
 from clipmill.stages.models.places import noted_places
 from clipmill.stages.references import ModelReference
+from tests.faults.kill_world import clipmill
+from tests.media import Scene, cached
 from tests.server_program import environment
 
 SHORT = Generation(5)
@@ -74,11 +77,14 @@ def until(holds, seconds=60.0) -> None:
     ("program", "module", "parallel"),
     [
         ("vllm", "vllm.entrypoints.openai.api_server", "--tensor-parallel-size"),
+        pytest.param("vllm", "vllm serve", "--tensor-parallel-size", marks=pytest.mark.slow),
         pytest.param("sglang", "sglang.launch_server", "--tp-size", marks=pytest.mark.slow),
     ],
 )
 def test_server_starts_slowly_answers_and_ends(program, module, parallel, tmp_path, caplog):
     caplog.set_level(logging.INFO, "clipmill.models.server")
+    if module == "vllm serve":
+        (tmp_path / "vllm").touch()
     with (
         noted_places() as places,
         started(tmp_path, "--wait", "0.3", program=program, gpus=2, dtype="bfloat16") as opened,
@@ -186,3 +192,37 @@ def test_server_ends_with_a_worker_that_is_killed(tmp_path):
         os.kill(worker.pid, signal.SIGKILL)
         until(lambda: not is_alive(server))
         until(lambda: not is_alive(int(children[0])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_run_starts_a_server_for_its_stages_and_ends_it(engine, tmp_path):
+    """Both stages share it; its output is in the run's log, and what it says in the record."""
+    film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]
+    (tmp_path / "model").mkdir()
+    server = {"python": str(environment(tmp_path)), "options": ["--lives", str(tmp_path / "lives")]}
+    model = {"model": "./model", "engine": {"vllm": server}}
+    recipe = {
+        "sources": [str(film)],
+        "engine": engine,
+        "ray": {"num_cpus": 2},
+        "stages": {
+            "download_videos": {"min_duration_seconds": 1, "min_height": None},
+            "split_clips": {},
+            "caption_frames": {**model, "prompt": "the picture", "fine": False},
+            "summarize_captions": {**model, "prompt": "say {{ coarse }}"},
+        },
+    }
+    (tmp_path / "served.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    dataset = tmp_path / "dataset"
+    done = clipmill("run", tmp_path / "served.yaml", "--dataset", dataset)
+    assert done.returncode == 0, done.stderr
+    ((server, *_),) = lives(tmp_path)
+    assert not is_alive(server)
+    shown = clipmill("sql", dataset, "SELECT DISTINCT caption FROM clips", "--format", "csv")
+    assert shown.stdout.split("\n")[1] == "life 1: say life 1: the picture"
+    assert "caption_frames.model: loading" in clipmill("logs", dataset).stdout
+    (record,) = [json.loads(file.read_text()) for file in (dataset / "runs").glob("*.json")]
+    for stage in record["stages"][2:]:
+        ((said,),) = stage["served"].values()
+        assert json.loads(said["said"])["root"] == str(tmp_path / "model")
