@@ -82,16 +82,19 @@ def pytest_runtest_makereport(
     return report
 
 
-def pytest_collection() -> None:
-    """Imports and rewrites all tests without looking for garbage: each search would take longer."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports and rewrites all tests without looking for garbage, which would take as long again.
+
+    From then on, it is looked for among the objects that tests make, not among modules.
+    """
     gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    """From now on, looks for garbage among the objects that tests make, not among modules."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @dataclass(frozen=True)

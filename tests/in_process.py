@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from clipmill.jobs.cli import main
+from clipmill.pipeline.engine import interrupts
 
 
 class Done(NamedTuple):
@@ -25,11 +26,16 @@ def call(*arguments: object) -> int:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["clipmill", *map(str, arguments)])
+        patch.setattr(interrupts, "leave_at_once", _would_end_the_tests)
         try:
             main()
         except SystemExit as ended:
             return int(ended.code or 0)
     return 0
+
+
+def _would_end_the_tests(status: int) -> None:
+    pytest.fail(f"this command leaves at once, with status {status}: start it as a process")
 
 
 def heard(capfd: pytest.CaptureFixture[str], *arguments: object) -> Done:

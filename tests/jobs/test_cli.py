@@ -144,7 +144,7 @@ def test_unavailable_models_are_reported_before_anything_starts(tmp_path):
         text=True,
         capture_output=True,
         check=False,
-        timeout=120,
+        timeout=280,
         env={
             **{
                 name: value

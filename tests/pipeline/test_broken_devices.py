@@ -15,7 +15,7 @@ from clipmill.schemas.errors import RowFailed
 from clipmill.stages.models.device_errors import DeviceBroken, raise_if_broken
 from clipmill.stages.models.engines.gathering import Gathered
 from clipmill.stages.models.engines.requests import outcome_of
-from tests.in_process import heard
+from tests.faults.kill_world import clipmill
 
 HERE = Path(__file__).parent
 NAMES = ("a", "b", "c", "d", "e", "f", "g")
@@ -54,16 +54,17 @@ def outcomes(dataset: Path) -> dict[str, str]:
     }
 
 
-def test_local_run_ends_and_the_same_command_resumes_it(tmp_path, capfd):
+@pytest.mark.slow  # three processes; `make test` has a row that ends its process (test_runner.py)
+def test_local_run_ends_and_the_same_command_resumes_it(tmp_path):
     """Two runs end at the row, the third records it as a crash; no neighbour is affected."""
     path, dataset = recipe(tmp_path, "local", in_batches=True, breaking="b"), tmp_path / "d"
     for _ in range(2):
-        ran = heard(capfd, "run", path, "--dataset", dataset)
+        ran = clipmill("run", path, "--dataset", dataset)
         assert ran.returncode == 1
         said = ran.stderr[ran.stderr.index("Error: ") :]
         assert "AcceleratorError: CUDA error: device-side assert triggered. Run the same" in said
         assert "Traceback" not in ran.stderr
-    ran = heard(capfd, "run", path, "--dataset", dataset)
+    ran = clipmill("run", path, "--dataset", dataset)
     assert ran.returncode == 0, ran.stderr
     assert outcomes(dataset) == {name: "crash" if name == "b" else f"{name}.test" for name in NAMES}
     assert list((dataset / "journal").glob("*")) == []

@@ -5,24 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.numpy import load_file
 
-from clipmill.jobs.demo import evaluate_models, world
+from clipmill.jobs.demo import world
 from clipmill.jobs.demo.render import draw_background, draw_shape
 from clipmill.stages.models.torch_setup import prepare_torch
 
-prepare_torch()
+MODELS = Path(world.__file__).parent / "models"
 
-import open_clip  # noqa: E402 - only after prepare_torch can these be imported
-from PIL import Image  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoModelForImageTextToText,
-    AutoModelForSeq2SeqLM,
-    AutoProcessor,
-    AutoTokenizer,
-)
 
-MODELS = Path(evaluate_models.__file__).parent / "models"
+@pytest.fixture(autouse=True)
+def can_import_libraries() -> None:
+    """The libraries of models take seconds to import, so the tests that use them do it."""
+    prepare_torch()
 
 
 def test_all_models_together_are_under_12_megabytes() -> None:
@@ -38,6 +34,8 @@ def test_tag_vocabulary_is_the_worlds() -> None:
 
 @pytest.mark.slow
 def test_models_generalise_to_new_films() -> None:
+    from clipmill.jobs.demo import evaluate_models
+
     scores = evaluate_models.evaluate_models(MODELS, world.make_world(90_210, 3))
     assert scores.n_shots >= 12
     assert scores.frame_subject >= 0.96
@@ -59,6 +57,8 @@ def picture() -> Image.Image:
 
 
 def test_clip_loads_with_open_clips_own_functions(picture: Image.Image) -> None:
+    import open_clip
+
     name = f"local-dir:{MODELS / 'clip'}"
     model, _, preprocess = open_clip.create_model_and_transforms(name)
     tokens = open_clip.get_tokenizer(name)(["a red circle on the left", "a blue star at the top"])
@@ -72,6 +72,8 @@ def test_clip_loads_with_open_clips_own_functions(picture: Image.Image) -> None:
 def test_captioner_loads_with_transformers_own_functions(
     picture: Image.Image, dtype: torch.dtype
 ) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
     model = AutoModelForImageTextToText.from_pretrained(MODELS / "captioner", dtype=dtype)
     processor = AutoProcessor.from_pretrained(MODELS / "captioner")
     pixels = processor(images=picture, return_tensors="pt").pixel_values.to(dtype)
@@ -82,6 +84,8 @@ def test_captioner_loads_with_transformers_own_functions(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_summarizer_loads_with_transformers_own_functions(dtype: torch.dtype) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
     model = AutoModelForSeq2SeqLM.from_pretrained(MODELS / "summarizer", dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "summarizer")
     prompt = (
