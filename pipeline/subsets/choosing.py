@@ -176,13 +176,17 @@ def _located(catalog: Catalog, plan: Plan, wish: Wish) -> Iterator[pa.RecordBatc
         "CREATE TABLE work.videos AS SELECT DISTINCT "
         f"regexp_extract(clip_id, {literal(CLIP_ID_PATTERN)}, 1) AS video_id FROM work.wished"
     )
-    parts = [_of_spans(catalog)]
-    if (own := _own_clips(catalog)) is not None:
-        parts.append(own)
-    connection.execute(
-        "CREATE TABLE work.located AS SELECT _base, source_key, clip_id, max(span) AS span "
-        f"FROM ({' UNION ALL '.join(parts)}) GROUP BY ALL"
-    )
+    connection.execute(f"CREATE TABLE work.of_spans AS {_of_spans(catalog)}")
+    located, own = "FROM work.of_spans", _own_clips(catalog)
+    if own is not None:
+        has_spans = _count(catalog, "SELECT count(*) FROM work.of_spans")
+        located = (
+            "SELECT _base, source_key, clip_id, max(span) AS span "
+            f"FROM ({located} UNION ALL {own}) GROUP BY ALL"
+            if has_spans
+            else own
+        )
+    connection.execute(f"CREATE TABLE work.located AS {located}")
     _check_all_were_found(catalog, plan, wish)
     picked = "printf('%06d', _base) AS shard, source_key, clip_id, span"
     if not _uses_spans(plan):
