@@ -63,7 +63,20 @@ def write_shard(dataset: Path, number: int, seed: int, videos: int, skipped: str
             else pa.nulls(found.num_rows, field.type)
             for field in schema
         ]
-        metadata = ShardMetadata(step, step, shard_name(number), FINGERPRINT, "r1")
+        skipped_rows = int(skip.sum()) if step == "caption_frames" else 0
+        metadata = ShardMetadata(
+            step,
+            step,
+            shard_name(number),
+            FINGERPRINT,
+            "r1",
+            inputs=videos if step in ("split_clips", "scan_videos") else found.num_rows,
+            kept=(videos if step == "split_clips" else found.num_rows) - skipped_rows,
+            skipped=skipped_rows,
+            outputs=found.num_rows - skipped_rows,
+            seconds=1.0,
+            cpu_seconds=1.0,
+        )
         folder = dataset / "sources" if step == "sources" else dataset / step / FINGERPRINT
         pq.write_table(
             pa.table(columns, schema=schema.with_metadata(metadata.encode())),

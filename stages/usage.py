@@ -13,6 +13,8 @@ from typing import Any
 REQUESTS, TOKENS_IN, TOKENS_OUT = "requests", "tokens_in", "tokens_out"
 TOLD_TOKENS = "answers that told their tokens"
 HELPER_CPU_SECONDS = "helper_cpu_seconds"
+STARTING_SECONDS, STARTING_CPU_SECONDS = "starting_seconds", "starting_cpu_seconds"
+"""What starting helpers took, of all time and of HELPER_CPU_SECONDS."""
 
 _lock = threading.Lock()
 _used: dict[str, float] = {}

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipmill.pipeline.costs.words import plain_amount, plain_money
 from clipmill.pipeline.engine.gated_run import RunPhase
 from clipmill.pipeline.engine.thresholds import Phase
 from clipmill.pipeline.recipes.plan import Plan, ShardList
@@ -74,7 +75,12 @@ class Budget:
         with self._lock:
             for limit in self.limits:
                 if (spent := self._of(limit)) >= limit.amount:
-                    return f"{limit} (spent: {spent:.6g} {limit.unit})"
+                    shown = (
+                        plain_money(spent, limit.unit)
+                        if limit.is_money
+                        else f"{plain_amount(spent)} {limit.unit}"
+                    )
+                    return f"{limit} (spent: {shown})"
         return None
 
     def _of(self, limit: Limit) -> float:

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from clipmill.pipeline.costs.footers import AMOUNTS, Footers
-from clipmill.pipeline.costs.rates import LEAST_SHARDS, Measured, Rates, Values, base_of, columns_of
+from clipmill.pipeline.costs.rates import (
+    LEAST_SHARDS,
+    TIMES,
+    Measured,
+    Rates,
+    Values,
+    base_of,
+    columns_of,
+)
 from clipmill.pipeline.costs.resampling import Range, Resampling, range_of
 from clipmill.pipeline.engine.letting_in import let_through
 from clipmill.pipeline.recipes.gates import check_gates
@@ -185,8 +193,17 @@ def _of_rows(
         found = through * resampling.ratio(one.groups, of, by)
         return nothing if through[0] == 0 else found
 
-    amounts = {name: per_row(one.amounts[name], one.worked[name]) for name in AMOUNTS}
-    seconds = per_row(one.amounts["seconds"], one.worked["seconds"])
+    def timed(name: str) -> Values:
+        by_row, by_shard = resampling.per_row_and_shard(
+            one.groups, one.amounts[name], one.worked[name], one.timed
+        )
+        return nothing if through[0] == 0 else through * by_row + shards * by_shard
+
+    amounts = {
+        name: timed(name) if name in TIMES else per_row(one.amounts[name], one.worked[name])
+        for name in AMOUNTS
+    }
+    seconds = timed("seconds")
     amounts["gpu_seconds"] = seconds * step.stage.gpus
     fixed = resampling.ratio(one.groups, one.fixed_seconds, one.shards) * shards
     fixed_cpu = resampling.ratio(one.groups, one.fixed_cpu_seconds, one.shards) * shards

@@ -36,8 +36,9 @@ class Measured:
 
     `given` and `base_outputs` are its input rows and the kept rows of the table that determines
     its keys, over the shards that both have done; `by_gate` of the rows `at_gate` were skipped by
-    the step's present gate. `amounts` were used for the rows `worked` on. Beside its rows, each
-    shard takes `fixed_seconds`, with its commit, and a worker's first one `opening_seconds`.
+    the step's present gate. `amounts` were used for the rows `worked` on, in as many shards as
+    `timed` says. Beside its rows, each shard takes `fixed_seconds`, with its commit, and a
+    worker's first one `opening_seconds`.
     `origin` says whose footers these are.
     """
 
@@ -50,6 +51,7 @@ class Measured:
     by_gate: Values
     amounts: Mapping[str, Values]
     worked: Mapping[str, Values]
+    timed: Values
     shards: Values
     fixed_seconds: Values
     fixed_cpu_seconds: Values
@@ -143,6 +145,7 @@ def _measured(
     rows = {name: zeros() for name in ROWS}
     amounts, worked = ({name: zeros() for name in PER_ROW} for _ in range(2))
     given, base_outputs, at_gate, by_gate, counts, commits = (zeros() for _ in range(6))
+    n_timed = zeros()
     fixed_cpu = zeros()
     gate = None if step.gate is None else step.gate.as_written().says()
     timed, openings = _warm(found)
@@ -159,6 +162,7 @@ def _measured(
         counts[group] += 1
         commits[group] += (footer.commit_seconds or 0) + (footer.fixed_seconds or 0)
         fixed_cpu[group] += footer.fixed_cpu_seconds or 0
+        n_timed[group] += shard in timed and _worked(footer) > 0
         for name in PER_ROW:
             amount = _of_rows(footer, name)
             if amount is not None and (shard in timed or name not in TIMES):
@@ -184,6 +188,7 @@ def _measured(
         by_gate,
         amounts,
         worked,
+        n_timed,
         counts,
         commits,
         fixed_cpu,

@@ -18,6 +18,7 @@ from clipmill.pipeline.costs.rates import Values
 REPLICATES = 400
 COVERAGE = 0.9
 _MOST_GROUPS = 1_000_000
+_LEAST_FOR_LINE = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,23 @@ class Resampling:
     def unknown(self) -> Values:
         return self.constant(float("nan"))
 
+    def per_row_and_shard(
+        self, groups: Sequence[str], amounts: Values, rows: Values, shards: Values
+    ) -> tuple[Values, Values]:
+        """What each row takes, and what each shard takes beside: a line through the groups.
+
+        Small shards are dearer per row than large ones, because a part of the work is done once
+        per batch. How much is known as far as shards differ in size, so it is reduced towards 0 by
+        its own uncertainty; whatever it is, the line explains the measured total.
+        """
+        weights = self._weights[:, [self._at[group] for group in groups]]
+        by_shard = _slope(weights, amounts, rows, shards)
+        left = (weights @ amounts) - by_shard * (weights @ shards)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            by_row: Any = left / (weights @ rows)
+        whole = by_row[0] if np.isfinite(by_row[0]) else float("nan")
+        return np.asarray(np.where(np.isfinite(by_row), by_row, whole)), by_shard
+
     def ratio(self, groups: Sequence[str], above: Values, below: Values) -> Values:
         """Total `above` per total `below`, both given by group; unknown if there is nothing."""
         weights = self._weights[:, [self._at[group] for group in groups]]
@@ -63,6 +81,29 @@ class Resampling:
             found: Any = (weights @ above) / (weights @ below)
         all_groups = found[0] if np.isfinite(found[0]) else float("nan")
         return np.asarray(np.where(np.isfinite(found), found, all_groups))
+
+
+def _slope(weights: Values, amounts: Values, rows: Values, shards: Values) -> Values:
+    """What each shard takes in each replicate, by least squares; larger shards vary more."""
+    nothing = np.zeros(len(weights))
+    some = (rows > 0) & np.isfinite(amounts)
+    if some.sum() < _LEAST_FOR_LINE:
+        return nothing
+    w, y, x, c = weights[:, some], amounts[some], rows[some], shards[some]
+    cc, cx, xx = w @ (c * c / x), w @ c, w @ x
+    spread = cc * xx - cx * cx
+    if spread[0] <= 1e-9 * cc[0] * xx[0]:
+        return nothing  # all are of one size
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope: Any = ((w @ (c * y / x)) * xx - (w @ y) * cx) / spread
+    at = slope[0]
+    by_row = (y.sum() - at * c.sum()) / x.sum()
+    variance = float(((y - at * c - by_row * x) ** 2 / x).sum()) / (len(y) - 2)
+    # The first replicate's weights are all 1, as are those of this sum.
+    squared_error = variance * xx[0] / spread[0]
+    trust = at * at / (at * at + squared_error) if at else 0.0
+    most = (w @ y) / cx  # all of it
+    return np.asarray(np.clip(np.where(np.isfinite(slope), trust * slope, 0.0), 0.0, most))
 
 
 def range_of(values: Values, *, known: bool = True) -> Range | None:

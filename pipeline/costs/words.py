@@ -21,6 +21,11 @@ def plain_count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def plain_amount(value: float) -> str:
+    """Three digits that matter, also below 1: `0.00021`, `20`, `1,250`."""
+    return f"{value:.3g}" if value < 1000 else plain_count(value)
+
+
 def plain_money(value: float, currency: str) -> str:
     amount = f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
     if value and float(f"{value:.2f}") == 0:

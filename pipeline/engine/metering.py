@@ -64,6 +64,14 @@ class Meter:
         now = _Reading.now()
         self.row_seconds = now.seconds - self.rows_began.seconds
         self.row_cpu_seconds = now.cpu_seconds - self.rows_began.cpu_seconds
+        # A helper process that starts for a row serves many others. Several may start at once.
+        starting = now.used - self.rows_began.used
+        seconds = min(self.row_seconds, starting[usage.STARTING_SECONDS])
+        cpu_seconds = min(self.row_cpu_seconds, starting[usage.STARTING_CPU_SECONDS])
+        self.row_seconds -= seconds
+        self.row_cpu_seconds -= cpu_seconds
+        self.opening_seconds += seconds
+        self.opening_cpu_seconds += cpu_seconds
 
     @contextlib.contextmanager
     def opening(self) -> Iterator[None]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 import clipmill
 from clipmill.jobs.bill import show_cost, show_plan
 from clipmill.pipeline.costs.budget import read_budget
+from clipmill.pipeline.costs.resampling import Resampling
 from clipmill.pipeline.dataset.shards import ShardMetadata, committed_shards, shard_path
+from clipmill.pipeline.engine.metering import Meter
 from clipmill.pipeline.recipes.prices import Prices
 from clipmill.schemas.errors import UsageError
+from clipmill.stages import usage
 
 STAGES = Path(__file__).parent / "own_stages.py"
 
@@ -156,6 +161,45 @@ def test_footers_measure_what_a_step_uses(sampled):
     assert footer.not_asked == 0
 
 
+def test_helpers_that_start_for_a_row_count_as_opening():
+    meter = Meter()
+    meter.begin_rows()
+    time.sleep(0.2)
+    usage.use(usage.HELPER_CPU_SECONDS, 5.0)
+    usage.use(usage.STARTING_CPU_SECONDS, 4.0)
+    usage.use(usage.STARTING_SECONDS, 0.15)
+    usage.use(usage.STARTING_SECONDS, 0.01)
+    meter.end_rows()
+    found = meter.reading(gpus=0)
+    assert found["opening_seconds"] == pytest.approx(0.16)
+    assert found["opening_cpu_seconds"] == pytest.approx(4.0)
+    assert found["cpu_seconds"] == pytest.approx(5.0, abs=0.2)
+    rows = found["cpu_seconds"] - found["opening_cpu_seconds"] - found["fixed_cpu_seconds"]
+    assert rows == pytest.approx(1.0, abs=0.2)
+
+
+def line_of(rows: list[float], amounts: list[float]) -> tuple[float, float]:
+    groups = [f"{number:06d}" for number in range(len(rows))]
+    ones = np.ones(len(rows))
+    found = Resampling(groups, 1.0).per_row_and_shard(
+        groups, np.asarray(amounts), np.asarray(rows), ones
+    )
+    assert all(np.isfinite(one).all() and (one >= 0).all() for one in found)
+    return float(found[0][0]), float(found[1][0])
+
+
+def test_what_each_shard_takes_is_told_apart_from_what_rows_take():
+    draw = np.random.default_rng(0)
+    assert line_of([1, 1, 2, 2, 3], [7, 7, 12, 12, 17]) == pytest.approx((5, 2))
+    # All of one size: nothing tells them apart.
+    assert line_of([4, 4, 4, 4], [22, 21, 23, 22]) == pytest.approx((5.5, 0))
+    # Long and short videos: chance alone must not make a part for shards.
+    rows = draw.integers(1, 3, 40).astype(float)
+    by_row, by_shard = line_of(list(rows), [draw.gamma(2, 5 * n) for n in rows])
+    assert by_row * 16 + by_shard == pytest.approx(160, rel=0.3)
+    assert line_of([1, 2, 3], [3, 4, 5])[1] == 0  # too few
+
+
 def test_a_budget_ends_a_run_in_order(tmp_path):
     path = recipe(tmp_path, 12)
     dataset = tmp_path / "dataset"
@@ -196,7 +240,7 @@ def test_budgets_of_money():
     assert budget.spent() is None
     assert not budget.add({"tokens_in": 1_000_000, "tokens_out": 500_000})
     assert budget.add({"tokens_out": 500_000})
-    assert "2 USD (spent: 2 USD)" in budget.spent()
+    assert "2 USD (spent: 2.00 USD)" in budget.spent()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from clipmill.stages.media.isolation.helper_processes import (
     IdleHelpers,
 )
 from clipmill.stages.media.isolation.progress import beat
-from clipmill.stages.usage import HELPER_CPU_SECONDS, use
+from clipmill.stages.usage import HELPER_CPU_SECONDS, STARTING_CPU_SECONDS, STARTING_SECONDS, use
 
 STALL_SECONDS = 300.0
 TIME_LIMIT_SECONDS = 6 * 3600.0
@@ -274,9 +274,14 @@ def _try(
 ) -> Generator[Any, None, Any]:
     """One call in one helper, which is reused only if it came to its end."""
     limits = request.limits
+    began = time.monotonic()
     helper = _begun(task, request.packed(), fresh)
     decoded, is_spent = 0, True
-    cpu_before = 0.0 if helper.is_fresh else helper.cpu_seconds()
+    cpu_before = helper.cpu_seconds()
+    if helper.is_fresh:
+        use(STARTING_SECONDS, time.monotonic() - began)
+        use(STARTING_CPU_SECONDS, cpu_before)
+        cpu_before = 0.0
     try:
         while True:
             left = request.ends - time.monotonic()
