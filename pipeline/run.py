@@ -477,8 +477,8 @@ class _Run:
                 for phase in phases(of_run)
                 for leg in legs_of(fitted, phase, shards, self.dataset, machine)
             ]
-            gpus = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
-            lines = [*moved, f"Plan for {machine.cpus:g} CPUs{gpus}:"]
+            beside = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
+            lines = [*moved, f"Plan for {machine.cpus:g} CPUs{beside}:"]
             for number, leg in enumerate(legs, 1):
                 lines += [
                     f"  phase {number}: {pool.describe()}"

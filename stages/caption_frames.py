@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import pyarrow as pa
@@ -189,8 +190,6 @@ class CaptionFrames(GeneratingStage):
         return {name: text for name, text in found.items() if text is not None}
 
     def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
-        from clipmill.stages.models.checks.generators import check_captioner
-
         prompts: dict[str, list[str | None]] = {}
         models: dict[str, ModelReference] = {}
         for _, setting, reference, prompt in self._uses():
@@ -202,12 +201,17 @@ class CaptionFrames(GeneratingStage):
                 label,
                 setting,
                 reference,
-                lambda name, setting=setting, reference=reference: check_captioner(
-                    reference, self, name, prompts[setting]
-                ),
+                partial(self._check_captioner, reference, prompts[setting]),
                 with_picture=True,
                 depends_on=tuple(prompts[setting]),
             )
+
+    def _check_captioner(
+        self, reference: ModelReference, prompts: list[str | None], setting: str
+    ) -> str:
+        from clipmill.stages.models.checks.generators import check_captioner
+
+        return check_captioner(reference, self, setting, prompts)
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:

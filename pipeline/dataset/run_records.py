@@ -152,7 +152,7 @@ class RecordOfThisRun:
             # A model that two settings name is loaded once.
             for name in (name for name in models if models[name] == models.get(place.setting)):
                 known: list[Any]
-                entry: PlaceRecord | ServedRecord
+                entry: Any
                 if place.served:
                     known = stage.setdefault("served", {}).setdefault(name, [])
                     entry = {"address": place.device, "said": place.served}

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,7 +176,7 @@ class PublishedRows:
         self._files = files
         self._report = report
 
-    def tables(self) -> Iterator[pa.Table]:
+    def tables(self) -> Generator[pa.Table, None, None]:
         """The rows as tables of `ROWS`, file by file and block by block."""
         for number, file in enumerate(self._files):
             yield from _parquet_tables(number, file) if file.is_parquet else self._lines(number)

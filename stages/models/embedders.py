@@ -238,8 +238,9 @@ def _unit_rows(features: torch.Tensor) -> np.ndarray:
 
 
 def _drop_towers(model: torch.nn.Module, keep: Sequence[Tower]) -> None:
-    if hasattr(model, "drop_towers"):  # a TransformersClip
-        model.drop_towers(keep)
+    drop: Any = getattr(model, "drop_towers", None)  # a TransformersClip
+    if drop is not None:
+        drop(keep)
         return
     unused = [] if "image" in keep else ["visual"]
     if "text" not in keep:

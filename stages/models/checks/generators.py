@@ -245,7 +245,7 @@ def _run_vision(model: Any, inputs: Mapping[str, Any], where: str) -> int | None
     grid = inputs.get("image_grid_thw")
     merge = getattr(getattr(model.config, "vision_config", None), "spatial_merge_size", None)
     if grid is not None and merge:
-        return int(grid.prod(-1).sum()) // merge**2
+        return int(grid.prod(-1).sum()) // int(merge) ** 2
     tower = _vision_tower(model)
     if tower is None:
         return None
@@ -298,4 +298,4 @@ def _count(features: Any) -> int | None:
         isinstance(one, torch.Tensor) and one.ndim >= 2 for one in found
     ):
         return None
-    return sum(one.numel() // one.shape[-1] for one in found)
+    return sum(int(one.numel()) // int(one.shape[-1]) for one in found)

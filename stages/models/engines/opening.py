@@ -13,7 +13,6 @@ from clipmill.stages.models.generation import GeneratingStage, ModelPlacement, l
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
-    from clipmill.stages.models.engines.in_process import Model
     from clipmill.stages.models.engines.servers import ServerEngine
 
 
@@ -49,7 +48,7 @@ def open_engine(
     place = ModelPlacement.of(stage, setting, folder)
     config = load_config(folder, setting, trust_remote_code=stage.trust_remote_code)
     threads = max(1, int(stage.cpus))
-    model: Model
+    model: Any  # mypy takes Family's class variable for something else than the protocol's
     if takes == "pictures":
         from clipmill.stages.models.engines.families import family_of
 

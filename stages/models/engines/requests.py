@@ -10,13 +10,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.models.completions import Completion
 
-T = TypeVar("T")
 _BEAT_SECONDS = 1.0
 
 
@@ -199,13 +198,14 @@ def answers(engine: Engine, requests: Sequence[Request]) -> list[Completion | Ro
             if engine.bounds_time:
                 beat()
             _, waiting = wait(waiting, _BEAT_SECONDS)
-        return [outcome_of(one) for one in asked]
+        outcomes = [outcome_of(one) for one in asked]
+        return outcomes
     finally:
         for one in asked:
             one.cancel()
 
 
-def outcome_of(asked: Future[T]) -> T | RowFailed:
+def outcome_of(asked: Future[Completion]) -> Completion | RowFailed:
     """The result of a future, or the failure of its request; waits for it."""
     try:
         return asked.result()

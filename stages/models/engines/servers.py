@@ -163,8 +163,8 @@ class ServerEngine:
 
     def submit(self, request: Request) -> Future[Completion]:
         # With the caller's context, which has the account for what is used.
-        run = functools.partial(contextvars.copy_context().run, self._answer)
-        asked = self._pool.submit(run, request, time.monotonic())
+        answer = functools.partial(self._answer, request, time.monotonic())
+        asked = self._pool.submit(contextvars.copy_context().run, answer)
         with self._lock:
             self._asked.add(asked)
         asked.add_done_callback(self._forget)

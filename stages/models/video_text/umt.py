@@ -33,7 +33,7 @@ class UMT(TwoTowers):
 
     def _load(self, loading: Loading) -> None:
         import torch
-        from transformers import BertTokenizerFast
+        from transformers import BertTokenizer
 
         from clipmill.stages.models.video_text.umt_network import UMTVision
 
@@ -45,15 +45,15 @@ class UMT(TwoTowers):
             )
         self.frames, self.context = None, _CONTEXT
         self._prepare = chosen_preparation(type(self), loading)
-        self._tokenizer: Any = BertTokenizerFast.from_pretrained(
+        self._tokenizer: Any = BertTokenizer.from_pretrained(
             loading.folder, local_files_only=True, do_lower_case=True
         )
         state = read_state(weights_file(loading.folder))
         vision = _below(state, _VISION)
         with torch.device("meta"):
             network = UMTVision(vision)
-            self._video_projection = torch.nn.Linear(*reversed(state["vision_proj.weight"].shape))
-            self._text_projection = torch.nn.Linear(*reversed(state["text_proj.weight"].shape))
+            self._video_projection = _projection(state["vision_proj.weight"])
+            self._text_projection = _projection(state["text_proj.weight"])
         # The teacher and the heads that training needs are left out.
         _fill(network, vision)
         self._network = network.to(self.device, self.dtype).eval()
@@ -97,6 +97,13 @@ def _below(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
     return {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
+
+
+def _projection(weight: torch.Tensor) -> torch.nn.Linear:
+    import torch
+
+    outputs, inputs = weight.shape
+    return torch.nn.Linear(inputs, outputs)
 
 
 def _fill(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:

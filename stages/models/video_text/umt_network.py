@@ -56,15 +56,15 @@ class _Block(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         tokens = tokens + self.attn(self.norm1(tokens))
-        return tokens + self.mlp(self.norm2(tokens))
+        found: torch.Tensor = tokens + self.mlp(self.norm2(tokens))
+        return found
 
 
 class _Encoder(nn.Module):
     def __init__(self, width: int, inner: int, layers: int, patch: int) -> None:
         super().__init__()
         size = (1, patch, patch)
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv3d(3, width, size, size)
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, width, size, size)})
         self.blocks = nn.ModuleList([_Block(width, inner) for _ in range(layers)])
         self.norm = nn.LayerNorm(width, eps=_EPSILON)
 
@@ -86,7 +86,7 @@ class UMTVision(nn.Module):
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Features of shape (n, frames, width), from clips (n, frames, 3, height, width)."""
-        patches = self.encoder.patch_embed.proj(clips.transpose(1, 2))
+        patches = self.encoder.patch_embed["proj"](clips.transpose(1, 2))
         tokens = patches.flatten(2).transpose(1, 2)
         if self._places is None or len(self._places) != tokens.shape[1]:
             self._places = _positions(tokens.shape[1], tokens.shape[2]).to(tokens)

@@ -5,6 +5,7 @@ All tokens of all frames attend to each other. Import it only after `prepare_tor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -37,7 +38,8 @@ class _Video(nn.Module):
         tokens = tokens + position[1:] + moment.unsqueeze(2)
         first = (self.class_embedding + position[0]).expand(len(clips), 1, -1)
         tokens = self.ln_pre(torch.cat((first, tokens.flatten(1, 2)), dim=1))
-        return self.ln_post(self.transformer(tokens)[:, 0]) @ self.proj
+        found: torch.Tensor = self.ln_post(self.transformer(tokens)[:, 0]) @ self.proj
+        return found
 
 
 class _Text(nn.Module):
@@ -58,7 +60,8 @@ class _Text(nn.Module):
         found = self.token_embedding(tokens) + self.positional_embedding
         found = self.ln_final(self.transformer(found, attn_mask=future))
         # The end token has the highest number.
-        return found[torch.arange(len(tokens)), tokens.argmax(dim=-1)] @ self.text_projection
+        ends: torch.Tensor = found[torch.arange(len(tokens)), tokens.argmax(dim=-1)]
+        return ends @ self.text_projection
 
 
 class ViCLIPNetwork(nn.Module):
@@ -101,7 +104,8 @@ class ViCLIPNetwork(nn.Module):
     @property
     def image_size(self) -> int:
         patches = len(self.vision_encoder.positional_embedding) - 1
-        return round(patches**0.5) * int(self.vision_encoder.conv1.kernel_size[1])
+        patch = int(self.vision_encoder.conv1.kernel_size[1])
+        return patch * math.isqrt(patches)
 
 
 def _blocks(state: Mapping[str, torch.Tensor], tower: str) -> int:
