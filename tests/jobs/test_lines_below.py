@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clipmill.jobs.cli import app
+from clipmill.jobs.lines_below import when_to_retry
 from clipmill.schemas.errors import UsageError
 from tests.media import Scene, render
 
@@ -123,3 +124,15 @@ def test_impossible_requests_name_an_alternative(films: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     assert clipmill("report", "data").startswith("data-report.html: ")
     assert "</html>" in (tmp_path / "data-report.html").read_text()
+
+
+def test_advice_about_a_models_server_names_no_cookies():
+    """`blocked` at a stage with a model is a server that refuses the key."""
+    assert when_to_retry("blocked", 3, 0) == (
+        "after adding cookies, a proxy or another user_agent, or waiting"
+    )
+    assert when_to_retry("blocked", 3, 3) == "once the model's server accepts the key"
+    both = when_to_retry("blocked", 3, 1)
+    assert "cookies" in both
+    assert "of stages with models, once the model's server accepts the key" in both
+    assert when_to_retry("model", 3, 3) == when_to_retry("model", 3, 0)

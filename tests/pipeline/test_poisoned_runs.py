@@ -268,7 +268,8 @@ def kept_port() -> Iterator[int]:
 
 def test_server_that_dies_during_a_run_and_comes_back(made, dataset, kept_port):
     """Unanswered rows are transient; a retry makes all of them, also in the views."""
-    with dying_server(answers=3, port=kept_port) as stand_in:
+    # The first answer is to the check before the run.
+    with dying_server(answers=4, port=kept_port) as stand_in:
         recipe = load_recipe(
             recipe_path("demo"),
             engine="local",
@@ -298,7 +299,7 @@ def test_server_that_dies_during_a_run_and_comes_back(made, dataset, kept_port):
     with openai_server(say, port=kept_port) as stand_in:
         run(load(None, dataset), dataset, retry_kinds=["transient"])
         # Only failed rows were requested again, after one request to check the server.
-        assert len([one for one in stand_in.requests if "messages" in one]) == len(failed)
+        assert len([one for one in stand_in.requests if "messages" in one]) == len(failed) + 1
     again = clips(dataset, "clip_id, caption, similarity")
     assert not [row for row in again if row["caption"] is None or row["similarity"] is None]
     kept = {row["clip_id"]: row["caption"] for row in said if row["caption"] is not None}

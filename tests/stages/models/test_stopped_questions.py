@@ -103,7 +103,12 @@ def test_run_with_a_hanging_model_server_stops_immediately(how, tmp_path):
     """The next run resumes it."""
     film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]
     with openai_server(lambda request: "a dog runs") as stand_in:
-        stand_in.always = "hang"
+
+        def answer_check(_) -> str:
+            stand_in.always = "hang"
+            return "a dog"
+
+        answers, stand_in.answer = stand_in.answer, answer_check
         recipe = tmp_path / "hang.yaml"
         recipe.write_text(
             yaml.safe_dump(
@@ -131,7 +136,7 @@ def test_run_with_a_hanging_model_server_stops_immediately(how, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         ) as process:
-            until(lambda: stand_in.requests or process.poll() is not None)
+            until(lambda: len(stand_in.requests) > 1 or process.poll() is not None)
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.3)
             before = len(stand_in.requests)
@@ -146,6 +151,6 @@ def test_run_with_a_hanging_model_server_stops_immediately(how, tmp_path):
         assert len(stand_in.requests) == before
         (record,) = [json.loads(file.read_text()) for file in (dataset / "runs").glob("*.json")]
         assert record["state"] == "stopped"
-        stand_in.always = None
+        stand_in.answer, stand_in.always = answers, None
         done = clipmill("run", recipe, "--dataset", dataset)
         assert done.returncode == 0, done.stderr
