@@ -23,7 +23,7 @@ from clipmill.pipeline.dataset.leftovers import (
     remove_leftovers_of_runs,
     remove_unfinished_downloads,
 )
-from clipmill.pipeline.dataset.locks import Hold, dataset_lock, remove_if_empty, wait_until_free
+from clipmill.pipeline.dataset.locks import Hold, dataset_lock, remove_if_empty
 from clipmill.pipeline.dataset.run_logs import python_messages
 from clipmill.pipeline.engine.alike import AllRows
 from clipmill.pipeline.engine.asked import shards_of
@@ -31,7 +31,7 @@ from clipmill.pipeline.engine.driver_log import DriverLog
 from clipmill.pipeline.engine.gated_run import GatedRun, RunPhase, is_another
 from clipmill.pipeline.engine.gpus import gpus_here, with_gpus_of
 from clipmill.pipeline.engine.halting import end_halt, halt
-from clipmill.pipeline.engine.having import describe_folders, with_folders
+from clipmill.pipeline.engine.having import describe_folders
 from clipmill.pipeline.engine.interrupts import interruption_behind
 from clipmill.pipeline.engine.local import run_locally
 from clipmill.pipeline.engine.new_record import new_record
@@ -44,16 +44,17 @@ from clipmill.pipeline.engine.retry import (
     unfinished_retries,
 )
 from clipmill.pipeline.engine.standstill import Lookout, Seen
+from clipmill.pipeline.engine.starting import dataset_folder as dataset_folder
+from clipmill.pipeline.engine.starting import load as load
 from clipmill.pipeline.engine.thresholds import Phase, describe_phases, phases
 from clipmill.pipeline.engine.watching import Progress as Progress
 from clipmill.pipeline.engine.watching import Watcher as Watcher
 from clipmill.pipeline.ingest.sources import fixed_shards_note, ingest, list_source_shards
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, build_plan, pending
-from clipmill.pipeline.recipes.ready_made import recipe_path
-from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
+from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.pipeline.removal.purge import finish_removals, left_notes
 from clipmill.pipeline.subsets.choosing import Wish, check_limit, choose, describe
-from clipmill.schemas.command_line import shell_word, start_a_run
+from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.storage import writing_to
 from clipmill.schemas.words import counted
@@ -523,47 +524,3 @@ class _Run:
             return run
         self.budget.start()
         return ended_by(self.budget, run, lambda: sum(map(len, self.pending().values())))
-
-
-def load(
-    recipe: str | None,
-    dataset: Path | None,
-    *,
-    overrides: Sequence[str] = (),
-    sources: Sequence[str] = (),
-    engine: str | None = None,
-    have: Sequence[Path] = (),
-    wait: bool = False,
-) -> LoadedRecipe:
-    """The recipe for a RECIPE argument; without one, that of the dataset's newest run.
-
-    With `wait`, it is the newest after the command that uses the dataset has ended. `have` are
-    folders with videos that need not be downloaded.
-    """
-    if recipe is not None:
-        found = load_recipe(
-            recipe_path(recipe), overrides=overrides, sources=sources, engine=engine
-        )
-        return with_folders(found, have)
-    if dataset is None:
-        raise UsageError(
-            "name a RECIPE (`clipmill recipe list`), or with --dataset a dataset "
-            "whose newest run's recipe should be used"
-        )
-    records.require_dataset(dataset)
-    if wait:
-        wait_until_free(dataset)
-    record = records.latest_run(dataset)
-    if record is None:
-        raise UsageError(f"{dataset} has no run yet; {start_a_run(dataset)}")
-    found = LoadedRecipe.from_record(record["recipe"], overrides, sources=sources, engine=engine)
-    return with_folders(found, have)
-
-
-def dataset_folder(loaded: LoadedRecipe, given: Path | None) -> Path:
-    """The dataset's folder: the caller's, otherwise the recipe's, otherwise a name here."""
-    if given is not None:
-        return given.expanduser().absolute()
-    if loaded.recipe.dataset:
-        return Path(loaded.recipe.dataset).expanduser().absolute()
-    return (Path.cwd() / f"{loaded.name}-dataset").absolute()
