@@ -94,9 +94,9 @@ class ServerPrograms(BaseModel):
         parallel = program.tensor_parallel or max(1, int(gpus))
         if self.name == "vllm":
             parallel_option = "--tensor-parallel-size"
-            # Where it is there, the command; versions before it have only the module.
+            # The module is to go some day. The command does not work in every package of vLLM.
             serve = Path(program.python).with_name("vllm")
-            if serve.is_file():
+            if serve.is_file() and not _has_vllm_module(program.python):
                 command = [program.python, str(serve), "serve", str(folder)]
             else:
                 module = "vllm.entrypoints.openai.api_server"
@@ -112,3 +112,9 @@ class ServerPrograms(BaseModel):
         if trust_remote_code:
             command += ["--trust-remote-code"]
         return [*command, *program.options]
+
+
+def _has_vllm_module(python: str) -> bool:
+    """Whether an environment has the module that starts vLLM's server."""
+    place = "lib/python*/site-packages/vllm/entrypoints/openai/api_server.py"
+    return any(Path(python).parent.parent.glob(place))
