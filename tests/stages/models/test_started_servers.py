@@ -199,9 +199,11 @@ def test_server_ends_with_a_worker_that_is_killed(tmp_path):
 def test_run_starts_a_server_for_its_stages_and_ends_it(engine, tmp_path):
     """Both stages share it; its output is in the run's log, and what it says in the record."""
     film = cached((Scene("red", 2.0), Scene("blue", 2.0)), size=(320, 240), rate=10)[0]
-    (tmp_path / "model").mkdir()
+    from tests.models_factory import tiny_model
+
+    folder = str(tiny_model("qwen_vl"))
     server = {"python": str(environment(tmp_path)), "options": ["--lives", str(tmp_path / "lives")]}
-    model = {"model": "./model", "engine": {"vllm": server}}
+    model = {"model": folder, "engine": {"vllm": server}}
     recipe = {
         "sources": [str(film)],
         "engine": engine,
@@ -225,4 +227,4 @@ def test_run_starts_a_server_for_its_stages_and_ends_it(engine, tmp_path):
     (record,) = [json.loads(file.read_text()) for file in (dataset / "runs").glob("*.json")]
     for stage in record["stages"][2:]:
         ((said,),) = stage["served"].values()
-        assert json.loads(said["said"])["root"] == str(tmp_path / "model")
+        assert json.loads(said["said"])["root"] == folder
