@@ -94,7 +94,7 @@ BOOK = " ".join(f"{word:x}" for word in NOISE.integers(0, 2**40, 100_000))
         ("a dog \ufffd\ufffd runs", "not characters"),
         ("dog " * 50_000, "characters, more than 20,000"),
         (BOOK, "characters, more than 20,000"),
-        ("<think>" * 150_000, "the text is empty"),
+        ("<think>" * 150_000, "reasoning without an answer"),
         ("a dog runs and a cat sits " * 30, "the text repeats"),
         ("犬が走る" * 40, "the text repeats"),
     ],
