@@ -446,7 +446,7 @@ class _Run:
         lookout = Lookout(recipe.stall_seconds, show, say)
         watched = self.watcher.progress(shown, recipe.progress_seconds)
         if recipe.engine == "local":
-            lines = ["Plan: every stage in this process, shard by shard."]
+            lines = ["Plan: every stage in this process."]
             wants_gpus = any(step.stage.gpus for step in self.steps)
             gpus = gpus_here() if wants_gpus else 0
             moved = with_gpus_of(self.plan, gpus, recipe)[1]

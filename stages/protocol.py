@@ -154,6 +154,20 @@ class Stage(BaseModel):
         """The most GPUs that one worker can use; None if that isn't known."""
         return None
 
+    @property
+    def calls_at_once(self) -> int:
+        """How many calls of the transform may run at a time, each in a thread of its own.
+
+        With more than one, the transform must be thread-safe: batches of several shards are in it
+        at a time, and what gathers them into larger ones for a device is the stage's own.
+        """
+        return 1
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a call."""
+        return self.batch_rows
+
     def open(self, workspace: Workspace) -> AbstractContextManager[Transform]:
         """Loads models, yields the transform, releases them."""
         raise NotImplementedError

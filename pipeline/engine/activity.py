@@ -1,4 +1,7 @@
-"""What a worker is doing: noted by the worker, read from another thread or process.
+"""What a worker is doing: noted by its threads, read from another thread or process.
+
+A worker with several calls at a time has a place for each thread that works. What it reports is the
+place that has made no progress for longest: as long as all go on, that changes all the time.
 
 A process that is stopped, or stuck inside a library, can't answer. So the note is also kept in
 memory that others can read through /proc, if the system supports it.
@@ -12,6 +15,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -50,14 +54,26 @@ class Place:
         return f"{self.doing} {self.keys[0]}{more} (shard {self.shard})"
 
 
+@dataclass
+class _Spot:
+    """Where one thread is; `moved` increases with its progress."""
+
+    place: Place
+    thread: int
+    moved: int
+
+
 class Activity:
     """A worker's note of what it is doing, and a count that increases with its progress."""
 
     def __init__(self) -> None:
-        self.place: Place | None = None
-        self.moves = 0
-        self.thread: int | None = None
-        """The system's id of the thread that does the work; Ray's workers use one of a pool."""
+        self._lock = threading.Lock()
+        # By Python's id of the thread; the one that moved longest ago comes first.
+        self._spots: dict[int, _Spot] = {}
+        self._helpers: dict[int, int] = {}
+        self._count = 0
+        self._all_moved = 0
+        self._noted: Place | None = None
         self.note: int | None = None
         """The number of the open file that holds the note; None if there is none."""
         if hasattr(os, "memfd_create"):
@@ -65,15 +81,65 @@ class Activity:
                 self.note = os.memfd_create("clipmill-activity", os.MFD_CLOEXEC)
         progress.listen(self.beat)
 
+    @property
+    def place(self) -> Place | None:
+        """The place without progress for longest; None if there is nothing to do now."""
+        return self.state()[0]
+
+    @property
+    def moves(self) -> int:
+        """Changes when there is progress at that place."""
+        return self.state()[2]
+
+    @property
+    def thread(self) -> int | None:
+        """The system's id of the thread that works there; Ray's workers use one of a pool."""
+        return self.state()[1]
+
     def at(self, step: str, shard: str, doing: Doing, keys: tuple[str, ...] = ()) -> None:
-        self._set(Place(step, shard, doing, keys))
+        """Notes where the calling thread is."""
+        with self._lock:
+            self._count += 1
+            own = threading.get_ident()
+            self._spots.pop(own, None)
+            place = Place(step, shard, doing, keys)
+            self._spots[own] = _Spot(place, threading.get_native_id(), self._count)
+            self._note_stillest()
 
     def rest(self) -> None:
-        """Notes that there is nothing to do now."""
-        self._set(None)
+        """Notes that the calling thread has nothing to do now."""
+        with self._lock:
+            self._count += 1
+            self._spots.pop(threading.get_ident(), None)
+            self._note_stillest()
+
+    @contextlib.contextmanager
+    def working_for(self, other: int) -> Iterator[None]:
+        """The calling thread's progress is that of the thread `other`, which waits for it."""
+        own = threading.get_ident()
+        with self._lock:
+            self._helpers[own] = other
+            if (spot := self._spots.get(other)) is not None:
+                spot.thread = threading.get_native_id()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._helpers.pop(own, None)
 
     def beat(self, decoded_frames: int | None = None) -> None:
-        self.moves += 1
+        """Notes progress: of the calling thread, or of all if it is a library's."""
+        own = threading.get_ident()
+        with self._lock:
+            self._count += 1
+            own = self._helpers.get(own, own)
+            spot = self._spots.pop(own, None)
+            if spot is None:
+                self._all_moved = self._count
+            else:
+                spot.moved = self._count
+                self._spots[own] = spot
+                self._note_stillest()
 
     def close(self) -> None:
         progress.listen(None)
@@ -81,10 +147,19 @@ class Activity:
             os.close(self.note)
             self.note = None
 
-    def _set(self, place: Place | None) -> None:
-        self.place = place
-        self.thread = threading.get_native_id()
-        self.moves += 1
+    def state(self) -> tuple[Place | None, int | None, int]:
+        """That place, its thread, its moves, at one moment."""
+        with self._lock:
+            spot = next(iter(self._spots.values()), None)
+            if spot is None:
+                return None, None, self._count
+            return spot.place, spot.thread, max(spot.moved, self._all_moved)
+
+    def _note_stillest(self) -> None:
+        place = next((spot.place for spot in self._spots.values()), None)
+        if place is self._noted:
+            return
+        self._noted = place
         if self.note is not None:
             # The end of a longer note may follow; the line feed marks where this one ends.
             text = json.dumps(place and asdict(place)) + "\n"
@@ -103,8 +178,9 @@ class Process:
     """The thread that does the work."""
 
     @classmethod
-    def own(cls, activity: Activity) -> Process:
-        return cls(os.getpid(), _began(os.getpid()), activity.note, activity.thread)
+    def own(cls, activity: Activity, thread: int | None = None) -> Process:
+        thread = activity.thread if thread is None else thread
+        return cls(os.getpid(), _began(os.getpid()), activity.note, thread)
 
 
 @dataclass(frozen=True)
@@ -126,17 +202,10 @@ class Beat:
     @classmethod
     def of(cls, activity: Activity, pool: int, node: str, done: int) -> Beat:
         """The current process."""
-        process = Process.own(activity)
-        return cls(
-            pool,
-            node,
-            done,
-            socket.gethostname(),
-            process,
-            activity.moves,
-            activity.place,
-            state_of(process),
-        )
+        place, thread, moves = activity.state()
+        process = Process.own(activity, thread)
+        host = socket.gethostname()
+        return cls(pool, node, done, host, process, moves, place, state_of(process))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The local engine: runs every shard through every step in this process, for debugging."""
+"""The local engine: runs every shard through every step in this process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from clipmill.pipeline.dataset.run_logs import LogLimits
 from clipmill.pipeline.engine.activity import Activity, Beat, ProcessFinding
 from clipmill.pipeline.engine.runner import Report, Worker
 from clipmill.pipeline.engine.standstill import Lookout, Standstills
+from clipmill.pipeline.engine.step_inputs import rows_a_shard
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, pending
 from clipmill.stages.media.isolation.terminal import null_input
 
@@ -29,9 +30,10 @@ def run_locally(
     log_limits: LogLimits,
     lookout: Lookout,
 ) -> None:
-    """Runs what is pending, shard by shard; returns when everything is committed.
+    """Runs what is pending; returns when everything is committed.
 
-    Shards that were kept back come last.
+    Shards run one after the other, or several at a time where a step takes calls at once. Those
+    that were kept back come last.
     """
     todo = pending(plan, steps, shards, dataset)
     names = sorted({shard for missing in todo.values() for shard in missing})
@@ -40,12 +42,11 @@ def run_locally(
         worker = Worker(plan, steps, dataset, run_id, shards, report, log_limits=log_limits)
         try:
             with _looked_after(worker.activity, lookout):
-                for shard in names:
-                    worker.run(shard)
+                size = rows_a_shard(dataset, names)
+                worker.run_all(names, size)
                 kept_back = list(dict.fromkeys(worker.kept_back))
                 worker.keep_nothing_back()
-                for shard in kept_back:
-                    worker.run(shard)
+                worker.run_all(kept_back, size)
         finally:
             worker.close()
 

@@ -1,13 +1,19 @@
-"""Measures what a worker uses for one step of one shard, for the shard's footer."""
+"""Measures what a worker uses for one step of one shard, for the shard's footer.
+
+A worker may have several shards in flight. Time in which it is at work on several of them is
+divided equally among these, so that all footers together say how long it has worked; time in which
+a shard waits for its turn, or for its calls, is not the shard's.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +34,12 @@ REPORTED = (
 )
 """The parts of a footer that a worker also reports, so that a run knows what it has spent."""
 
+# Reading the processor time of many threads takes longer than a change of what they do.
+_COARSE_SECONDS = 0.01
+
+Work = Literal["fixed", "rows", "opening"]
+"""Work on a shard as a whole, on its rows, or loading models, which a worker does once."""
+
 
 @dataclass(frozen=True)
 class _Reading:
@@ -37,52 +49,20 @@ class _Reading:
 
     @classmethod
     def now(cls) -> _Reading:
-        used = usage.used()
+        used = usage.unclaimed()
         cpu = time.process_time() + used[usage.HELPER_CPU_SECONDS]
         return cls(time.monotonic(), cpu, used)
 
 
-@dataclass
+@dataclass(eq=False)
 class Meter:
-    """What one step of one shard uses, from when the meter is made."""
+    """What one step of one shard has used so far; `WorkTime` adds the time."""
 
-    began: _Reading = field(default_factory=_Reading.now)
-    opening_seconds: float = 0.0
-    opening_cpu_seconds: float = 0.0
-    rows_began: _Reading | None = None
-    row_seconds: float = 0.0
-    row_cpu_seconds: float = 0.0
+    seconds: Counter[Any] = field(default_factory=Counter)
+    cpu_seconds: Counter[Any] = field(default_factory=Counter)
+    account: Counter[Any] = field(default_factory=Counter)
     media_seconds: float = 0.0
     downloaded_bytes: int = 0
-
-    def begin_rows(self) -> None:
-        """From here on, time is spent on rows; before, on the shard as a whole."""
-        self.rows_began = _Reading.now()
-
-    def end_rows(self) -> None:
-        assert self.rows_began is not None
-        now = _Reading.now()
-        self.row_seconds = now.seconds - self.rows_began.seconds
-        self.row_cpu_seconds = now.cpu_seconds - self.rows_began.cpu_seconds
-        # A helper process that starts for a row serves many others. Several may start at once.
-        starting = now.used - self.rows_began.used
-        seconds = min(self.row_seconds, starting[usage.STARTING_SECONDS])
-        cpu_seconds = min(self.row_cpu_seconds, starting[usage.STARTING_CPU_SECONDS])
-        self.row_seconds -= seconds
-        self.row_cpu_seconds -= cpu_seconds
-        self.opening_seconds += seconds
-        self.opening_cpu_seconds += cpu_seconds
-
-    @contextlib.contextmanager
-    def opening(self) -> Iterator[None]:
-        """Counts what happens inside as the loading of models, which a worker does once."""
-        before = _Reading.now()
-        try:
-            yield
-        finally:
-            after = _Reading.now()
-            self.opening_seconds += after.seconds - before.seconds
-            self.opening_cpu_seconds += after.cpu_seconds - before.cpu_seconds
 
     def add(self, table: pa.Table) -> None:
         """Counts the kept rows of a batch."""
@@ -97,28 +77,109 @@ class Meter:
 
     def reading(self, gpus: float) -> dict[str, Any]:
         """The measured part of a footer, by field."""
-        now = _Reading.now()
-        seconds = now.seconds - self.began.seconds
-        cpu = now.cpu_seconds - self.began.cpu_seconds
-        requests = int(now.used[usage.REQUESTS] - self.began.used[usage.REQUESTS])
-        told = now.used[usage.TOLD_TOKENS] > self.began.used[usage.TOLD_TOKENS] or not requests
+        seconds = sum(self.seconds.values())
+        cpu = sum(self.cpu_seconds.values()) + self.account[usage.HELPER_CPU_SECONDS]
+        # A helper process that starts for a row serves many others. Several may start at once.
+        starting = min(self.seconds["rows"], self.account[usage.STARTING_SECONDS])
+        starting_cpu = min(
+            self.cpu_seconds["rows"] + self.account[usage.HELPER_CPU_SECONDS],
+            self.account[usage.STARTING_CPU_SECONDS],
+        )
+        requests = int(self.account[usage.REQUESTS])
+        told = self.account[usage.TOLD_TOKENS] or not requests
         tokens = {
-            name: int(now.used[name] - self.began.used[name]) if told else None
+            name: int(self.account[name]) if told else None
             for name in (usage.TOKENS_IN, usage.TOKENS_OUT)
         }
         return {
             "seconds": round(seconds, 3),
             "cpu_seconds": round(cpu, 3),
             "gpu_seconds": round(gpus * seconds, 3),
-            "opening_seconds": round(self.opening_seconds, 6),
-            "opening_cpu_seconds": round(self.opening_cpu_seconds, 6),
-            "fixed_seconds": round(seconds - self.row_seconds - self.opening_seconds, 6),
-            "fixed_cpu_seconds": round(cpu - self.row_cpu_seconds - self.opening_cpu_seconds, 6),
+            "opening_seconds": round(self.seconds["opening"] + starting, 6),
+            "opening_cpu_seconds": round(self.cpu_seconds["opening"] + starting_cpu, 6),
+            "fixed_seconds": round(self.seconds["fixed"], 6),
+            "fixed_cpu_seconds": round(self.cpu_seconds["fixed"], 6),
             "requests": requests,
             **tokens,
             "media_seconds": round(self.media_seconds, 3),
             "downloaded_bytes": self.downloaded_bytes,
         }
+
+
+class WorkTime:
+    """Divides a worker's time, and what no account claims, among the shards it is at work on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._own = threading.local()
+        self._at: dict[Meter, Counter[Work]] = {}
+        self._threads = 0
+        self._last = _Reading.now()
+
+    @contextlib.contextmanager
+    def on(self, meter: Meter, work: Work) -> Iterator[None]:
+        """What this thread does inside is this work; what it did before is continued after."""
+        before: tuple[Meter, Work] | None = getattr(self._own, "at", None)
+        self._change(before, (meter, work))
+        try:
+            yield
+        finally:
+            self._change((meter, work), before)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """This thread waits inside: for a turn, or for calls in other threads."""
+        before: tuple[Meter, Work] | None = getattr(self._own, "at", None)
+        self._change(before, None)
+        try:
+            yield
+        finally:
+            self._change(None, before)
+
+    def reading(self, meter: Meter, gpus: float) -> dict[str, Any]:
+        """What a meter measured until now."""
+        with self._lock:
+            self._settle()
+            return meter.reading(gpus)
+
+    def _change(self, old: tuple[Meter, Work] | None, new: tuple[Meter, Work] | None) -> None:
+        with self._lock:
+            if (
+                self._threads <= 1
+                or self._threads + (new is not None) - (old is not None) <= 1
+                or time.monotonic() - self._last.seconds > _COARSE_SECONDS
+            ):
+                self._settle()
+            self._threads += (new is not None) - (old is not None)
+            if old is not None:
+                works = self._at[old[0]]
+                works[old[1]] -= 1
+                if not any(works.values()):
+                    del self._at[old[0]]
+            if new is not None:
+                self._at.setdefault(new[0], Counter())[new[1]] += 1
+            self._own.at = new
+
+    def _settle(self) -> None:
+        """Gives the time since the last change to what is at work."""
+        now, last = _Reading.now(), self._last
+        self._last = now
+        if not self._at:
+            return
+        seconds = (now.seconds - last.seconds) / len(self._at)
+        cpu = (now.cpu_seconds - last.cpu_seconds) / len(self._at)
+        for meter, works in self._at.items():
+            threads = works.total()
+            for work, count in works.items():
+                meter.seconds[work] += seconds * count / threads
+                meter.cpu_seconds[work] += cpu * count / threads
+        if now.used is not last.used:
+            fresh = {
+                name: count - last.used[name]
+                for name, count in now.used.items()
+                if name != usage.HELPER_CPU_SECONDS  # it is processor time
+            }
+            usage.credit(next(iter(self._at)).account, fresh)
 
 
 def reported(metadata: ShardMetadata) -> Counter[Any]:

@@ -20,6 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from clipmill.pipeline.dataset.run_logs import LogLimits
-from clipmill.pipeline.dataset.shards import ShardMetadata, shard_path
 from clipmill.pipeline.engine.activity import (
     Activity,
     Beat,
@@ -47,17 +47,19 @@ from clipmill.pipeline.engine.cluster_probe import (
     ClusterProbe,
     check_answers,
 )
+from clipmill.pipeline.engine.flow import shards_at_once
 from clipmill.pipeline.engine.halting import is_halted
 from clipmill.pipeline.engine.pools import Leg, Machine, Pool, plan_legs
 from clipmill.pipeline.engine.ray_noise import without_noise
 from clipmill.pipeline.engine.run_health import BEAT_SECONDS, Node, Tasks, Watchdog
-from clipmill.pipeline.engine.runner import Report, Worker, blame
+from clipmill.pipeline.engine.runner import Report, Worker
+from clipmill.pipeline.engine.shard_rows import blame
 from clipmill.pipeline.engine.standstill import Lookout, Standstills
+from clipmill.pipeline.engine.step_inputs import rows_a_shard
 from clipmill.pipeline.engine.task_results import MAX_DEATHS, TaskResult, attempt_in_a_worker, died
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, pending
 from clipmill.pipeline.recipes.recipe import RaySettings
 from clipmill.schemas.errors import ClipmillError
-from clipmill.schemas.folders import SOURCES
 from clipmill.stages.media.isolation.terminal import leave_terminal, null_input
 from clipmill.stages.models.device_errors import DeviceBroken
 
@@ -66,7 +68,6 @@ _SHUTDOWN_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
 _NODE_ANSWER_SECONDS = 60.0  # a process may have to be started there first
 _STILL_THERE_SECONDS = 30.0
-_FOOTERS_READ = 20
 # From here on, Ray Data appends its own settings to the text of a worker's exception.
 _RAYS_OWN_WORDS = "\nFailed to apply UDF transform"
 _MAX_REASON_CHARACTERS = 600
@@ -188,7 +189,13 @@ class _Heart:
         self._name = uuid.uuid4().hex
         self._node = ray.get_runtime_context().get_node_id()
         self.done = 0
+        self._counting = threading.Lock()
         threading.Thread(target=self._go_on, daemon=True).start()
+
+    def finished(self) -> None:
+        """Counts a shard."""
+        with self._counting:
+            self.done += 1
 
     def _go_on(self) -> None:
         while True:
@@ -238,12 +245,13 @@ class _ShardRunner:
         )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Runs a shard; called by several threads where several are in flight."""
         for shard in batch["shard"]:
             try:
                 self._worker.run(str(shard))
             except DeviceBroken:
                 os._exit(1)  # Ray starts a replacement
-            self._heart.done += 1
+            self._heart.finished()
         return batch
 
 
@@ -306,6 +314,8 @@ def _run_leg(
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)
     ).remote()
 
+    rows = rows_a_shard(dataset, names)
+
     def batches() -> Iterator[Any]:
         # Watched from the start: each of these calls may wait for a cluster that is lost.
         context = DataContext.get_current()
@@ -317,12 +327,13 @@ def _run_leg(
         )
         spec = plan.spec()
         for number, pool in enumerate(leg):
+            at_once = min(shards_at_once(pool.steps, rows), -(-len(names) // pool.workers))
             stream = _through(
-                stream, number, pool, spec, dataset, run_id, shards, tally, log_limits
+                stream, number, pool, at_once, spec, dataset, run_id, shards, tally, log_limits
             )
         yield from stream.iter_batches(batch_size=1, prefetch_batches=0)
 
-    watchdog = Watchdog(leg, _rows_a_shard(dataset, names), time.monotonic())
+    watchdog = Watchdog(leg, rows, time.monotonic())
 
     def end_worker(beat: Beat) -> None:
         watchdog.ended(beat.pool)
@@ -355,12 +366,6 @@ def _watched(items: Iterable[Any], probe: ClusterProbe) -> Iterator[Any]:
             raise own or _reason(flow.error) from flow.error
     finally:
         probe.stop()
-
-
-def _rows_a_shard(dataset: Path, names: Sequence[str]) -> int:
-    """The rows of a large shard; a sample will do: shards are of similar size."""
-    paths = [shard_path(dataset / SOURCES, name) for name in names[:_FOOTERS_READ]]
-    return max((ShardMetadata.read(path).inputs for path in paths if path.exists()), default=1)
 
 
 def _nodes(here: str) -> tuple[list[Node], str | None]:
@@ -427,6 +432,7 @@ def _through(
     stream: Any,
     number: int,
     pool: Pool,
+    at_once: int,
     spec: dict[str, Any],
     dataset: Path,
     run_id: str,
@@ -434,6 +440,15 @@ def _through(
     tally: Any,
     log_limits: LogLimits,
 ) -> Any:
+    compute: dict[str, Any] = {"size": pool.workers}
+    several: dict[str, Any] = {}
+    if at_once > 1:
+        # As many names as an actor has shards in flight, so that others find some, too.
+        compute |= {"max_tasks_in_flight_per_actor": at_once, "enable_true_multi_threading": True}
+        if "max_concurrent_calls_per_actor" in signature(ActorPoolStrategy).parameters:
+            compute["max_concurrent_calls_per_actor"] = at_once
+        else:  # before Ray 2.60
+            several["max_concurrency"] = at_once
     # Ray names the operator and its actors after the class.
     named = type(pool.names, (_ShardRunner,), {})
     return stream.map_batches(
@@ -451,9 +466,10 @@ def _through(
         ),
         batch_size=1,
         batch_format="numpy",
-        compute=ActorPoolStrategy(size=pool.workers),
+        compute=ActorPoolStrategy(**compute),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
+        **several,
     )
 
 

@@ -1,16 +1,14 @@
 """Runs steps over shards: the same code in every engine.
 
-A step's shard is committed only when every input key has been kept, rejected, failed or skipped. A
-batch that raises is processed again row by row, so one bad row affects only itself. Rows of a
-fragile stage are noted in a journal before they start: one that crashed its worker twice is
-recorded as a crash, and the shard continues. A row that breaks its worker's GPU counts as crashing
-it.
+A step's shard is committed only when every input key has been kept, rejected, failed or skipped.
+How its rows are processed is in `shard_rows.py`, and which shards are in flight in `flow.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +19,6 @@ from typing import Any
 import pyarrow as pa
 
 from clipmill.pipeline.dataset.commit_fence import Fence
-from clipmill.pipeline.dataset.crash_journal import read_journal
 from clipmill.pipeline.dataset.run_logs import (
     NO_LOGS,
     LogLimits,
@@ -30,25 +27,25 @@ from clipmill.pipeline.dataset.run_logs import (
     python_messages,
     worker_name,
 )
-from clipmill.pipeline.dataset.shards import ShardMetadata, note_outcomes, shard_path, write_json
+from clipmill.pipeline.dataset.shards import ShardMetadata, note_outcomes, shard_path
 from clipmill.pipeline.dataset.tombstones import new_tombstone, removed_videos
 from clipmill.pipeline.engine.activity import Activity
-from clipmill.pipeline.engine.alike import FirstRows, refused
+from clipmill.pipeline.engine.alike import FirstRows
 from clipmill.pipeline.engine.asked import Asked
+from clipmill.pipeline.engine.flow import Flow, Stopped, Turn, shards_at_once
 from clipmill.pipeline.engine.halting import is_halted
 from clipmill.pipeline.engine.left_out import LeftOut
-from clipmill.pipeline.engine.metering import Meter, reported, seconds_of_video, total
+from clipmill.pipeline.engine.metering import Meter, WorkTime, reported, seconds_of_video, total
+from clipmill.pipeline.engine.shard_rows import ShardRows, forget_journal
 from clipmill.pipeline.engine.step_files import StepFiles
 from clipmill.pipeline.engine.step_inputs import KeptFrameReader, input_table, read_group, without
-from clipmill.pipeline.engine.step_outputs import complete, failed_rows, made_before, skipped_rows
+from clipmill.pipeline.engine.step_outputs import complete, made_before, skipped_rows
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, have_passed, named_keys
-from clipmill.schemas.damage import DamagedFile
-from clipmill.schemas.errors import ClipmillError, RowFailed, RowRejected, ServerRefused
-from clipmill.schemas.folders import FRAMES, JOURNAL, scratch_folder
+from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.folders import FRAMES, scratch_folder
 from clipmill.schemas.step_tables import NOT_ASKED, REMOVED_RULE
-from clipmill.schemas.storage import full_storage, writing_to
-from clipmill.schemas.words import counted
-from clipmill.stages.models.device_errors import DeviceBroken, raise_if_broken
+from clipmill.schemas.storage import writing_to
+from clipmill.stages.models.device_errors import DeviceBroken
 from clipmill.stages.models.places import noted_places
 from clipmill.stages.protocol import Transform, Workspace
 
@@ -59,8 +56,6 @@ Report = Callable[[str, Counter[Any]], None]
 A ModelPlace counts how often workers loaded a model there, an Alike the failures that may be the
 stage's.
 """
-
-CRASHES_ALLOWED = 2
 
 
 @dataclass
@@ -76,12 +71,15 @@ class Worker:
     journal_over_runs: bool = True
     log_limits: LogLimits = NO_LOGS
     activity: Activity = field(default_factory=Activity)
-    _open: dict[str, tuple[Transform, Workspace]] = field(default_factory=dict)
+    _open: dict[str, _OpenStage] = field(default_factory=dict)
     _commit_seconds: float = 0.0
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __post_init__(self) -> None:
         labels = [step.label for step in self.steps]
+        self._flow = Flow(self.steps)
+        self._time = WorkTime()
+        self._opening, self._asking, self._telling = (threading.Lock() for _ in range(3))
         self._fence = Fence(self.dataset, self.run_id)
         self._asked = Asked(self.plan, self.dataset, self.shards)
         self._left_out = LeftOut(self.plan, self.dataset)
@@ -92,23 +90,64 @@ class Worker:
         self._log.write("worker_start", "steps: " + ", ".join(labels))
         self._stack.enter_context(python_messages(self._log))
 
+    def run_all(self, shards: Sequence[str], rows_a_shard: int) -> None:
+        """Runs all shards, of about so many rows, as many at a time as the steps can use."""
+        at_once = min(len(shards), shards_at_once(self.steps, rows_a_shard))
+        if at_once <= 1:
+            for shard in shards:
+                self.run(shard)
+            return
+        names, taking = iter(shards), threading.Lock()
+
+        def work() -> None:
+            while self._flow.error is None:
+                with taking:
+                    shard = next(names, None)
+                if shard is None:
+                    return
+                with contextlib.suppress(BaseException):  # the flow has kept it
+                    self.run(shard)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException as error:
+            self._flow.stop(error)
+            raise
+        if self._flow.error is not None:
+            raise self._flow.error
+
     def run(self, shard: str) -> None:
         """Runs all steps of this worker over one shard, except those already committed.
 
         Steps whose input is kept back are left out; `kept_back` names the shards of all such steps.
+        Where steps take several calls at a time, this may be called from several threads. An error
+        in one of them ends all.
         """
-        for step in self.steps:
-            if is_halted(self.dataset, self.run_id):
-                break
-            is_done = shard_path(step.folder(self.dataset), shard).exists()
-            if is_done or not self.shards.passes(self.plan.steps, step, shard):
-                continue
-            if self._first.keeps_back and not self._has_input(step, shard):
-                continue
-            self._run_step(step, shard)
-        if self.plan.drop_frames:
-            self._drop_frames(shard)
-        self.activity.rest()
+        try:
+            for step in self.steps:
+                is_done = shard_path(step.folder(self.dataset), shard).exists()
+                if is_done or not self.shards.passes(self.plan.steps, step, shard):
+                    continue
+                if self._first.keeps_back and not self._has_input(step, shard):
+                    continue
+                with self._flow.lanes[step.label].turn() as turn:
+                    if is_halted(self.dataset, self.run_id):
+                        break
+                    self._run_step(step, shard, turn)
+            if self.plan.drop_frames:
+                self._drop_frames(shard)
+        except Stopped:
+            raise self._flow.error or ClipmillError("the run was stopped") from None
+        except BaseException as error:
+            if self._flow.overlaps:
+                self._flow.stop(error)
+            raise
+        finally:
+            self.activity.rest()
 
     def keep_nothing_back(self) -> None:
         """From now on every shard is committed, however its rows fare."""
@@ -125,39 +164,58 @@ class Worker:
         )
 
     def close(self) -> None:
+        failed = self._flow.error is not None
+        self._flow.stop()
+        if not failed:
+            self._flow.join()
         self._open.clear()
         self._stack.close()
+        if failed and not isinstance(self._flow.error, DeviceBroken):
+            # Closing the stages has cut what they were waiting for.
+            self._flow.join()
         self._log.write("worker_end")
         self.activity.close()
 
-    def _transform(self, step: PlannedStep, shard: str) -> tuple[Transform, Workspace]:
-        if step.label not in self._open:
-            self.activity.at(step.label, shard, "opens its models")
-            scratch = scratch_folder(self.dataset, step.label)
-            workspace = Workspace(self.dataset, scratch)
-            started = time.monotonic()
-            with noted_places() as places:
-                transform = self._stack.enter_context(step.stage.open(workspace))
-            self._log.write(
-                "stage_open", step=step.label, seconds=round(time.monotonic() - started, 3)
-            )
-            if places:
-                self.report(step.stage_label, Counter(places))
-            self._open[step.label] = (transform, workspace)
-        return self._open[step.label]
-
-    def _run_step(self, step: PlannedStep, shard: str) -> None:
-        log = ShardLog(self._log, step.label, shard)
+    def _opened(self, step: PlannedStep, shard: str, meter: Meter) -> _OpenStage:
+        with self._time.waiting():
+            self._opening.acquire()
         try:
-            with writing_to(self.dataset):
-                log.end(self._commit_step(step, shard, log))
+            if step.label not in self._open:
+                self.activity.at(step.label, shard, "opens its models")
+                workspace = Workspace(self.dataset, scratch_folder(self.dataset, step.label))
+                started = time.monotonic()
+                with self._time.on(meter, "opening"), noted_places() as places:
+                    transform = self._stack.enter_context(step.stage.open(workspace))
+                self._log.write(
+                    "stage_open", step=step.label, seconds=round(time.monotonic() - started, 3)
+                )
+                if places:
+                    self._report(step.stage_label, Counter(places))
+                self._open[step.label] = _OpenStage(transform, workspace)
+            return self._open[step.label]
+        finally:
+            self._opening.release()
+
+    def _report(self, label: str, counts: Counter[Any]) -> None:
+        with self._telling:
+            self.report(label, counts)
+
+    def _run_step(self, step: PlannedStep, shard: str, turn: Turn) -> None:
+        log = ShardLog(self._log, step.label, shard)
+        meter = Meter()
+        try:
+            with writing_to(self.dataset), self._time.on(meter, "fixed"):
+                log.end(self._commit_step(step, shard, log, meter, turn))
+        except Stopped:
+            raise
         except BaseException as error:
             log.stopped(error)
             raise
 
-    def _commit_step(self, step: PlannedStep, shard: str, log: ShardLog) -> Counter[str]:
+    def _commit_step(
+        self, step: PlannedStep, shard: str, log: ShardLog, meter: Meter, turn: Turn
+    ) -> Counter[str]:
         """Runs one step over one shard; returns its counts."""
-        meter = Meter()
         self.activity.at(step.label, shard, "reads its input")
         request = self.shards.retries.get(shard)
         only = None if request is None else named_keys(request, step)
@@ -169,15 +227,16 @@ class Worker:
 
         def tell(said: Any) -> None:
             told.update({name: n for name, n in said.items() if isinstance(name, str)})
-            self.report(step.stage_label, said)
+            self._report(step.stage_label, said)
 
         tell(_begun(self.plan, step, rows.num_rows))
         share = 1 / (rows.num_rows or 1)
-        rows, skipped = self._asked.split(step, shard, rows, only)
-        checked = rows[step.stage.key].to_pylist()
-        if only is not None and have_passed(request):
-            checked = [key for key in checked if key not in only]
-        skipped |= self._left_out.of(step, group, checked)
+        with self._asking:
+            rows, skipped = self._asked.split(step, shard, rows, only)
+            checked = rows[step.stage.key].to_pylist()
+            if only is not None and have_passed(request):
+                checked = [key for key in checked if key not in only]
+            skipped |= self._left_out.of(step, group, checked)
         with contextlib.ExitStack() as stack:
             writers = StepFiles(stack, step, self.dataset, shard, self._fence)
             decoded = 0
@@ -189,43 +248,61 @@ class Worker:
                 done_so_far["share"] = len(skipped) * share
                 tell(done_so_far)
                 rows = without(rows, step.stage.key, skipped)
+            turn.knows(rows.num_rows)
             if rows.num_rows:
-                with meter.opening() if step.label not in self._open else contextlib.nullcontext():
-                    transform, workspace = self._transform(step, shard)
-                workspace.scratch.mkdir(parents=True, exist_ok=True)
-                stack.callback(shutil.rmtree, workspace.scratch, ignore_errors=True)
-                before = workspace.decoded_frames
+                opened = self._opened(step, shard, meter)
                 frames = None
                 if step.stage.frames_picked():
                     frames = KeptFrameReader(self.plan, self.dataset, group)
                 attempts = _earlier_attempts(step, self.dataset, group)
                 made = made_before(step, self.dataset, group, rows[step.stage.key].to_pylist())
                 fare = self._first.of_shard(step, tried_before=have_passed(request))
-                meter.begin_rows()
-                for batch, output in self._batches(step, shard, rows, transform, frames, log):
-                    tables = complete(step, batch, output, attempts, made)
-                    tables[step.label] = self._without_removed(step, tables[step.label])
-                    alike = fare.saw(tables[step.label])
-                    tally = _tally(step, tables[step.label])
-                    counts.update(tally)
-                    counts["source_frames"] += total(tables[step.label], "source_frames")
-                    writers.write(tables)
-                    if tally["failed"]:
-                        failed = tables[step.label].select([step.stage.key, "error"])
-                        log.failures(step.stage.key, failed.to_pylist())
-                    meter.add(tables[step.label])
-                    progress = _reported(step, tally, tables[step.label])
-                    progress["share"] = batch.num_rows * share
-                    tell(progress + alike)
-                meter.end_rows()
+                work = ShardRows(
+                    step,
+                    shard,
+                    rows,
+                    opened.transform,
+                    frames,
+                    log,
+                    self.dataset,
+                    self.run_id,
+                    self.journal_over_runs,
+                    self.activity,
+                    self._flow,
+                    self._time,
+                    meter,
+                )
+                with (
+                    opened.in_use(),
+                    self._time.on(meter, "rows"),
+                    contextlib.closing(work.outputs(turn)) as outputs,
+                ):
+                    for batch, output in outputs:
+                        tables = complete(step, batch, output, attempts, made)
+                        tables[step.label] = self._without_removed(step, tables[step.label])
+                        alike = fare.saw(tables[step.label])
+                        tally = _tally(step, tables[step.label])
+                        counts.update(tally)
+                        counts["source_frames"] += total(tables[step.label], "source_frames")
+                        writers.write(tables)
+                        if tally["failed"]:
+                            failed = tables[step.label].select([step.stage.key, "error"])
+                            log.failures(step.stage.key, failed.to_pylist())
+                        meter.add(tables[step.label])
+                        progress = _reported(step, tally, tables[step.label])
+                        progress["share"] = batch.num_rows * share
+                        tell(progress + alike)
                 if fare.is_kept_back:
                     self.kept_back.append(shard)
-                    self.report(step.stage_label, Counter({name: -n for name, n in told.items()}))
+                    self._report(step.stage_label, Counter({name: -n for name, n in told.items()}))
                     counts["kept_back"] = 1
+                    forget_journal(step, self.dataset, shard)
                     return counts
-                decoded = workspace.decoded_frames - before
+                decoded = opened.newly_decoded()
                 if frames is not None:
                     decoded += frames.decoded_frames
+            if step.stage.key == "clip_id":
+                turn.end()  # the next shard's rows don't wait for this one's commit
             done = sum(counts[name] for name in ("kept", "rejected", "failed", "skipped"))
             if done != counts["inputs"]:
                 raise AssertionError(
@@ -251,17 +328,15 @@ class Worker:
                 commit_seconds=round(self._commit_seconds, 3),
                 gate=None if step.gate is None else step.gate.as_written().says(),
                 written_bytes=writers.size_bytes,
-                **meter.reading(step.stage.gpus),
+                **self._time.reading(meter, step.stage.gpus),
             )
             began = time.monotonic()
             writers.finish(metadata)
             self._commit_seconds = time.monotonic() - began
-        self.report(step.stage_label, reported(metadata))
-        journal = _journal(step, self.dataset, shard)
-        if not journal.is_dir():  # `verify` reports that
-            journal.unlink(missing_ok=True)
+        self._report(step.stage_label, reported(metadata))
+        forget_journal(step, self.dataset, shard)
         if step.label == step.stage_label:
-            self.report(step.stage_label, Counter(shards=1))
+            self._report(step.stage_label, Counter(shards=1))
         return counts
 
     def _without_removed(self, step: PlannedStep, table: pa.Table) -> pa.Table:
@@ -287,68 +362,6 @@ class Worker:
         new_tombstone(self.dataset, again, "came back from another source")
         return pa.Table.from_pylist(rows, schema=table.schema)
 
-    def _batches(
-        self,
-        step: PlannedStep,
-        shard: str,
-        rows: pa.Table,
-        transform: Transform,
-        frames: KeptFrameReader | None,
-        log: ShardLog,
-    ) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
-        """Every batch of a shard with its output tables, failures included."""
-        stage, key = step.stage, step.stage.key
-
-        def doing(batch: pa.Table) -> None:
-            self.activity.at(step.label, shard, "at", tuple(batch[key].to_pylist()))
-
-        journal = _journal(step, self.dataset, shard)
-        seen = _started_before(journal, None if self.journal_over_runs else self.run_id)
-        if not stage.fragile and not seen:
-            for start in range(0, rows.num_rows, stage.batch_rows):
-                batch = rows.slice(start, stage.batch_rows)
-                try:
-                    yield from _batch(step, batch, transform, frames, log, self.dataset, doing)
-                except DeviceBroken:
-                    # The row at fault is found when each is processed alone, in a new process.
-                    write_json(
-                        journal,
-                        {
-                            "run_id": self.run_id,
-                            "started": dict.fromkeys(batch[key].to_pylist(), 1),
-                        },
-                    )
-                    raise
-            return
-        for row in range(rows.num_rows):
-            batch = rows.slice(row, 1)
-            name = batch[key][0].as_py()
-            if seen.get(name, 0) >= CRASHES_ALLOWED:
-                deaths = counted(seen[name], "time")
-                error = RowFailed(
-                    "crash",
-                    f"its worker died {deaths} while processing this row; "
-                    "retry the failures of kind crash to try it again",
-                )
-                yield batch, {step.label: failed_rows(step, [name], error)}
-                continue
-            died = seen.get(name, 0)
-            seen[name] = died + 1
-            write_json(journal, {"run_id": self.run_id, "started": seen})
-            try:
-                yield from _batch(step, batch, transform, frames, log, self.dataset, doing)
-            except DeviceBroken:
-                raise
-            except BaseException:
-                # The run was stopped, or can't continue: the process is alive, so the row did not
-                # crash it. The exception reports the cause, for example a full disk.
-                seen[name] = died
-                with contextlib.suppress(OSError):
-                    write_json(journal, {"run_id": self.run_id, "started": seen})
-                raise
-            del seen[name]
-            write_json(journal, {"run_id": self.run_id, "started": seen})
-
     def _drop_frames(self, shard: str) -> None:
         maker = self.plan.frames_step()
         if maker is None:
@@ -358,84 +371,35 @@ class Worker:
             shard_path(maker.folder(self.dataset, FRAMES), shard).unlink(missing_ok=True)
 
 
-def _batch(
-    step: PlannedStep,
-    batch: pa.Table,
-    transform: Transform,
-    frames: KeptFrameReader | None,
-    log: ShardLog,
-    dataset: Path,
-    doing: Callable[[pa.Table], None],
-) -> Iterator[tuple[pa.Table, dict[str, pa.Table]]]:
-    """Processes one batch; if it raises, each of its rows alone. `doing` gets each."""
-    doing(batch)
-    shown: pa.Table = batch
-    failed: dict[int, RowFailed] = {}
-    if frames is not None:
-        shown, failed = frames.attach(batch, step.stage.frames_picked())
-        if failed:
-            good = [row for row in range(batch.num_rows) if row not in failed]
-            for row, error in failed.items():
-                name = batch[step.stage.key][row].as_py()
-                yield batch.slice(row, 1), {step.label: failed_rows(step, [name], error)}
-            batch, shown = batch.take(good), shown.take(good)
-    if not batch.num_rows:
-        return
-    try:
-        yield batch, _named(step, transform(shown))
-    except ClipmillError:
-        raise  # no other row would fare better
-    except ServerRefused as error:
-        raise refused(error) from error
-    except Exception as error:  # noqa: BLE001 (any exception of a stage is a row's failure)
-        _raise_if_full(error, dataset)
-        raise_if_broken(error)
-        names = [batch[step.stage.key][0].as_py()]
-        if not isinstance(error, RowFailed | RowRejected):
-            # A batch's exception is not a failure yet: its rows are tried alone.
-            log.raised("exception", error, names[0] if batch.num_rows == 1 else None)
-        if batch.num_rows == 1:
-            yield batch, {step.label: failed_rows(step, names, _as_outcome(step, error))}
-            return
-        for row in range(batch.num_rows):
-            one, shown_one = batch.slice(row, 1), shown.slice(row, 1)
-            doing(one)
-            try:
-                output = _named(step, transform(shown_one))
-            except ClipmillError:
-                raise
-            except ServerRefused as refusal:
-                raise refused(refusal) from refusal
-            except Exception as problem:  # noqa: BLE001 (see above)
-                _raise_if_full(problem, dataset)
-                raise_if_broken(problem)
-                names = [one[step.stage.key][0].as_py()]
-                if not isinstance(problem, RowFailed | RowRejected):
-                    log.raised("exception", problem, names[0])
-                output = {step.label: failed_rows(step, names, _as_outcome(step, problem))}
-            yield one, output
+@dataclass
+class _OpenStage:
+    """A stage that is open in this worker, and what it shares among shards."""
 
+    transform: Transform
+    workspace: Workspace
+    _users: int = 0
+    _decoded: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-def _raise_if_full(error: Exception, dataset: Path) -> None:
-    """No row is to blame for a full disk: the next one would fail the same way."""
-    if (full := full_storage(error, dataset)) is not None:
-        raise full from error
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Provides the scratch folder; the last shard that leaves empties it."""
+        with self._lock:
+            self._users += 1
+            self.workspace.scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    shutil.rmtree(self.workspace.scratch, ignore_errors=True)
 
-
-def _named(step: PlannedStep, output: pa.Table | dict[str, pa.Table]) -> dict[str, pa.Table]:
-    """The output by table; a stage calls its own table by its name, on disk it has the label."""
-    if isinstance(output, pa.Table):
-        return {step.label: output}
-    return {
-        step.label if name == step.stage.name else name: table for name, table in output.items()
-    }
-
-
-def _as_outcome(step: PlannedStep, error: Exception) -> RowFailed | RowRejected:
-    if isinstance(error, RowFailed | RowRejected):
-        return error
-    kind = "model" if isinstance(error, MemoryError) else step.stage.error_kind
-    return RowFailed(kind, f"{type(error).__name__}: {error}")
+    def newly_decoded(self) -> int:
+        """Frames that the stage has counted since this was last asked."""
+        with self._lock:
+            counted, self._decoded = self._decoded, self.workspace.decoded_frames
+            return self._decoded - counted
 
 
 def _tally(step: PlannedStep, table: pa.Table) -> Counter[str]:
@@ -476,33 +440,3 @@ def _earlier_attempts(step: PlannedStep, dataset: Path, group: list[str]) -> dic
                 key = row[step.key]
                 found[key] = max(found.get(key, 0), row["error"]["attempts"] or 1)
     return found
-
-
-def _journal(step: PlannedStep, dataset: Path, shard: str) -> Path:
-    return dataset / JOURNAL / f"{step.label}-{step.fingerprint}-{shard}.json"
-
-
-def blame(
-    plan: Plan, dataset: Path, run_id: str, label: str, shard: str, keys: Sequence[str]
-) -> None:
-    """Notes that a worker is killed while processing these rows, as if they had crashed it.
-
-    Rows in a journal were noted there before they started. Others are then processed one by one.
-    """
-    journal = _journal(plan.by_label[label], dataset, shard)
-    started = _started_before(journal, run_id)
-    if not any(key in started for key in keys):
-        write_json(journal, {"run_id": run_id, "started": {**started, **dict.fromkeys(keys, 1)}})
-
-
-def _started_before(path: Path, run_id: str | None) -> dict[str, int]:
-    """Rows that were started but not finished, with how often; of one run only, if it is given.
-
-    An unreadable journal counts as empty: a row that kills its worker is then identified after two
-    more deaths. Anything else would give up innocent rows.
-    """
-    try:
-        of_run, started = read_journal(path)
-    except (FileNotFoundError, DamagedFile):
-        return {}
-    return started if run_id in (None, of_run) else {}

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipmill.pipeline.dataset.shards import existing, shard_path
+from clipmill.pipeline.dataset.shards import ShardMetadata, existing, shard_path
 from clipmill.pipeline.dataset.steps import KeptRows, given_keys, inputs_of
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep
 from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
@@ -25,6 +25,14 @@ from clipmill.schemas.folders import FRAMES, SOURCES
 from clipmill.schemas.tables import FRAME
 from clipmill.schemas.tables import SOURCES as SOURCES_SCHEMA
 from clipmill.stages.media.read.sampling import FramePick, pick_frames
+
+_FOOTERS_READ = 20
+
+
+def rows_a_shard(dataset: Path, names: Sequence[str]) -> int:
+    """The sources in a large shard; a sample will do: shards are of similar size."""
+    paths = [shard_path(dataset / SOURCES, name) for name in names[:_FOOTERS_READ]]
+    return max((ShardMetadata.read(path).inputs for path in paths if path.exists()), default=1)
 
 
 def step_schema(plan: Plan, label: str) -> pa.Schema:

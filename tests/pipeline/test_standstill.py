@@ -148,14 +148,15 @@ def test_activity_can_be_read_by_another_process():
         activity.close()
 
 
-def test_reported_state_is_the_working_threads():
-    """Ray's workers run in a pool's thread, while their main thread sleeps."""
+def test_reported_place_and_state_are_those_of_the_thread_that_moved_longest_ago():
+    """Ray's workers run in a pool's threads, while their main thread sleeps."""
     activity, there, done = Activity(), Event(), Event()
 
     def work() -> None:
         activity.at("split_clips", "000003", "at", ("v-1",))
         there.set()
         done.wait()
+        activity.rest()
 
     worker = Thread(target=work)
     worker.start()
@@ -164,7 +165,19 @@ def test_reported_state_is_the_working_threads():
         deadline = time.monotonic() + 60
         while Beat.of(activity, 0, "node", 0).state != "S":
             assert time.monotonic() < deadline
-        activity.at("split_clips", "000003", "at", ("v-2",))
+        activity.at("split_clips", "000004", "at", ("v-2",))
+        moves = activity.moves
+        for _ in range(3):
+            activity.beat()  # of this thread, which works
+        assert activity.place.keys == ("v-1",)
+        assert look_at(Process.own(activity)).place.keys == ("v-1",)
+        assert activity.moves == moves
+        Thread(target=activity.beat).start()  # of a library, which may work for all
+        while activity.moves == moves:
+            assert time.monotonic() < deadline
+        done.set()
+        worker.join()
+        assert activity.place.keys == ("v-2",)
         assert Beat.of(activity, 0, "node", 0).state == "R"
     finally:
         done.set()
