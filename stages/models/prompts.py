@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import threading
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -14,6 +16,27 @@ from clipmill.schemas.bounded_memory import bounded_memory
 
 # Limits the length of a prompt that a template makes.
 _MOST_BYTES = 2**30
+_limiting = threading.Lock()
+
+# What a text made with only these can be as long as is bounded by its template and its values.
+_PLAIN_NODES = (
+    nodes.Template,
+    nodes.Output,
+    nodes.TemplateData,
+    nodes.Name,
+    nodes.Const,
+    nodes.If,
+    nodes.CondExpr,
+    nodes.Getattr,
+    nodes.Compare,
+    nodes.Operand,
+    nodes.And,
+    nodes.Or,
+    nodes.Not,
+)
+_PLAIN_FILTERS = frozenset(
+    ("capitalize", "default", "first", "join", "last", "length", "lower", "title", "trim", "upper")
+)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -34,6 +57,11 @@ _ENVIRONMENT = _Environment(
 
 def variables_of(template: str, allowed: Collection[str]) -> frozenset[str]:
     """The variables that a template uses; ValueError if it is malformed or uses others."""
+    return _variables_of(template, tuple(allowed))
+
+
+@functools.lru_cache(maxsize=64)
+def _variables_of(template: str, allowed: tuple[str, ...]) -> frozenset[str]:
     try:
         used = meta.find_undeclared_variables(_ENVIRONMENT.parse(template))
         # Unknown filters and tests are only detected when compiling a template, not when parsing
@@ -58,8 +86,12 @@ def fixed_opening(template: str) -> str:
 def render(template: str, values: Mapping[str, Any]) -> str:
     """The rendered template; ValueError with the reason if that fails."""
     try:
-        with bounded_memory(_MOST_BYTES):
-            return _ENVIRONMENT.from_string(template).render(values).strip()
+        compiled, is_plain = _compiled(template)
+        if is_plain:
+            return compiled.render(values).strip()
+        # The limit is the process's, so only one thread at a time may set it.
+        with _limiting, bounded_memory(_MOST_BYTES):
+            return compiled.render(values).strip()
     except (
         TemplateError,
         TypeError,
@@ -71,3 +103,20 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     ) as error:
         said = str(error) or type(error).__name__
         raise ValueError(f"the prompt template cannot be rendered: {said}") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(template: str) -> tuple[Template, bool]:
+    """The template, and whether it can't make a text much longer than its values."""
+    return _ENVIRONMENT.from_string(template), _is_plain(_ENVIRONMENT.parse(template))
+
+
+def _is_plain(node: nodes.Node, *, loops: int = 0) -> bool:
+    if isinstance(node, nodes.For):
+        loops += 1
+        known = loops == 1
+    elif isinstance(node, nodes.Filter):
+        known = node.name in _PLAIN_FILTERS
+    else:
+        known = isinstance(node, _PLAIN_NODES)
+    return known and all(_is_plain(child, loops=loops) for child in node.iter_child_nodes())
