@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class Plan:
     """CPUs of each of two nodes: one node with 5 has room for all workers, one with 3 has not."""
     gated: bool = False
     """Whether the stages have gates, which change when half of the faults have happened."""
+    calls: int = 1
+    """Calls at once of describe_clips; with more than one, several shards are in flight."""
 
 
 def plan_of(seed: int) -> Plan:
@@ -124,6 +126,11 @@ def gated_plan_of(seed: int) -> Plan:
         for most in ((0, 2, 6, 13), (0, 0, 1, 2), (0, 1, 3))[: draw.randint(2, 3)]
     ]
     return Plan(plan.engine, False, tuple(harms), node_cpus=plan.node_cpus, gated=True)
+
+
+def busy_plan_of(seed: int) -> Plan:
+    """A plan in which a stage has several calls at a time, and shards are in flight together."""
+    return replace(plan_of(seed), captions=False, calls=3, pace_seconds=0.4)
 
 
 @dataclass
@@ -256,7 +263,9 @@ class Case:
             if self._cluster is None:
                 self._cluster = Cluster(self.plan.node_cpus)
             more["RAY_ADDRESS"] = self._cluster.address
-        recipe = self.world.recipe(captions=self.plan.captions, pace_seconds=self.plan.pace_seconds)
+        recipe = self.world.recipe(
+            captions=self.plan.captions, pace_seconds=self.plan.pace_seconds, calls=self.plan.calls
+        )
         words = [
             "run",
             recipe,

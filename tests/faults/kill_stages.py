@@ -24,7 +24,12 @@ class DescribeClips(Stage):
     reads = ("split_clips.start_seconds",)
     writes = pa.schema([("word", pa.string()), ("blob", pa.binary())])
     batch_rows: int = resource(2)
+    calls: int = resource(1)
     pace_seconds: float = resource(0.0)
+
+    @property
+    def calls_at_once(self) -> int:
+        return self.calls
 
     @contextmanager
     def open(self, workspace: Workspace):

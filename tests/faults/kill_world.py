@@ -78,7 +78,7 @@ class World:
     def n_shards(self) -> int:
         return -(-(FILMS + 3) // 2)
 
-    def recipe(self, *, captions: bool, pace_seconds: float) -> Path:
+    def recipe(self, *, captions: bool, pace_seconds: float, calls: int = 1) -> Path:
         stages: dict[str, Any] = {
             "download_videos": {
                 "min_duration_seconds": 3,
@@ -92,6 +92,7 @@ class World:
             "split_clips": {"threshold": 27, "workers": 1},
             "describe_clips": {
                 "stage": f"{OWN}:DescribeClips",
+                "calls": calls,
                 "pace_seconds": pace_seconds,
                 "workers": 2,
             },
@@ -109,7 +110,8 @@ class World:
                 "dtype": "float32",
                 "workers": 1,
             }
-        path = self.folder / f"kills-{'captions' if captions else 'plain'}-{pace_seconds}.yaml"
+        kind = "captions" if captions else "plain"
+        path = self.folder / f"kills-{kind}-{pace_seconds}-{calls}.yaml"
         path.write_text(
             yaml.safe_dump(
                 {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kill_harness import Case, Harm, Plan, gated_plan_of, note, plan_of
+from tests.faults.kill_harness import Case, Harm, Plan, busy_plan_of, gated_plan_of, note, plan_of
 from tests.faults.kill_world import World
 from tests.http_server import serve
 
@@ -21,6 +21,7 @@ SEEDS = range(*map(int, os.environ.get("CLIPMILL_FAULT_SEEDS", "0:34").split(":"
 CHEAP = {
     "driver": Plan("local", False, (Harm("driver", 2, 0.1),), pace_seconds=0.1),
     "worker": Plan("ray", False, (Harm("worker", 2, 0.1),), pace_seconds=0.1),
+    "calls": Plan("local", False, (Harm("driver", 6, 0.1),), pace_seconds=0.1, calls=4),
     "full": Plan("local", False, (Harm("full", 3, 0.0),), pace_seconds=0.1),
     "gates": Plan(
         "local", False, (Harm("driver", 8, 0.1), Harm("driver", 1, 0.0)), 0.1, gated=True
@@ -65,3 +66,10 @@ def test_faults_at_random_moments_leave_no_trace(seed, world, tmp_path):
 @pytest.mark.parametrize("seed", [pytest.param(n, id=f"gates{n}-") for n in range(10)])
 def test_faults_while_gates_change_leave_no_trace(seed, world, tmp_path):
     carry_out(f"gates{seed}", gated_plan_of(seed), world, tmp_path, seed)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", [pytest.param(n, id=f"calls{n}-") for n in range(10)])
+def test_faults_while_several_calls_are_in_flight_leave_no_trace(seed, world, tmp_path):
+    carry_out(f"calls{seed}", busy_plan_of(seed), world, tmp_path, seed)
