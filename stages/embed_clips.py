@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from clipmill.schemas.tables import clip_table
-from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
+from clipmill.stages.models.embedders import IMAGE_CALLS_AT_ONCE, ClipEmbedder, EmbedderStage
 from clipmill.stages.models.vectors import STORED, as_column
 from clipmill.stages.protocol import (
     FramePick,
@@ -40,6 +40,10 @@ class EmbedClips(EmbedderStage):
     writes: ClassVar[pa.Schema] = EMBEDDINGS
 
     frames_per_clip: int = Field(4, ge=1, description="frames to embed per clip")
+
+    @property
+    def calls_at_once(self) -> int:
+        return IMAGE_CALLS_AT_ONCE
 
     def frames_picked(self) -> tuple[FramePick, ...]:
         return (Uniform(self.frames_per_clip),)

@@ -16,7 +16,7 @@ from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.tables import TAG, clip_table
 from clipmill.schemas.words import counted
 from clipmill.stages.media.fetch.data_files import local_file
-from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
+from clipmill.stages.models.embedders import IMAGE_CALLS_AT_ONCE, ClipEmbedder, EmbedderStage
 from clipmill.stages.models.vectors import stored, unit
 from clipmill.stages.protocol import (
     FramePick,
@@ -92,6 +92,10 @@ class TagClips(EmbedderStage):
 
     def columns_read(self) -> tuple[str, ...]:
         return (f"{self.embeddings}.embeddings",) if self.embeddings else ()
+
+    @property
+    def calls_at_once(self) -> int:
+        return 1 if self.embeddings else IMAGE_CALLS_AT_ONCE
 
     def frames_picked(self) -> tuple[FramePick, ...]:
         return () if self.embeddings else (Uniform(self.frames_per_clip),)

@@ -8,8 +8,9 @@ such a repository on the hub, or as one of open_clip's own pairs of architecture
 from __future__ import annotations
 
 import json
+import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +20,16 @@ from pydantic import Field
 
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.stages.media.isolation.progress import beat
-from clipmill.stages.media.read.images import FitMode, Interpolation, decode_jpeg, to_batch
+from clipmill.stages.media.read.images import (
+    FitMode,
+    Interpolation,
+    decode_jpeg,
+    fit,
+    scaling,
+    to_batch,
+)
 from clipmill.stages.models.batch_size import BatchSize
+from clipmill.stages.models.image_queue import ImageQueue
 from clipmill.stages.models.loading import local_folder
 from clipmill.stages.models.published_weights import PAIR, published_weights
 from clipmill.stages.models.text_towers import token_counts
@@ -38,8 +47,6 @@ _FIT: dict[str, FitMode] = {"shortest": "crop", "squash": "squash", "longest": "
 _TEXT_BATCH = 256
 # Texts are repeated within a batch and in neighbouring clips, rarely later.
 _REMEMBERED_TEXTS = 4096
-# Batches that are prepared ahead of the one in the model.
-_AHEAD = 2
 
 # OpenAI's CLIP, which LAION's aesthetic heads were trained on.
 DEFAULT_MODEL = ModelReference(hub=f"{PAIR}ViT-L-14/openai")
@@ -75,28 +82,27 @@ class ImagePreparation:
             fill=int(config.get("fill_color") or 0),
         )
 
-    def __call__(self, jpegs: Sequence[bytes], out: np.ndarray | None = None) -> np.ndarray:
-        """Float32 of shape (n, 3, height, width), written to `out` if given."""
+    def __call__(self, jpegs: Sequence[bytes]) -> np.ndarray:
+        """Float32 of shape (n, 3, height, width), as the model takes them."""
         images = [decode_jpeg(data) for data in jpegs]
         return to_batch(
-            images, self.size, self.mean, self.std, self.mode, self.interpolation, self.fill, out
+            images, self.size, self.mean, self.std, self.mode, self.interpolation, self.fill
         )
 
-    def in_parallel(
-        self, pool: ThreadPoolExecutor, threads: int, jpegs: Sequence[bytes]
-    ) -> np.ndarray:
-        """The same, with the images divided among threads."""
-        batch = np.empty((len(jpegs), 3, *self.size), np.float32)
-        share = -(-len(jpegs) // threads)
-        starts = range(0, len(jpegs), share)
-        list(
-            pool.map(
-                self,
-                (jpegs[at : at + share] for at in starts),
-                (batch[at : at + share] for at in starts),
-            )
+    def into(self, jpeg: bytes, out: np.ndarray) -> None:
+        """Writes an image's pixels, of shape (height, width, 3), before they are normalised."""
+        out[:] = fit(decode_jpeg(jpeg), self.size, self.mode, self.interpolation, self.fill)
+
+    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the call gives, of prepared pixels, on their device; equal to the last bit."""
+        import torch
+
+        factor, offset = (
+            torch.from_numpy(values).reshape(3, 1, 1).to(pixels.device)
+            for values in scaling(self.mean, self.std)
         )
-        return batch
+        planes = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return planes.mul_(factor).sub_(offset)
 
 
 class ClipEmbedder:
@@ -115,6 +121,7 @@ class ClipEmbedder:
         dtype: DType = "auto",
         batch_images: int = 32,
         trust_remote_code: bool = False,
+        threads: int = 1,
     ) -> None:
         prepare_torch()
         import torch
@@ -134,7 +141,28 @@ class ClipEmbedder:
         self.prepare = ImagePreparation.of(model)
         _drop_towers(model, towers)
         self._model = model.to(device=self.device, dtype=self.dtype).eval()
+        self._queue = self._image_queue(threads)
         self._texts: dict[str, np.ndarray] = {}
+
+    def _image_queue(self, threads: int) -> ImageQueue:
+        import torch
+
+        own = weakref.ref(self)  # a cycle would keep the model in memory
+
+        def compute(pixels: torch.Tensor) -> np.ndarray:
+            embedder = own()
+            assert embedder is not None  # somebody waits for it
+            return embedder.embed_batch(pixels)
+
+        on_cpu = self.device.type == "cpu"
+        return ImageQueue(
+            self.prepare,
+            compute,
+            self._images,
+            threads=torch.get_num_threads() if on_cpu else threads,
+            ahead=not on_cpu,
+            pinned=self.device.type == "cuda",
+        )
 
     @property
     def batch_images(self) -> int:
@@ -159,35 +187,22 @@ class ClipEmbedder:
     def embed_images(self, jpegs: Sequence[bytes]) -> np.ndarray:
         """Embeddings of JPEG images, in their order, of shape (n, d).
 
-        On a GPU, the next batches are decoded and resized while the model computes the current
-        one. A CPU model uses all cores and waits for the slowest, so a preparing thread would slow
-        down all of them: there, all cores first prepare a batch together, then compute it.
+        Usable from several threads: batches are filled across their images.
         """
-        done = self._images.rows(jpegs, self._embedded)
-        return np.concatenate(done) if done else np.empty((0, 0), np.float32)
+        rows = self._queue.rows(jpegs)
+        return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
-    def _embedded(self, jpegs: Sequence[bytes], size: int) -> Iterator[np.ndarray]:
-        import torch
-
-        pieces = [jpegs[start : start + size] for start in range(0, len(jpegs), size)]
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        with ThreadPoolExecutor(threads, thread_name_prefix="prepare-images") as pool:
-            batches: Iterator[np.ndarray]
-            if threads > 1:
-                batches = (self.prepare.in_parallel(pool, threads, piece) for piece in pieces)
-            else:
-                batches = _ahead(pool, self.prepare, pieces)
-            for batch in batches:
-                beat()
-                yield self.embed_batch(batch)
-
-    def embed_batch(self, batch: np.ndarray) -> np.ndarray:
-        """Embeddings of prepared images: float32 of shape (n, 3, height, width)."""
+    def embed_batch(self, batch: np.ndarray | torch.Tensor) -> np.ndarray:
+        """Embeddings of prepared images: uint8 of shape (n, height, width, 3), or normalised ones,
+        float32 of shape (n, 3, height, width).
+        """
         import torch
 
         with torch.inference_mode():
-            pixels = torch.from_numpy(batch).to(self.device, self.dtype)
-            return _unit_rows(self.image_model(pixels))
+            pixels = torch.as_tensor(batch).to(self.device, non_blocking=True)
+            if pixels.dtype == torch.uint8:
+                pixels = self.prepare.normalised(pixels)
+            return _unit_rows(self.image_model(pixels.to(self.dtype)))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, in their order; repeated texts are embedded once.
@@ -212,19 +227,6 @@ class ClipEmbedder:
             with torch.inference_mode():
                 tokens = self._tokenize(list(texts[start : start + size])).to(self.device)
                 yield _unit_rows(self._model.encode_text(tokens))
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, prepare: ImagePreparation, pieces: Sequence[Sequence[bytes]]
-) -> Iterator[np.ndarray]:
-    """Prepared batches in order, only a few of them ahead, because they are large."""
-    waiting: list[Future[np.ndarray]] = []
-    for piece in pieces:
-        waiting.append(pool.submit(prepare, piece))
-        if len(waiting) > _AHEAD:
-            yield waiting.pop(0).result()
-    for future in waiting:
-        yield future.result()
 
 
 def _unit_rows(features: torch.Tensor) -> np.ndarray:
@@ -306,6 +308,10 @@ def weights_file(folder: Path) -> Path:
     raise FileNotFoundError("no weights as safetensors or .bin")
 
 
+IMAGE_CALLS_AT_ONCE = 4
+"""Calls of a stage that embeds images, so that the model finds full batches across shards."""
+
+
 class EmbedderStage(Stage):
     """Settings of a stage that embeds images or texts."""
 
@@ -354,6 +360,7 @@ class EmbedderStage(Stage):
             dtype=self.dtype,
             batch_images=self.batch_images,
             trust_remote_code=self.trust_remote_code,
+            threads=math.ceil(self.cpus),
         )
 
     def same_model(self, label: str, before: Mapping[str, Stage]) -> None:

@@ -132,20 +132,22 @@ def to_batch(
     mode: FitMode = "crop",
     interpolation: Interpolation = "bicubic",
     fill: int = 0,
-    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Images as float32 of shape (n, 3, height, width): `(value / 255 - mean) / std`.
-
-    `out`, if given, is an array of that shape to write to.
-    """
-    batch = np.empty((len(images), 3, *size), np.float32) if out is None else out
-    factor = (1.0 / (255.0 * np.asarray(std, np.float64))).astype(np.float32)
-    offset = (np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32)
+    """Images as float32 of shape (n, 3, height, width): `(value / 255 - mean) / std`."""
+    batch = np.empty((len(images), 3, *size), np.float32)
+    factor, offset = scaling(mean, std)
     for image, planes in zip(images, batch, strict=True):
         fitted = fit(image, size, mode, interpolation, fill)
         np.multiply(fitted.transpose(2, 0, 1), factor[:, None, None], out=planes)
         np.subtract(planes, offset[:, None, None], out=planes)
     return batch
+
+
+def scaling(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """By channel, what a grey level is multiplied by, and what is then subtracted."""
+    factor = (1.0 / (255.0 * np.asarray(std, np.float64))).astype(np.float32)
+    offset = (np.asarray(mean, np.float64) / np.asarray(std, np.float64)).astype(np.float32)
+    return factor, offset
 
 
 def _resize(image: np.ndarray, height: int, width: int, interpolation: Interpolation) -> np.ndarray:
