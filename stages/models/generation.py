@@ -190,6 +190,17 @@ class GeneratingStage(Stage):
         return self.server_concurrency or (8 if self.engine is None else 64)
 
     @property
+    def calls_at_once(self) -> int:
+        # As many requests again are ready, so that servers always have their number, and a model
+        # in this process its next batch.
+        return 2 * self.requests_at_once if self.is_served else 2
+
+    @property
+    def rows_at_once(self) -> int:
+        # A batch would wait for its slowest row.
+        return 1 if self.is_served else self.batch_rows
+
+    @property
     def most_workers(self) -> int | None:
         # Servers elsewhere get no more from several processes, and one process bounds the requests.
         alone = self.is_served and self.engine is None
