@@ -21,7 +21,7 @@ WHEEL_TESTS := tests/jobs tests/pipeline tests/schemas tests/test_api.py
 TREE := tests docs jobs pipeline schemas stages constraints.txt pyproject.toml README.md
 
 .PHONY: setup setup-newest demo test test-slow test-faults test-wheel check wheel format docs lock \
-  models bench clean help
+  models bench bench-gpu clean help
 
 help:  ## lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -95,6 +95,10 @@ bench: setup  ## runs every benchmark, printed as Markdown
 	$(BIN)/python -m benchmarks.cut
 	$(BIN)/python -m benchmarks.near
 	$(BIN)/python -m benchmarks.catalog
+	$(BIN)/python -m benchmarks.feed
+
+bench-gpu: setup  ## measures the stages on this machine's GPU, in under ten minutes (VLLM=PYTHON)
+	$(BIN)/python -m benchmarks.gpu $(if $(VLLM),--vllm $(VLLM))
 
 lock:  ## pins the newest versions that work together, from a fresh environment
 	rm -rf .lock-venv
