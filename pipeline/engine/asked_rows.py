@@ -60,6 +60,7 @@ def _with_certainty(asked: Asked, step: PlannedStep, rows: str) -> str:
     plan, dataset, choice = asked.plan, asked.dataset, asked.choice
     if choice is None:
         return f"SELECT key, base, true AS certain FROM ({rows})"
+    nothing = f"SELECT key, base, true AS certain FROM ({rows}) WHERE false"
     path = escaped_for_glob(str(choice.path))
     chosen = (
         "SELECT CAST(shard AS BIGINT) AS base, source_key, clip_id, span "
@@ -70,11 +71,10 @@ def _with_certainty(asked: Asked, step: PlannedStep, rows: str) -> str:
             f"SELECT key, base, true AS certain FROM ({rows}) AS r SEMI JOIN ({chosen}) AS c "
             "ON c.base = r.base AND c.source_key = r.key"
         )
-    videos = " UNION ALL ".join(
-        _kept_pairs(one, dataset, "video_id")
-        for one in plan.steps
-        if one.key == "source_key" and "video_id" in one.columns
-    )
+    makers = [s for s in plan.steps if s.key == "source_key" and "video_id" in s.columns]
+    if not makers:
+        return nothing
+    videos = " UNION ALL ".join(_kept_pairs(one, dataset, "video_id") for one in makers)
     if step.key == "video_id":
         return (
             f"SELECT key, base, true AS certain FROM ({rows}) AS r SEMI JOIN "
@@ -84,7 +84,7 @@ def _with_certainty(asked: Asked, step: PlannedStep, rows: str) -> str:
         )
     maker = next((s for s in plan.steps if "clip_id" in s.columns and s.key != "clip_id"), None)
     if maker is None:
-        return f"SELECT key, base, true AS certain FROM ({rows}) WHERE false"
+        return nothing
     # Two joins: one with an OR would pair each clip with all chosen ones of its source.
     return (
         f"WITH r AS ({rows}), c AS MATERIALIZED ({chosen}), v AS ({videos}), "
