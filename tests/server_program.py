@@ -56,7 +56,9 @@ def main() -> None:
         sys.exit("no GPU is big enough")
     if asked.child:
         child = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(300)"
-        subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
+        subprocess.Popen(
+            [sys.executable, "-c", child], stdin=subprocess.DEVNULL, start_new_session=True
+        )
     time.sleep(asked.wait)
     hanging = threading.Event()
 

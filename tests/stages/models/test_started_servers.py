@@ -181,6 +181,7 @@ def test_server_ends_with_a_worker_that_is_killed(tmp_path):
     """With all that it has started, though a process of it ignores being asked to."""
     with subprocess.Popen(
         [sys.executable, "-c", WORKER, str(tmp_path)],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).resolve().parents[3],
