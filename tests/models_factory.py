@@ -9,19 +9,32 @@ from __future__ import annotations
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, WordLevel
+from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
 from clipmill.stages.models.torch_setup import prepare_torch
 
-prepare_torch()
 # Models this small become many times slower if threads wait for each other.
 torch.set_num_threads(1)
 
-import transformers as hf  # noqa: E402 - torch must be made ready before transformers is imported
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors  # noqa: E402
-from tokenizers.models import BPE, WordLevel  # noqa: E402
-from tokenizers.trainers import BpeTrainer, WordLevelTrainer  # noqa: E402
+
+class _Transformers:
+    """`transformers`, imported by the first test that uses it and not to collect all tests."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)  # pytest looks at what a file has
+        prepare_torch()
+        import transformers
+
+        return getattr(transformers, name)
+
+
+hf: Any = _Transformers()
 
 _TEXT = (
     "a the red green blue yellow circle square star triangle dog cat man woman street beach moves "

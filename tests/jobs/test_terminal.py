@@ -51,6 +51,7 @@ def is_terminal(dataset: Path) -> list[bool]:
     return pq.read_table(table, partitioning=None)["is_terminal"].to_pylist()
 
 
+@pytest.mark.slow  # starts Ray
 def test_run_on_ray_with_splitting_ends_on_a_terminal(tmp_path):
     with Shell() as shell:
         status, screen = shell.run(splitting(tmp_path), SECONDS)
