@@ -1,20 +1,21 @@
 """Counts what this process uses beside its own processor time: requests, tokens, helpers' time.
 
 The counts only grow. Where a worker runs several calls of stages at a time, each has an account:
-what its thread uses, and what is used for it elsewhere by functions that it has passed through
-`for_caller`. What no account claims belongs to whatever the process is doing.
+what its thread uses, and threads that run in a copy of its context (`contextvars.copy_context`).
+What no account claims belongs to whatever the process is doing.
 """
 
 from __future__ import annotations
 
 import contextvars
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
-R = TypeVar("R")
+Account = defaultdict[str, float]
+"""Amounts by name; a name that was not used has 0."""
 
 REQUESTS, TOKENS_IN, TOKENS_OUT = "requests", "tokens_in", "tokens_out"
 TOLD_TOKENS = "answers that told their tokens"
@@ -23,11 +24,9 @@ STARTING_SECONDS, STARTING_CPU_SECONDS = "starting_seconds", "starting_cpu_secon
 """What starting helpers took, of all time and of HELPER_CPU_SECONDS."""
 
 _lock = threading.Lock()
-_used: Counter[Any] = Counter()
-_unclaimed: Counter[Any] = Counter()
-_account: contextvars.ContextVar[Counter[Any] | None] = contextvars.ContextVar(
-    "account", default=None
-)
+_used: Account = defaultdict(float)
+_unclaimed: Account = defaultdict(float)
+_account: contextvars.ContextVar[Account | None] = contextvars.ContextVar("account", default=None)
 
 
 def use(name: str, amount: float = 1) -> None:
@@ -39,7 +38,7 @@ def use(name: str, amount: float = 1) -> None:
         if account is not None:
             account[name] += amount
         else:
-            _unclaimed = Counter(_unclaimed)
+            _unclaimed = _unclaimed.copy()  # readers keep the one that they have
             _unclaimed[name] += amount
 
 
@@ -49,35 +48,23 @@ def used() -> Counter[Any]:
         return Counter(_used)
 
 
-def unclaimed() -> Counter[Any]:
-    """What was used outside of all accounts since the process started; not to be changed."""
+def unclaimed() -> Mapping[str, float]:
+    """What was used outside of all accounts since the process started."""
     return _unclaimed
 
 
-def credit(account: Counter[Any], amounts: Mapping[str, float]) -> None:
+def credit(account: Account, amounts: Mapping[str, float]) -> None:
     """Adds amounts that nobody claimed to an account."""
     with _lock:
-        account.update(amounts)
+        for name, amount in amounts.items():
+            account[name] += amount
 
 
 @contextmanager
-def charged_to(account: Counter[Any]) -> Iterator[None]:
+def charged_to(account: Account) -> Iterator[None]:
     """Counts what is used inside in `account`, which only this module changes."""
     token = _account.set(account)
     try:
         yield
     finally:
         _account.reset(token)
-
-
-def for_caller(function: Callable[..., R]) -> Callable[..., R]:
-    """The function, for use in another thread: what it uses is charged to this one's account."""
-    account = _account.get()
-
-    def charged(*arguments: Any, **named: Any) -> R:
-        if account is None:
-            return function(*arguments, **named)
-        with charged_to(account):
-            return function(*arguments, **named)
-
-    return charged

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,22 +45,26 @@ Work = Literal["fixed", "rows", "opening"]
 class _Reading:
     seconds: float
     cpu_seconds: float
-    used: Counter[Any]
+    used: Mapping[str, float]
 
     @classmethod
     def now(cls) -> _Reading:
         used = usage.unclaimed()
-        cpu = time.process_time() + used[usage.HELPER_CPU_SECONDS]
+        cpu = time.process_time() + used.get(usage.HELPER_CPU_SECONDS, 0.0)
         return cls(time.monotonic(), cpu, used)
+
+
+def _no_time() -> dict[Work, float]:
+    return {"fixed": 0.0, "rows": 0.0, "opening": 0.0}
 
 
 @dataclass(eq=False)
 class Meter:
     """What one step of one shard has used so far; `WorkTime` adds the time."""
 
-    seconds: Counter[Any] = field(default_factory=Counter)
-    cpu_seconds: Counter[Any] = field(default_factory=Counter)
-    account: Counter[Any] = field(default_factory=Counter)
+    seconds: dict[Work, float] = field(default_factory=_no_time)
+    cpu_seconds: dict[Work, float] = field(default_factory=_no_time)
+    account: usage.Account = field(default_factory=lambda: defaultdict(float))
     media_seconds: float = 0.0
     downloaded_bytes: int = 0
 
@@ -175,8 +179,8 @@ class WorkTime:
                 meter.cpu_seconds[work] += cpu * count / threads
         if now.used is not last.used:
             fresh = {
-                name: count - last.used[name]
-                for name, count in now.used.items()
+                name: amount - last.used.get(name, 0.0)
+                for name, amount in now.used.items()
                 if name != usage.HELPER_CPU_SECONDS  # it is processor time
             }
             usage.credit(next(iter(self._at)).account, fresh)

@@ -31,7 +31,8 @@ _MORE_BATCHES_AHEAD = 2
 class Preparation(Protocol):
     """Prepares one image: uint8 of shape (height, width, 3), written to `out`."""
 
-    size: tuple[int, int]
+    @property
+    def size(self) -> tuple[int, int]: ...
 
     def into(self, jpeg: bytes, out: np.ndarray) -> None: ...
 
@@ -197,7 +198,8 @@ class ImageQueue:
             if not self.is_ahead:
                 for part in self._prepare_all(batch, -(-len(batch.images) // self._threads)):
                     part.result()
-            rows = np.concatenate(self._size.rows(batch.pixels, self._pieces))
+            pixels: Any = batch.pixels  # a tensor is indexed like a sequence
+            rows = np.concatenate(self._size.rows(pixels, self._pieces))
         except BaseException as error:  # noqa: BLE001 (raised where it is waited for)
             for image in batch.images:
                 image.call.fail(error)
