@@ -124,11 +124,13 @@ class Flow:
             for lane in self.lanes.values():
                 lane.end()
 
-    def join(self) -> None:
-        """Waits a little for calls to end."""
+    def join(self, also: Sequence[threading.Thread] = ()) -> None:
+        """Waits a little for calls, and for other threads, to end."""
         until = time.monotonic() + _JOIN_SECONDS
         for lane in self.lanes.values():
             lane.join(until)
+        for thread in also:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 class Lane:

@@ -57,6 +57,8 @@ A ModelPlace counts how often workers loaded a model there, an Alike the failure
 stage's.
 """
 
+_LOOK_SECONDS = 0.2
+
 
 @dataclass
 class Worker:
@@ -83,6 +85,7 @@ class Worker:
         self._fence = Fence(self.dataset, self.run_id)
         self._asked = Asked(self.plan, self.dataset, self.shards)
         self._left_out = LeftOut(self.plan, self.dataset)
+        self._threads: list[threading.Thread] = []
         self._first = FirstRows(self.plan.stop_after, self.plan.keeps_back)
         self.kept_back: list[str] = []
         self._stack.callback(self._left_out.close)
@@ -108,12 +111,14 @@ class Worker:
                 with contextlib.suppress(BaseException):  # the flow has kept it
                     self.run(shard)
 
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
-        for thread in threads:
+        self._threads = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
+        for thread in self._threads:
             thread.start()
         try:
-            for thread in threads:
-                thread.join()
+            for thread in self._threads:
+                # After an error, the others' calls end when the stages are closed.
+                while thread.is_alive() and self._flow.error is None:
+                    thread.join(_LOOK_SECONDS)
         except BaseException as error:
             self._flow.stop(error)
             raise
@@ -172,7 +177,7 @@ class Worker:
         self._stack.close()
         if failed and not isinstance(self._flow.error, DeviceBroken):
             # Closing the stages has cut what they were waiting for.
-            self._flow.join()
+            self._flow.join(self._threads)
         self._log.write("worker_end")
         self.activity.close()
 

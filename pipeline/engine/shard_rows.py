@@ -156,6 +156,8 @@ class ShardRows:
         except DeviceBroken:
             raise  # the rows at fault are among those in the journal
         except BaseException:
+            if isinstance(self.flow.error, DeviceBroken):
+                raise  # in another shard's call, but perhaps because of a row of this one
             with contextlib.suppress(OSError):
                 if seen:
                     self._write(seen)
