@@ -231,7 +231,7 @@ class CheckCaptions(Stage):
         }
         if not measured:
             return None
-        unseen = []
+        unseen: list[str] = []
         for claim in named:
             if claim == "static":
                 moved = max(map(abs, measured.values())) > self.least_camera_motion > 0
