@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipmill.pipeline.catalog.index import ShardFiles, StoredFile, folder_times
@@ -148,11 +149,23 @@ def _write(query: str, connection: duckdb.DuckDBPyConnection, path: Path) -> Non
                     _DICTIONARIES.get(name, name) for name in names if name in _REPEATED
                 ],
             ) as writer:
-                for batch in reader:
-                    writer.write_batch(batch)
+                for table in _row_groups(reader):
+                    writer.write_table(table, row_group_size=table.num_rows)
         commit(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _row_groups(reader: pa.RecordBatchReader) -> Iterator[pa.Table]:
+    """The rows in tables that are large enough: DuckDB's batches end with the files it reads."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in reader:
+        waiting.append(batch)
+        if sum(one.num_rows for one in waiting) >= _GROUP_ROWS:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)
 
 
 def _free_number(folder: Path) -> int:
