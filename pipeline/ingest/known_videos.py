@@ -40,7 +40,10 @@ class KnownVideos:
         self._batches = _known(connection, dataset)
 
     def split(self, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Rows of new videos, and those of known ones as `KNOWN_ROWS`; ids only ever grow."""
+        """Rows of new videos, and those of known ones as `KNOWN_ROWS`.
+
+        All rows of a video come together, and ids only grow from call to call.
+        """
         known = self._up_to(rows["id"][rows.num_rows - 1].as_py())
         at = pc.index_in(rows["id"], known["id"].combine_chunks())
         if at.null_count == len(at):
@@ -52,16 +55,14 @@ class KnownVideos:
         return rows.filter(pc.is_null(at)), former
 
     def _up_to(self, last: str) -> pa.Table:
-        """The known videos up to an id; earlier ones are forgotten with the next call."""
+        """The next known videos, up to an id; no later rows are about them."""
         while not self._ahead.num_rows or self._ahead["id"][-1].as_py() <= last:
             batch = next(self._batches, None)
             if batch is None:
                 break
             self._ahead = pa.concat_tables([self._ahead, pa.Table.from_batches([batch])])
-        is_below = pc.less_equal(self._ahead["id"], last)
-        found = self._ahead.filter(is_below)
-        # The last video may go on in the next rows.
-        self._ahead = self._ahead.filter(pc.greater_equal(self._ahead["id"], last))
+        found = self._ahead.filter(pc.less_equal(self._ahead["id"], last))
+        self._ahead = self._ahead.slice(found.num_rows)
         return found
 
 
