@@ -328,7 +328,8 @@ def own_scores(
 def all_clips(own: str, waiting: str | None, scores: Sequence[str], names: Sequence[str]) -> str:
     """`clips`: own clips and those that are only published, in the given order of columns."""
     more = "".join(f", {score}" for score in scores)
-    rows = f"SELECT *, 'present' AS media{more} FROM ({own})"
+    # `media` comes first, which takes little to read: a count of a union reads its first column.
+    rows = f"SELECT 'present' AS media, *{more} FROM ({own})"
     if waiting is not None:
         rows += f" UNION ALL BY NAME SELECT * EXCLUDE (source_key, _base) FROM ({waiting})"
     return f"SELECT {', '.join(map(quoted, names))} FROM ({rows})"
