@@ -92,16 +92,16 @@ class ScoreVideoSimilarity(TextScorer):
         return (f"{self.caption}? as text",)
 
     def frames_picked(self) -> tuple[FramePick, ...]:
-        pick = Uniform if self.frame_choice == "middles" else Starts
-        return (pick(self.frames_per_clip),)
+        count = self.frames_per_clip
+        return (Uniform(count) if self.frame_choice == "middles" else Starts(count),)
 
     def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
         def run() -> str:
             from clipmill.stages.models.checks.embedders import check_video_text
 
-            return check_video_text(self.model, f"{label}.model")
+            return check_video_text(self.model, f"{label}.model", self.preprocessing)
 
-        yield ModelCheck("model", run, (), ("torch", "transformers"))
+        yield ModelCheck("model", run, (self.preprocessing,), ("torch", "transformers"))
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:

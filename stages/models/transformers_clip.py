@@ -59,7 +59,8 @@ class TransformersClip(nn.Module):
 
     @property
     def logit_bias(self) -> torch.Tensor | None:
-        return getattr(self.model, "logit_bias", None)
+        bias: torch.Tensor | None = getattr(self.model, "logit_bias", None)
+        return bias
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         return _vectors(self.model.get_image_features(pixel_values=pixels))

@@ -119,7 +119,9 @@ def check_head(path: Path, embeddings: ModelReference | None, setting: str, labe
     return f"a head for embeddings of {head.dimensions} numbers"
 
 
-def check_video_text(reference: ModelReference, setting: str) -> str:
+def check_video_text(
+    reference: ModelReference, setting: str, preparation: str | None = None
+) -> str:
     """What is known of a video–text model; ClipmillError if it is none, or lacks something."""
     from clipmill.stages.models.loading import local_folder
     from clipmill.stages.models.torch_setup import prepare_torch
@@ -128,16 +130,21 @@ def check_video_text(reference: ModelReference, setting: str) -> str:
     folder = local_folder(reference, setting=setting)
     where = f"{setting}: {folder}"
     with packages_explained(setting):
-        from clipmill.stages.models.video_text.choose import model_kind
+        from clipmill.stages.models.video_text.base import FromWeights
+        from clipmill.stages.models.video_text.choose import checked_kind
 
         try:
-            kind = model_kind(folder).__name__
-        except (ClipmillError, ImportError):
+            kind = checked_kind(folder, setting, preparation)
+        except UsageError:
+            raise
+        except ClipmillError as error:
+            raise ClipmillError(f"{where} can't be used: {error}") from error
+        except ImportError:
             raise
         except Exception as error:  # as above
-            raise ClipmillError(f"{where} is no video–text model: {error}") from error
-        if kind != "XCLIP":
-            return kind
+            raise ClipmillError(f"{where} cannot be used as a video–text model: {error}") from error
+        if issubclass(kind, FromWeights):
+            return kind.__name__
         import transformers
 
         model = load_skeleton(transformers.AutoModel, folder, setting, trust_remote_code=False)
@@ -153,7 +160,7 @@ def check_video_text(reference: ModelReference, setting: str) -> str:
         rows = model.config.text_config.vocab_size
         if max(ids) >= rows:
             raise _other_tokenizer(where, max(ids), rows)
-        return f"X-CLIP for {model.config.vision_config.num_frames} frames"
+        return f"{kind.__name__} for {model.config.vision_config.num_frames} frames"
 
 
 def _read(path: Path) -> dict[str, Any]:

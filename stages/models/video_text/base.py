@@ -34,7 +34,7 @@ class Loading:
     dtype: torch.dtype
     batch_clips: int = 8
     preparation: str | None = None
-    """The name of one of the model's `preparations`; None for its default."""
+    """The name of one of those published for the model; None for its default."""
 
 
 class VideoTextModel(ABC):
@@ -43,9 +43,6 @@ class VideoTextModel(ABC):
     `frames` is the number of frames per clip that it takes, None if it takes any; `context` the
     number of tokens that it reads of a text, its special tokens included.
     """
-
-    preparations: ClassVar[Mapping[str, FramePreparation]] = {}
-    """Ways to prepare frames that were published for the model, its default first."""
 
     frames: int | None
     context: int
@@ -131,6 +128,29 @@ class TwoTowers(VideoTextModel):
         return batches
 
 
+class FromWeights(TwoTowers):
+    """A model without a configuration: the shapes of its tensors give all sizes."""
+
+    preparations: ClassVar[Mapping[str, FramePreparation]]
+    """Ways to prepare frames that were published for the model, its default first."""
+
+    @classmethod
+    @abstractmethod
+    def check(cls, folder: Path) -> None:
+        """Raises if the folder lacks something that loading needs; reads no numbers of weights."""
+
+    @classmethod
+    def preparation(cls, setting: str, named: str | None) -> FramePreparation:
+        """The one that a setting names, or the first; UsageError for other names."""
+        name = named or next(iter(cls.preparations))
+        if name not in cls.preparations:
+            raise UsageError(
+                f"{setting}: for this model preprocessing can be "
+                f"{' or '.join(cls.preparations)}, not {name!r}"
+            )
+        return cls.preparations[name]
+
+
 def spread(frames: Sequence[bytes], count: int) -> list[bytes]:
     """`count` of the frames, evenly spaced, in order."""
     return [frames[i * len(frames) // count] for i in range(count)]
@@ -142,18 +162,6 @@ def counted(tokenizer: Any, texts: Sequence[str]) -> list[int]:
         return []
     # Not verbose: it would warn of every text beyond the model's limit.
     return [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
-
-
-def chosen_preparation(model: type[VideoTextModel], loading: Loading) -> FramePreparation:
-    """The preparation that a setting names, or the model's first; UsageError for other names."""
-    known = model.preparations
-    name = loading.preparation or next(iter(known))
-    if name not in known:
-        raise UsageError(
-            f"{loading.setting}: for this model preprocessing can be "
-            f"{' or '.join(known)}, not {name!r}"
-        )
-    return known[name]
 
 
 def configuration(folder: Path, name: str = "config.json") -> dict[str, Any]:

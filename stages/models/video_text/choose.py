@@ -9,7 +9,12 @@ from clipmill.stages.models.embedders import DType
 from clipmill.stages.models.loading import local_folder
 from clipmill.stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
 from clipmill.stages.models.video_text import umt, viclip
-from clipmill.stages.models.video_text.base import Loading, VideoTextModel, configuration
+from clipmill.stages.models.video_text.base import (
+    FromWeights,
+    Loading,
+    VideoTextModel,
+    configuration,
+)
 from clipmill.stages.models.video_text.from_transformers import XCLIP, VideoPrism
 from clipmill.stages.models.video_text.weights import read_state, weights_file
 from clipmill.stages.references import ModelReference
@@ -36,11 +41,7 @@ def load_video_text_model(
     chosen = default_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     say_place(setting, reference, device, chosen)
     try:
-        kind = model_kind(folder)
-        if preparation is not None and not kind.preparations:
-            raise UsageError(
-                f"{setting}: {reference} brings its own preprocessing; leave `preprocessing` out"
-            )
+        kind = _prepared_kind(folder, setting, preparation)
         return kind(Loading(folder, setting, device, chosen, batch_clips, preparation))
     except UsageError:
         raise
@@ -64,17 +65,30 @@ def model_kind(folder: Path) -> type[VideoTextModel]:
         return viclip.ViCLIP
     if kind is not None:
         raise ValueError(f"its model_type is {kind!r}; this stage takes {_KNOWN}")
-    names = _tensor_names(weights_file(folder))
+    names = read_state(weights_file(folder), only_shapes=True).keys()
     for sign, found in _BY_TENSOR.items():
         if sign in names:
             return found
     raise ValueError(f"its weights have the names of no model that this stage takes: {_KNOWN}")
 
 
-def _tensor_names(path: Path) -> set[str]:
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
+def checked_kind(folder: Path, setting: str, preparation: str | None) -> type[VideoTextModel]:
+    """As `model_kind`, if that can be loaded with this preparation, as far as headers tell.
 
-        with safe_open(path, framework="pt") as file:
-            return set(file.keys())
-    return set(read_state(path))
+    UsageError for another preparation; any other exception says what is wrong with the folder.
+    """
+    kind = _prepared_kind(folder, setting, preparation)
+    if issubclass(kind, FromWeights):
+        kind.check(folder)
+    return kind
+
+
+def _prepared_kind(folder: Path, setting: str, preparation: str | None) -> type[VideoTextModel]:
+    kind = model_kind(folder)
+    if issubclass(kind, FromWeights):
+        kind.preparation(setting, preparation)
+    elif preparation is not None:
+        raise UsageError(
+            f"{setting}: {folder} brings its own preprocessing; leave `preprocessing` out"
+        )
+    return kind

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from clipmill.schemas.errors import ClipmillError
-from clipmill.stages.models.video_text.base import Loading, TwoTowers, chosen_preparation, counted
+from clipmill.stages.models.video_text.base import FromWeights, Loading, counted
 from clipmill.stages.models.video_text.frame_preparation import IMAGENET, FramePreparation
 from clipmill.stages.models.video_text.weights import read_state, weights_file
 
@@ -18,59 +20,42 @@ SIGN = "vision_encoder.encoder.patch_embed.proj.weight"
 """A tensor that only UMT's weights have."""
 
 _CONTEXT = 32
-_VISION, _TEXT = "vision_encoder.", "text_encoder."
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.(crossattention\b)?")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _HEAD_WIDTH = 64
 
 
-class UMT(TwoTowers):
+class UMT(FromWeights):
     """Any number of frames (UMT-SIM: 4), the mean of their cosines; BERT, 32 tokens."""
 
     preparations: ClassVar[Mapping[str, FramePreparation]] = {
         "evaluation": FramePreparation((224, 224), *IMAGENET, antialias=False)
     }
 
-    def _load(self, loading: Loading) -> None:
+    @classmethod
+    def check(cls, folder: Path) -> None:
         import torch
-        from transformers import BertTokenizer
 
-        from clipmill.stages.models.video_text.umt_network import UMTVision
-
-        if not any((loading.folder / name).is_file() for name in _TOKENIZER_FILES):
-            raise ClipmillError(
-                f"{loading.folder} lacks BERT's tokenizer ({' or '.join(_TOKENIZER_FILES)}); for "
-                "UMT-L/16: hf download google-bert/bert-large-uncased tokenizer.json vocab.txt "
-                f"tokenizer_config.json --local-dir {loading.folder}"
-            )
-        self.frames, self.context = None, _CONTEXT
-        self._prepare = chosen_preparation(type(self), loading)
-        self._tokenizer: Any = BertTokenizer.from_pretrained(
-            loading.folder, local_files_only=True, do_lower_case=True
-        )
-        state = read_state(weights_file(loading.folder))
-        vision = _below(state, _VISION)
+        _tokenizer(folder)
         with torch.device("meta"):
-            network = UMTVision(vision)
-            self._video_projection = _projection(state["vision_proj.weight"])
-            self._text_projection = _projection(state["text_proj.weight"])
-        # The teacher and the heads that training needs are left out.
-        _fill(network, vision)
-        self._network = network.to(self.device, self.dtype).eval()
-        for projection, name in (
-            (self._video_projection, "vision_proj."),
-            (self._text_projection, "text_proj."),
-        ):
-            _fill(projection, _below(state, name))
-            projection.to(self.device, self.dtype)
-        self._bert = _bert(_below(state, _TEXT)).to(self.device, self.dtype).eval()
+            _Networks.of(read_state(weights_file(folder), only_shapes=True))
+
+    def _load(self, loading: Loading) -> None:
+        self.frames, self.context = None, _CONTEXT
+        named = loading.preparation
+        self._prepare = self.preparation(loading.setting, named)
+        self._tokenizer = _tokenizer(loading.folder)
+        self._networks = _Networks.of(read_state(weights_file(loading.folder)))
+        for network in self._networks.all:
+            network.to(self.device, self.dtype).eval()
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         return counted(self._tokenizer, [plain_text(text) for text in texts])
 
     def _embedded_clips(self, clips: Sequence[Sequence[bytes]]) -> torch.Tensor:
         pixels = self._pixels(clips, self._prepare)
-        found: torch.Tensor = self._video_projection(self._network(pixels))
+        networks = self._networks
+        found: torch.Tensor = networks.video_projection(networks.video(pixels))
         return found
 
     def _embedded_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -81,9 +66,55 @@ class UMT(TwoTowers):
             max_length=_CONTEXT,
             return_tensors="pt",
         ).to(self.device)
-        states = self._bert(tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        found: torch.Tensor = self._text_projection(states.last_hidden_state[:, 0])
+        networks = self._networks
+        states = networks.text(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        found: torch.Tensor = networks.text_projection(states.last_hidden_state[:, 0])
         return found
+
+
+@dataclass(frozen=True)
+class _Networks:
+    video: torch.nn.Module
+    video_projection: torch.nn.Module
+    text: torch.nn.Module
+    text_projection: torch.nn.Module
+
+    @property
+    def all(self) -> tuple[torch.nn.Module, ...]:
+        return self.video, self.video_projection, self.text, self.text_projection
+
+    @classmethod
+    def of(cls, state: Mapping[str, torch.Tensor]) -> _Networks:
+        """From a checkpoint, without its teacher and the heads that only training needs."""
+        import torch
+
+        from clipmill.stages.models.video_text.umt_network import UMTVision
+
+        vision = _below(state, "vision_encoder.")
+        with torch.device("meta"):
+            video = UMTVision(vision)
+        _fill(video, vision)
+        projections = []
+        for prefix in ("vision_proj.", "text_proj."):
+            own = _below(state, prefix)
+            out, width = own["weight"].shape
+            with torch.device("meta"):
+                projection = torch.nn.Linear(width, out)
+            _fill(projection, own)
+            projections.append(projection)
+        return cls(video, projections[0], _bert(_below(state, "text_encoder.")), projections[1])
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import BertTokenizer
+
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ClipmillError(
+            f"{folder} lacks BERT's tokenizer ({' or '.join(_TOKENIZER_FILES)}); for UMT-L/16: hf "
+            "download google-bert/bert-large-uncased tokenizer.json vocab.txt "
+            f"tokenizer_config.json --local-dir {folder}"
+        )
+    return BertTokenizer.from_pretrained(folder, local_files_only=True, do_lower_case=True)
 
 
 def plain_text(text: str) -> str:
@@ -97,13 +128,6 @@ def _below(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
     return {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
-
-
-def _projection(weight: torch.Tensor) -> torch.nn.Linear:
-    import torch
-
-    outputs, inputs = weight.shape
-    return torch.nn.Linear(inputs, outputs)
 
 
 def _fill(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from clipmill.stages.models.video_text.base import Loading, TwoTowers, chosen_preparation
+from clipmill.stages.models.video_text.base import FromWeights, Loading
 from clipmill.stages.models.video_text.frame_preparation import CLIP, IMAGENET, FramePreparation
 from clipmill.stages.models.video_text.weights import read_state, weights_file
 
 if TYPE_CHECKING:
     import torch
 
+    from clipmill.stages.models.video_text.viclip_network import ViCLIPNetwork
+
 SIGN = "vision_encoder.temporal_positional_embedding"
 """A tensor that only ViCLIP's weights have."""
 
 
-class ViCLIP(TwoTowers):
+class ViCLIP(FromWeights):
     """Eight frames in one transformer over space and time; CLIP's tokenizer, 32 tokens."""
 
     preparations: ClassVar[Mapping[str, FramePreparation]] = {
@@ -29,20 +32,18 @@ class ViCLIP(TwoTowers):
         "vbench": FramePreparation((224, 224), *CLIP, mode="crop", antialias=False),
     }
 
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        _network(read_state(weights_file(folder), only_shapes=True))
+
     def _load(self, loading: Loading) -> None:
-        import torch
         from open_clip.tokenizer import SimpleTokenizer
 
-        from clipmill.stages.models.video_text.viclip_network import ViCLIPNetwork
-
-        state = read_state(weights_file(loading.folder))
-        with torch.device("meta"):
-            network = ViCLIPNetwork(state)
-        network.load_state_dict(state, assign=True)
+        network = _network(read_state(weights_file(loading.folder)))
         self._network = network.to(self.device, self.dtype).eval()
         self.frames, self.context = network.frames, network.context
         size = (network.image_size, network.image_size)
-        self._prepare = replace(chosen_preparation(type(self), loading), size=size)
+        self._prepare = replace(self.preparation(loading.setting, loading.preparation), size=size)
         # Keeps the end token of a text that it truncates.
         self._tokenize = SimpleTokenizer(context_length=self.context)
 
@@ -59,3 +60,14 @@ class ViCLIP(TwoTowers):
             self._tokenize(list(texts)).to(self.device)
         )
         return found
+
+
+def _network(state: Mapping[str, torch.Tensor]) -> ViCLIPNetwork:
+    import torch
+
+    from clipmill.stages.models.video_text.viclip_network import ViCLIPNetwork
+
+    with torch.device("meta"):
+        network = ViCLIPNetwork(state)
+    network.load_state_dict(state, assign=True)
+    return network

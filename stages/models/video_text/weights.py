@@ -29,17 +29,28 @@ def weights_file(folder: Path) -> Path:
     raise ClipmillError(f"{folder} contains no weights ({', '.join(_PATTERNS)})")
 
 
-def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file by name; of a checkpoint, those under its key `model` or `module`."""
+def read_state(path: Path, *, only_shapes: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of a file by name; of a checkpoint, those under its key `model` or `module`.
+
+    With `only_shapes` they are on the meta device, and their numbers are not read.
+    """
     import torch
 
     if path.suffix == ".safetensors":
+        from safetensors import safe_open
         from safetensors.torch import load_file
 
-        return load_file(path)
+        if not only_shapes:
+            return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {
+                name: torch.empty(file.get_slice(name).get_shape(), device="meta")
+                for name in file.keys()  # noqa: SIM118 - it is no mapping
+            }
     # Files from before PyTorch 1.6 can't be mapped into memory.
     mapped = zipfile.is_zipfile(path)
-    found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    place = "meta" if only_shapes else "cpu"
+    found: Any = torch.load(path, map_location=place, weights_only=True, mmap=mapped)
     for key in ("model", "module"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]

@@ -109,7 +109,7 @@ def test_language_models_fit(tmp_path, name):
         (
             "score_video_similarity",
             wrong.clip_of_transformers,
-            "no video–text model: its model_type is",
+            "cannot be used as a video–text model: its model_type is",
         ),
     ],
 )

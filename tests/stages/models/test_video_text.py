@@ -13,6 +13,7 @@ import pytest
 
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.stages.media.read.images import decode_jpeg
+from clipmill.stages.models.checks.embedders import check_video_text
 from clipmill.stages.models.video_text.base import TwoTowers, VideoTextModel
 from clipmill.stages.models.video_text.choose import load_video_text_model
 from clipmill.stages.models.video_text.umt import plain_text
@@ -297,17 +298,14 @@ def test_true_sizes_of_viclip_fit_its_network(shapes, width, parameters) -> None
 
 def test_true_sizes_of_umt_fit_its_network() -> None:
     """UMT-L/16 with BERT-large: 24 layers see, 19 of BERT's 24 read texts."""
-    from clipmill.stages.models.video_text import umt
-    from clipmill.stages.models.video_text.umt_network import UMTVision
+    from clipmill.stages.models.video_text.umt import _Networks
 
     with torch.device("meta"):
-        state = {name: torch.empty(shape) for name, shape in UMT_L.items()}
-        vision = UMTVision(umt._below(state, "vision_encoder."))
-        bert = umt._bert(umt._below(state, "text_encoder."))
-    umt._fill(vision, umt._below(state, "vision_encoder."))
-    assert len(vision.encoder.blocks) == 24
-    assert vision.encoder.blocks[0].attn._heads == 16
-    assert (bert.config.num_hidden_layers, bert.config.num_attention_heads) == (19, 16)
+        networks = _Networks.of({name: torch.empty(shape) for name, shape in UMT_L.items()})
+    assert len(networks.video.encoder.blocks) == 24
+    assert networks.video.encoder.blocks[0].attn._heads == 16
+    config = networks.text.config
+    assert (config.num_hidden_layers, config.num_attention_heads) == (19, 16)
 
 
 def test_text_without_direction_has_no_cosine(folders) -> None:
@@ -315,6 +313,22 @@ def test_text_without_direction_has_no_cosine(folders) -> None:
     with torch.no_grad():
         model._network.text_encoder.text_projection.zero_()
     assert np.isnan(model.cosines(CLIPS[:1], [TEXTS[:1]])[0]).all()
+
+
+def test_checks_before_a_run_know_these_models(folders, tmp_path) -> None:
+    def said(folder: Path, preparation: str | None = None) -> str:
+        return check_video_text(ModelReference(folder=str(folder)), "viclip.model", preparation)
+
+    assert said(folders["viclip"], "vbench") == "ViCLIP"
+    assert said(folders["umt"]) == "UMT"
+    assert said(folders["videoprism"]) == "VideoPrism for 4 frames"
+    with pytest.raises(UsageError, match=r"^viclip\.model: for this model preprocessing can be"):
+        said(folders["umt"], "demo")
+    state = random_state(TINY_VICLIP)
+    del state["text_encoder.ln_final.weight"]
+    torch.save({"model": state}, tmp_path / "ViCLIP.pth")
+    with pytest.raises(ClipmillError, match=r"(?s)^viclip\.model: .*ln_final\.weight"):
+        said(tmp_path)
 
 
 def test_folders_of_other_models_are_refused_with_a_reason(folders, tmp_path) -> None:
