@@ -202,14 +202,14 @@ def test_missing_packages_are_recognised(error, packages):
 
 def test_missing_package_is_a_sentence(tmp_path, monkeypatch):
     """SmolVLM's processor, for one, raises a plain ImportError."""
-    from clipmill.stages.models import captioners
+    from clipmill.stages.models.engines import families
 
     def lacking(*_):
         raise ImportError(
             "Package `num2words` is required. Install it with `pip install num2words`."
         )
 
-    monkeypatch.setattr(captioners, "load_processor", lacking)
+    monkeypatch.setattr(families, "load_processor", lacking)
     said = problem(tmp_path, caption_frames={"model": str(tiny_model("blip"))})
     assert said == (
         "caption_frames.model: the model needs the Python package num2words, which is not "
