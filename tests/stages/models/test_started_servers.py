@@ -116,18 +116,18 @@ def test_request_that_kills_the_server_fails_alone(tmp_path):
 
 
 def test_server_that_dies_once_is_started_again(tmp_path):
-    with started(tmp_path, "--die-on", "b", "--times", "1") as opened:
-        found = ask(opened, "a", "b")
-    assert [answer.text for answer in found] == ["life 1: a", "life 2: b"]
+    with started(tmp_path, "--die-on", "poison", "--times", "1") as opened:
+        found = ask(opened, "a", "poison")
+    assert [answer.text for answer in found] == ["life 1: a", "life 2: poison"]
 
 
 @pytest.mark.slow
 def test_server_that_hangs_is_ended_and_started_again(tmp_path, monkeypatch):
     monkeypatch.setattr(started_servers, "_HEALTH_SECONDS", 0.3)
     settings = {"server_timeout_seconds": 1.0}
-    with started(tmp_path, "--hang-on", "b", "--times", "1", **settings) as opened:
-        found = ask(opened, "a", "b")
-        assert [answer.text for answer in found] == ["life 1: a", "life 2: b"]
+    with started(tmp_path, "--hang-on", "poison", "--times", "1", **settings) as opened:
+        found = ask(opened, "a", "poison")
+        assert [answer.text for answer in found] == ["life 1: a", "life 2: poison"]
         assert [is_alive(life[0]) for life in lives(tmp_path)] == [False, True]
 
 
