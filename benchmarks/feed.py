@@ -149,6 +149,7 @@ def slow_server(seconds: float) -> Iterator[str]:
     """A loopback server's address."""
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.slow_server", str(seconds)],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
         cwd=HERE.parent,

@@ -97,6 +97,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Lets modules be freed at the end: libraries report what is not."""
+    gc.unfreeze()
+
+
 @dataclass(frozen=True)
 class Made:
     """A dataset of two of the demo's films, its recipe's plan, and the films' ground truth."""

@@ -41,7 +41,7 @@ class SortedRows:
     """Takes good rows as tables of `ROWS`, then gives them in order."""
 
     def __init__(self, scratch: Path) -> None:
-        self._path = scratch / "runs"
+        self._path = scratch / "sorted"
         self._file: BinaryIO | None = None
         self._waiting: list[pa.Table] = []
         self._waiting_rows = self._waiting_bytes = 0

@@ -306,7 +306,9 @@ def test_killed_import_goes_on_to_the_same_shards(tmp_path):
         "import_spans(pathlib.Path(sys.argv[1]), [pathlib.Path(sys.argv[2])], shard_videos=4)"
     )
     for wanted in (1, 150, 400):
-        process = subprocess.Popen([sys.executable, "-c", code, str(folder.parent), str(path)])
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder.parent), str(path)], stdin=subprocess.DEVNULL
+        )
         while len(committed_shards(folder)) < wanted and process.poll() is None:
             time.sleep(0.01)
         process.kill()
