@@ -150,7 +150,7 @@ class ImageQueue:
             is_idle = not state.batches and not state.in_model
             if len(state.waiting) < size and not is_idle:
                 return
-            images = []
+            images: list[_Image] = []
             while state.waiting and len(images) < size:
                 image = state.waiting.popleft()
                 if not image.call.is_done.is_set():  # it has failed otherwise
