@@ -275,7 +275,7 @@ def test_report_is_a_page(made, tmp_path):
 
 
 def test_run_returns_counts_reports_progress_and_is_then_complete(made, tmp_path, caplog, capfd):
-    films = made.dataset.parent / "films"
+    films = made.loaded.recipe.sources[0].path
     seen: list[clipmill.StageProgress] = []
     asked = {
         "sources": films,

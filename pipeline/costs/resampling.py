@@ -96,13 +96,13 @@ def _slope(weights: Values, amounts: Values, rows: Values, shards: Values) -> Va
         return nothing  # all are of one size
     with np.errstate(invalid="ignore", divide="ignore"):
         slope: Any = ((w @ (c * y / x)) * xx - (w @ y) * cx) / spread
+        most: Any = np.nan_to_num((w @ y) / cx)  # all of it
     at = slope[0]
     by_row = (y.sum() - at * c.sum()) / x.sum()
     variance = float(((y - at * c - by_row * x) ** 2 / x).sum()) / (len(y) - 2)
     # The first replicate's weights are all 1, as are those of this sum.
     squared_error = variance * xx[0] / spread[0]
     trust = at * at / (at * at + squared_error) if at else 0.0
-    most = (w @ y) / cx  # all of it
     return np.asarray(np.clip(np.where(np.isfinite(slope), trust * slope, 0.0), 0.0, most))
 
 

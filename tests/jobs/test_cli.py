@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from clipmill.pipeline.recipes.recipe import load_recipe
-from tests.in_process import Done, heard
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
@@ -29,12 +26,6 @@ HEAVY = (
     "yt_dlp",
     "scenedetect",
 )
-
-
-@pytest.fixture
-def clipmill(monkeypatch, capfd) -> Callable[..., Done]:
-    monkeypatch.chdir(ROOT)
-    return partial(heard, capfd)
 
 
 def test_help_imports_nothing_heavy():

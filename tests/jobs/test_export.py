@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipmill.jobs.cli import main
-from tests.jobs.test_cli import ROOT, clipmill
+from tests.jobs.test_cli import ROOT
 from tests.pipeline.exports.small_dataset import contents, write_small
 
 
-def test_demo_clips_round_trip_through_webdataset(made, tmp_path):
+def test_demo_clips_round_trip_through_webdataset(made, tmp_path, clipmill):
     """Standard output says what became of the clips, and nothing else."""
     import webdataset
 
@@ -56,7 +56,7 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("other_engine", ["local", "ray"])
-def test_killed_export_resumes_and_equals_an_undisturbed_one(tmp_path, other_engine):
+def test_killed_export_resumes_and_equals_an_undisturbed_one(tmp_path, other_engine, clipmill):
     """Killed while processes cut; the other one runs undisturbed, also on Ray."""
     write_small(tmp_path / "dataset", 20)
     words = [
@@ -108,7 +108,7 @@ def test_killed_export_resumes_and_equals_an_undisturbed_one(tmp_path, other_eng
     assert "already contains this export, complete: nothing to do" in third.stdout
 
 
-def test_failed_rows_are_reported_and_not_fatal(tmp_path):
+def test_failed_rows_are_reported_and_not_fatal(tmp_path, clipmill):
     small = write_small(tmp_path / "dataset", 2)
     shutil.rmtree(small.path / "media")
     done = clipmill(
@@ -128,7 +128,7 @@ def test_failed_rows_are_reported_and_not_fatal(tmp_path):
     assert "failures.jsonl" in done.stderr
 
 
-def test_internvids_scores_are_explained_on_standard_error(tmp_path):
+def test_internvids_scores_are_explained_on_standard_error(tmp_path, clipmill):
     small = write_small(tmp_path / "dataset", 2, settings={"umt_sim": {"scorer": "CLIP"}})
     done = clipmill(
         "export", str(small.path), "--format", "internvid", "--output", str(tmp_path / "out")
@@ -139,7 +139,7 @@ def test_internvids_scores_are_explained_on_standard_error(tmp_path):
     assert "3 not from YouTube" in done.stdout or "2 not from YouTube" in done.stdout
 
 
-def test_left_out_clips_are_reported(tmp_path):
+def test_left_out_clips_are_reported(tmp_path, clipmill):
     small = write_small(tmp_path / "dataset", 2)
     done = clipmill(
         "export",
@@ -209,7 +209,7 @@ def test_usage_error_is_one_clear_message_and_status_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_folder_that_is_not_a_dataset_is_named(tmp_path: Path):
+def test_folder_that_is_not_a_dataset_is_named(tmp_path: Path, clipmill):
     done = clipmill(
         "export", str(tmp_path / "none"), "--format", "csv", "--output", str(tmp_path / "out")
     )

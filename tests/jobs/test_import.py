@@ -17,7 +17,6 @@ from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.schemas.errors import ClipmillError
 from tests.download_helpers import add_extractor
 from tests.http_server import serve
-from tests.jobs.test_cli import clipmill
 from tests.media import THREE_SHOTS, cached
 
 WALK, SWIM, GONE = "-walk_walk_", "swim-swim-s", "gone-gone-g"
@@ -150,7 +149,7 @@ def test_imported_clips_get_their_media_and_keep_their_captions_and_scores(
     assert not run(loaded, dataset)
 
 
-def test_usage_error_of_import_is_one_message_and_leaves_no_folder(tmp_path):
+def test_usage_error_of_import_is_one_message_and_leaves_no_folder(tmp_path, clipmill):
     wrong = tmp_path / "urls.txt"
     wrong.write_text("https://a.example/1.mp4\n")
     dataset = tmp_path / "dataset"

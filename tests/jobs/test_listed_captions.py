@@ -6,7 +6,6 @@ import json
 import shutil
 
 from clipmill.pipeline.catalog.catalog import open_catalog
-from tests.jobs.test_cli import clipmill
 from tests.media import THREE_SHOTS, cached
 
 RECIPE = """
@@ -17,7 +16,7 @@ stages:
 """
 
 
-def test_all_captions_are_in_the_views_and_all_list_rows_accounted_for(tmp_path):
+def test_all_captions_are_in_the_views_and_all_list_rows_accounted_for(tmp_path, clipmill):
     film, _ = cached(THREE_SHOTS, audio=True)
     shutil.copy(film, tmp_path / "Caf\xe9.mp4")
     shutil.copy(film, tmp_path / "b.mp4")

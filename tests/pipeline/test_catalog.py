@@ -68,9 +68,20 @@ def test_views_begin_with_the_promised_columns(catalog: Catalog, view: str):
 
 
 def test_clips_end_with_scorers_own_columns_and_the_video(catalog: Catalog):
-    """A second scorer appears under its label, a custom stage under its column names."""
+    """How texts ended comes before scores; a second scorer appears under its label, a custom stage
+    under its column names."""
     further = columns(catalog, "clips")[len(PROMISED["clips"].split()) :]
     assert further == [
+        "caption_finish_reason",
+        "caption_prompt_tokens",
+        "caption_new_tokens",
+        "caption_cleaned_by",
+        "coarse_finish_reason",
+        "coarse_new_tokens",
+        "coarse_cleaned_by",
+        "fine_finish_reasons",
+        "fine_new_tokens",
+        "fine_cleaned_by",
         "similarity_coarse",
         "similarity_fine",
         "aesthetic_v1",
@@ -225,6 +236,7 @@ def test_runs_have_models_and_prompts(catalog: Catalog):
             "revision": "abc",
             "identity": "sha256:12",
             "places": None,
+            "served": None,
         }
     ]
     assert json.loads(rows[1]["recipe_resolved"])["stages"]

@@ -15,7 +15,7 @@ from clipmill.jobs.bill import show_cost, show_plan
 from clipmill.pipeline.costs.budget import read_budget
 from clipmill.pipeline.costs.resampling import Resampling
 from clipmill.pipeline.dataset.shards import ShardMetadata, committed_shards, shard_path
-from clipmill.pipeline.engine.metering import Meter
+from clipmill.pipeline.engine.metering import Meter, WorkTime
 from clipmill.pipeline.recipes.prices import Prices
 from clipmill.schemas.errors import UsageError
 from clipmill.stages import usage
@@ -162,15 +162,14 @@ def test_footers_measure_what_a_step_uses(sampled):
 
 
 def test_helpers_that_start_for_a_row_count_as_opening():
-    meter = Meter()
-    meter.begin_rows()
-    time.sleep(0.2)
-    usage.use(usage.HELPER_CPU_SECONDS, 5.0)
-    usage.use(usage.STARTING_CPU_SECONDS, 4.0)
-    usage.use(usage.STARTING_SECONDS, 0.15)
-    usage.use(usage.STARTING_SECONDS, 0.01)
-    meter.end_rows()
-    found = meter.reading(gpus=0)
+    meter, work = Meter(), WorkTime()
+    with work.on(meter, "rows"), usage.charged_to(meter.account):
+        time.sleep(0.2)
+        usage.use(usage.HELPER_CPU_SECONDS, 5.0)
+        usage.use(usage.STARTING_CPU_SECONDS, 4.0)
+        usage.use(usage.STARTING_SECONDS, 0.15)
+        usage.use(usage.STARTING_SECONDS, 0.01)
+    found = work.reading(meter, gpus=0)
     assert found["opening_seconds"] == pytest.approx(0.16)
     assert found["opening_cpu_seconds"] == pytest.approx(4.0)
     assert found["cpu_seconds"] == pytest.approx(5.0, abs=0.2)

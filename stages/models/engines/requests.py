@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -197,9 +197,10 @@ def answers(engine: Engine, requests: Sequence[Request]) -> list[Completion | Ro
         while waiting:
             if engine.bounds_time:
                 beat()
-            _, waiting = wait(waiting, _BEAT_SECONDS)
-        outcomes = [outcome_of(one) for one in asked]
-        return outcomes
+            wait(waiting, _BEAT_SECONDS)
+            # `wait` alone would wait for ever for what a closed engine has cancelled.
+            waiting = {one for one in waiting if not one.done()}
+        return [outcome_of(one) for one in asked]
     finally:
         for one in asked:
             one.cancel()
@@ -211,3 +212,5 @@ def outcome_of(asked: Future[Completion]) -> Completion | RowFailed:
         return asked.result()
     except RowFailed as failure:
         return failure
+    except CancelledError:
+        return RowFailed("transient", "no longer waited for: the run was stopped")

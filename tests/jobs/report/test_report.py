@@ -164,7 +164,7 @@ def test_funnel_equals_the_status(finished):
             at += 100 * count / widest
     rejected = {
         row.one("th").text: int(row.all("td")[0].text)
-        for row in root.one("table", class_="reasons").one("tbody").all("tr")
+        for row in root.all("table", class_="reasons")[0].one("tbody").all("tr")
     }
     assert rejected == {
         rule if rule.startswith(stage) else f"{stage}: {rule}": count
