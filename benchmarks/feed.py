@@ -1,6 +1,6 @@
 """Measures how well the runner feeds an accelerator and a server, and that memory stays flat.
 
-    python -m benchmarks.feed [--parts accelerator servers bare memory] [--clips 4000]
+    python -m benchmarks.feed [--parts accelerator servers memory] [--clips 4000]
 
 The accelerator is a stand-in that takes n / rate seconds for n images; decoding is a stand-in, too,
 which sleeps in as many threads as the stage has CPUs, so what is measured is the runner: reading
