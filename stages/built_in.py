@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -59,11 +61,12 @@ def built_in_stages() -> list[type[Stage]]:
     return ordered
 
 
-def built_in_table(name: str) -> pa.Schema | None:
-    """The schema of a built-in stage's own table; None for the name of a custom one."""
+def built_in_table(name: str, settings: Mapping[str, Any]) -> pa.Schema | None:
+    """The schema of a built-in stage's own table, made with these settings; None for the name of a
+    custom one."""
     if name not in built_in_stage_names():
         return None
-    return built_in_stage(name).model_construct().table_schema
+    return built_in_stage(name).table_of(settings)
 
 
 @functools.cache

@@ -104,7 +104,8 @@ class Stage(BaseModel):
       reads    columns, as `<label>.<column>`; one that ends in `?` may be missing or null,
                any other makes this stage see only rows that were kept there; where that depends
                on settings, `columns_read` is overridden
-      writes   the Arrow schema of its own columns; the key and the outcome are added where missing
+      writes   the Arrow schema of its own columns; the key and the outcome are added where missing;
+               where that depends on settings, `columns_written` and `table_of` are overridden
       frames   which of a clip's kept frames it wants, as a column `frames` (FRAME structs in time
                order, the union over all picks); where that depends on settings, `frames_picked`
                is overridden
@@ -176,6 +177,15 @@ class Stage(BaseModel):
         """The columns that this stage reads, with its settings; written as `reads` is."""
         return self.reads
 
+    def columns_written(self) -> pa.Schema:
+        """The schema of its own columns, with its settings; it always begins with `writes`."""
+        return self.writes
+
+    @classmethod
+    def table_of(cls, settings: Mapping[str, Any]) -> pa.Schema:
+        """The full schema of a table made with these settings, as a run record has them."""
+        return cls.model_construct().table_schema
+
     def frames_picked(self) -> tuple[FramePick, ...]:
         """The kept frames of each clip that this stage needs, with its settings."""
         return self.frames
@@ -224,7 +234,7 @@ class Stage(BaseModel):
     @property
     def table_schema(self) -> pa.Schema:
         """The full schema of this stage's own table: key, columns, outcome."""
-        fields = {f.name: f for f in self.writes}
+        fields = {f.name: f for f in self.columns_written()}
         names = [self.key, *[n for n in fields if n != self.key]]
         complete = [fields.get(n, pa.field(n, pa.string(), nullable=False)) for n in names]
         complete += [f for f in OUTCOME if f.name not in fields]

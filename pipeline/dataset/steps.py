@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -45,7 +46,8 @@ class Step:
 
     `name` is its stage's word, `upstream` has the steps that it depends on with their
     fingerprints, `tables` the names of its own table and of further ones, `score` the column of
-    its stage's score. What an inner step of a recorded stage reads is unknown.
+    its stage's score. What an inner step of a recorded stage reads is unknown. `settings` are those
+    of a recorded stage.
     """
 
     label: str
@@ -58,6 +60,7 @@ class Step:
     tables: tuple[str, ...]
     columns: tuple[str, ...]
     score: str | None
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
 
     @property
     def id(self) -> StepId:
@@ -78,7 +81,7 @@ class Step:
     @property
     def built_in_schema(self) -> pa.Schema | None:
         """The declared schema of its own table; None for a custom stage."""
-        return SOURCES_SCHEMA if self.label == SOURCES else built_in_table(self.name)
+        return SOURCES_SCHEMA if self.label == SOURCES else built_in_table(self.name, self.settings)
 
     @cached_property
     def inputs(self) -> dict[str, str]:
@@ -123,6 +126,7 @@ def steps_of(record: RunRecord) -> list[Step]:
                     tuple(dict.fromkeys((label, *step["tables"]))),
                     tuple(step["schema_columns"]),
                     stage.get("score"),
+                    settings=stage["settings"] if is_last else {},
                 )
             )
     return found

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+import pyarrow as pa
+
 from clipmill.pipeline.dataset.shards import base_shard, committed_shards, shard_order
 from clipmill.pipeline.dataset.steps import Read, Step, StepId, downstream, reads_of
 from clipmill.pipeline.recipes.fingerprints import fingerprint, fingerprint_in
@@ -31,6 +33,10 @@ class PlannedStep(Step):
 
     stage: Stage
     gate: Gate | None = None
+
+    @property
+    def built_in_schema(self) -> pa.Schema | None:
+        return None if super().built_in_schema is None else self.stage.table_schema
 
     @classmethod
     def of(

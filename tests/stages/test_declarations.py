@@ -48,3 +48,15 @@ def test_methods_can_depend_on_settings():
 
 def test_property_still_works():
     assert CountByProperty(column="caption").columns_read() == ("summarize_captions.caption",)
+
+
+class CountByKind(CountWords):
+    kinds: tuple[str, ...] = ()
+
+    def columns_written(self) -> pa.Schema:
+        return pa.schema([*self.writes, *((kind, pa.int64()) for kind in self.kinds)])
+
+
+def test_columns_may_depend_on_settings():
+    assert CountWords().table_schema.names == ["clip_id", "words", "rejection", "error"]
+    assert CountByKind(kinds=("verbs",)).table_schema.names[:3] == ["clip_id", "words", "verbs"]
