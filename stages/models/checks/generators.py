@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _CAPTIONER = "an image captioner such as BLIP, Florence-2, Qwen2.5-VL or SmolVLM"
 _WRITER = "a language model such as Flan-T5 or Qwen2.5-Instruct"
 _PROMPT = "A dog runs along the beach. What happens?"
-_IMAGE_TOKENS = ("image_token_id", "image_token_index")
-_VIDEO_TOKENS = ("video_token_id", "video_token_index")
+IMAGE_TOKENS = ("image_token_id", "image_token_index")
+VIDEO_TOKENS = ("video_token_id", "video_token_index")
 # What models' own checks of a picture's size say.
 _OF_SIZE = re.compile(
     r"image size|resolution|size of tensor|broadcast a dim|mat1 and mat2", re.IGNORECASE
@@ -34,6 +34,18 @@ def check_captioner(
     prompts: Sequence[str | None] = (),
 ) -> str:
     """What is known of an image captioner; ClipmillError if the stage can't caption with it."""
+    with packages_explained(setting):
+        family, config, where = captioner_family(reference, stage, setting)
+        for prompt in prompts:
+            family.check_prompt(prompt)
+        return _with_a_picture(family, config, where, prompts)
+
+
+def captioner_family(
+    reference: ModelReference, stage: GeneratingStage, setting: str
+) -> tuple[Any, Any, str]:
+    """A captioner without its weights, its configuration, and the place for errors; ClipmillError
+    if the folder's model is none."""
     from clipmill.stages.models.engines.families import family_of
     from clipmill.stages.models.generation import ModelPlacement, load_config
     from clipmill.stages.models.loading import local_folder
@@ -43,26 +55,20 @@ def check_captioner(
     import torch
     import transformers
 
-    with packages_explained(setting):
-        folder = local_folder(reference, setting=setting)
-        trust = stage.trust_remote_code
-        config = load_config(folder, setting, trust_remote_code=trust)
-        _require(
-            config, [transformers.AutoModelForImageTextToText], f"{setting}: {folder}", _CAPTIONER
+    folder = local_folder(reference, setting=setting)
+    where = f"{setting}: {folder}"
+    trust = stage.trust_remote_code
+    config = load_config(folder, setting, trust_remote_code=trust)
+    _require(config, [transformers.AutoModelForImageTextToText], where, _CAPTIONER)
+    if first_token(config, IMAGE_TOKENS) is None and first_token(config, VIDEO_TOKENS) is not None:
+        raise ClipmillError(
+            f"{where} is a {kind_of(config)}, which takes videos and no single "
+            f"pictures; the stage needs {_CAPTIONER}"
         )
-        if _first(config, _IMAGE_TOKENS) is None and _first(config, _VIDEO_TOKENS) is not None:
-            raise ClipmillError(
-                f"{setting}: {folder} is a {kind_of(config)}, which takes videos and no single "
-                f"pictures; the stage needs {_CAPTIONER}"
-            )
-        place = ModelPlacement(torch.device("meta"), torch.float32)
-        _check_loading(stage, setting)
-        family = family_of(config, folder)(
-            folder, config, setting, place, trust, load=load_skeleton
-        )
-        for prompt in prompts:
-            family.check_prompt(prompt)
-        return _with_a_picture(family, config, f"{setting}: {folder}", prompts)
+    place = ModelPlacement(torch.device("meta"), torch.float32)
+    _check_loading(stage, setting)
+    family = family_of(config, folder)(folder, config, setting, place, trust, load=load_skeleton)
+    return family, config, where
 
 
 def check_text_model(reference: ModelReference, stage: GeneratingStage, setting: str) -> str:
@@ -162,7 +168,7 @@ def _generates(model_class: Any) -> bool:
         return True
 
 
-def _first(config: Any, names: Sequence[str]) -> int | None:
+def first_token(config: Any, names: Sequence[str]) -> int | None:
     found = [getattr(config, name, None) for name in names]
     return next((one for one in found if isinstance(one, int)), None)
 
@@ -194,7 +200,7 @@ def _with_a_picture(family: Any, config: Any, where: str, prompts: Sequence[str 
             f"the stage needs {_CAPTIONER}"
         )
     ids = inputs.get("input_ids")
-    token = _first(config, _IMAGE_TOKENS)
+    token = first_token(config, IMAGE_TOKENS)
     said = f"{name}; a picture of {WIDTH} × {HEIGHT}"
     if ids is None or token is None:
         _run_vision(family.model, inputs, where)

@@ -40,6 +40,7 @@ from clipmill.stages.models.engines.requests import (
     Part,
     Picture,
     Request,
+    Sees,
     Video,
 )
 from clipmill.stages.models.generation import ModelPlacement, arguments_of, load_weights
@@ -77,6 +78,7 @@ class Family:
 
     default_prompt: ClassVar[str | None] = None
     longest_prompt: int | None = None
+    sees: Sees = "picture"
 
     def __init__(
         self,
@@ -356,13 +358,13 @@ class Chat(Family):
         template = tools.processor.chat_template
         self._template_options = chat_options(template)
         has_videos = getattr(tools.processor, "video_processor", None) is not None
-        self._takes_videos = has_videos and "video" in str(template)
+        self.sees = "video" if has_videos and "video" in str(template) else "pictures"
         self._takes_system = takes_system(tools.processor, in_parts=True)
         return tools
 
     def accepted(self, request: Request) -> Request:
         request = request.with_schema_in_words()
-        if not self._takes_videos:
+        if self.sees != "video":
             request = request.without_videos()
         return request if self._takes_system else request.without_system()
 
@@ -371,8 +373,10 @@ class Chat(Family):
         return seen, len(request.text), request.text
 
     def group(self, request: Request) -> Hashable:
-        # Some processors take no batch in which only some requests have pictures.
-        return len(request.pictures), sum(isinstance(part, Video) for part in request.parts)
+        # Some processors take no batch in which only some requests have pictures, or whose videos
+        # have different numbers of frames.
+        frames = tuple(len(part.frames) for part in request.parts if isinstance(part, Video))
+        return len(request.pictures), frames
 
     def inputs(self, requests: Sequence[Request], tools: Tools) -> dict[str, Any]:
         options: dict[str, Any] = {"padding": True}

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.engines.gathering import Gathered
-from clipmill.stages.models.engines.requests import Generation, Request
+from clipmill.stages.models.engines.requests import Generation, Request, Sees
 
 
 class Model(Protocol):
@@ -17,6 +17,7 @@ class Model(Protocol):
 
     longest_prompt: int | None
     default_prompt: Any  # of a class or an object
+    sees: Sees
 
     def check_prompt(self, prompt: str | None) -> None: ...
 
@@ -45,6 +46,7 @@ class TransformersEngine:
         self.model = model
         self.longest_prompt = model.longest_prompt
         self.default_prompt: str | None = model.default_prompt
+        self.sees: Sees = model.sees
         self._gathered = Gathered[
             tuple[Any, Generation], tuple[Mapping[str, Any], Generation], Completion
         ](batch, self._prepare, self._compute, threads=threads, name=name)

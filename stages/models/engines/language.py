@@ -17,7 +17,7 @@ from clipmill.stages.models.engines.processors import (
     takes_system,
     without_prompt,
 )
-from clipmill.stages.models.engines.requests import Generation, Request
+from clipmill.stages.models.engines.requests import Generation, Request, Sees
 from clipmill.stages.models.generation import ModelPlacement, arguments_of, load_weights
 from clipmill.stages.models.outputs.decoding import Decoder
 
@@ -32,6 +32,7 @@ class LanguageModel:
     """
 
     default_prompt: str | None = None
+    sees: Sees = "nothing"
 
     def __init__(
         self,

@@ -57,6 +57,8 @@ class Video:
 
 
 Part = str | Picture | Video
+Sees = Literal["nothing", "picture", "pictures", "video"]
+"""The most that a request may show a model; frames of a video may be shown as pictures."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +171,14 @@ class Engine(Protocol):
     A future raises RowFailed if its request fails, and ClipmillError if no other would fare better.
     `longest_prompt` is in tokens, None if no limit is known; `default_prompt` is what the model is
     asked about a picture if nothing else is. With `bounds_time`, a request takes no
-    longer than a setting allows, so waiting for it is no standstill.
+    longer than a setting allows, so waiting for it is no standstill. One that `sees` only pictures
+    gets a video as its frames.
     """
 
     longest_prompt: int | None
     default_prompt: str | None
     bounds_time: bool
+    sees: Sees
 
     def submit(self, request: Request) -> Future[Completion]:
         """Starts to answer; the future may be cancelled until its turn comes."""

@@ -27,7 +27,7 @@ from clipmill.stages.models.engines.chat_protocol import (
     refusal,
 )
 from clipmill.stages.models.engines.connections import Alarm
-from clipmill.stages.models.engines.requests import CHAT_PROMPT, Request
+from clipmill.stages.models.engines.requests import CHAT_PROMPT, Request, Sees
 from clipmill.stages.models.engines.started_servers import StartedServer
 from clipmill.stages.models.places import note_served
 from clipmill.stages.references import ModelReference
@@ -74,6 +74,7 @@ class ServerEngine:
     longest_prompt: int | None = None
     default_prompt: str | None = CHAT_PROMPT
     bounds_time = True
+    sees: Sees = "pictures"
 
     def __init__(
         self,
