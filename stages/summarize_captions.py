@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from clipmill.stages.models.generation import GeneratingStage, Generation
 from clipmill.stages.models.outputs.stored import stored_text
 from clipmill.stages.models.outputs.wording import is_request
 from clipmill.stages.models.prompts import fixed_opening, render, variables_of
+from clipmill.stages.models.summary_prompts import NAMED_PROMPTS
 from clipmill.stages.protocol import ModelCheck, Rows, Stage, Transform, Workspace, resource
 from clipmill.stages.references import ModelReference
 
@@ -35,6 +37,7 @@ SUMMARIES = clip_table(
 
 # Which columns a prompt needs for each variable that it may use.
 _READS = {
+    "clip": ("caption_clip.caption_clip?",),
     "coarse": ("caption_frames.caption_coarse",),
     "fine": ("caption_frames.captions_fine",),
     "fine_at": ("caption_frames.captions_fine", "split_clips.start_seconds"),
@@ -48,7 +51,14 @@ _READS = {
         "split_clips.end_seconds",
     ),
 }
-PROMPT_VARIABLES = tuple(_READS)
+PROMPT_VARIABLES = ("coarse", "fine", "fine_at", "tags", "title", "subtitles", "clip")
+# What describes the pictures themselves: without any of it, a named prompt has nothing to fuse.
+_OF_PICTURES = ("clip", "coarse", "fine", "fine_at")
+_CAPTIONERS = ("caption_frames", "caption_clip")
+_ON_SCREEN = "on_screen"
+# The same for all clips, from settings of the same names.
+_SETTINGS = ("language", "sentences")
+_PLACE = re.compile(r"[^\s.?]+\.[^\s.?]+")
 
 DEFAULT_PROMPT = """\
 Summarize what happens in a video clip in one sentence.
@@ -85,7 +95,22 @@ class SummarizeCaptions(GeneratingStage):
         DEFAULT_PROMPT,
         description="Jinja template with the variables coarse (text), fine (list of texts), "
         "fine_at (list of {seconds, text}, seconds from the clip's start), tags (list of texts), "
-        "title (text) and subtitles (text spoken in the clip); only what it uses is read",
+        "title (text), subtitles (text spoken in the clip), clip (the text of caption_clip), "
+        "on_screen (list of texts, see on_screen_text), language and sentences; only what it uses "
+        "is read. Or the name of a prompt: fuse, which uses all that the recipe has, forbids to "
+        "invent anything, and brings its own system's message",
+    )
+    system: str | None = Field(
+        None,
+        description="the system's message, a Jinja template with language and sentences; by "
+        "default none, or that of a named prompt",
+    )
+    language: str = Field("English", description="for prompts: the language of the summary")
+    sentences: int = Field(2, ge=1, description="for prompts: the most sentences of the summary")
+    on_screen_text: str | None = Field(
+        None,
+        description="a column with text on the screen for prompts, LABEL.COLUMN: a text or a list "
+        "of texts, such as caption_clip.text_on_screen",
     )
     max_new_tokens: int = Field(120, ge=1, description="longest answer, in tokens")
     min_new_tokens: int = Field(0, ge=0, description="shortest answer, in tokens")
@@ -98,7 +123,8 @@ class SummarizeCaptions(GeneratingStage):
     max_prompt_tokens: int | None = Field(
         None,
         ge=1,
-        description="longer prompts get fewer fine captions and subtitles, evenly thinned; by "
+        description="longer prompts get fewer fine captions, subtitles and texts on the screen, "
+        "evenly thinned; by "
         "default the model's context (no limit for a server; there a token is counted "
         "as 4 characters)",
     )
@@ -109,31 +135,99 @@ class SummarizeCaptions(GeneratingStage):
     @field_validator("prompt")
     @classmethod
     def _check_prompt(cls, template: str) -> str:
-        if not variables_of(template, PROMPT_VARIABLES):
+        if template in NAMED_PROMPTS:
+            return template
+        of_clips = (*PROMPT_VARIABLES, _ON_SCREEN)
+        if not variables_of(template, (*of_clips, *_SETTINGS)) & {*of_clips}:
             raise ValueError(
                 "every clip would get the same prompt: the template uses none of the "
-                f"variables {', '.join(PROMPT_VARIABLES)}"
+                f"variables {', '.join(of_clips)}, and there is no prompt of that name (there is "
+                f"{', '.join(NAMED_PROMPTS)})"
             )
         return template
+
+    @field_validator("system")
+    @classmethod
+    def _check_system(cls, template: str | None) -> str | None:
+        if template is not None:
+            variables_of(template, _SETTINGS)
+        return template
+
+    @field_validator("on_screen_text")
+    @classmethod
+    def _check_place(cls, place: str | None) -> str | None:
+        if place is not None and not _PLACE.fullmatch(place):
+            raise ValueError(f"{place!r}: expected LABEL.COLUMN, such as caption_clip.text")
+        return place
 
     @model_validator(mode="after")
     def _check(self) -> SummarizeCaptions:
         self.check_server(self.model, self._generation)
+        used = variables_of(self._template, (*PROMPT_VARIABLES, _ON_SCREEN, *_SETTINGS))
+        if self.on_screen_text is not None and _ON_SCREEN not in used:
+            raise ValueError("on_screen_text is set, but the prompt doesn't use on_screen")
+        if _ON_SCREEN in used and self.on_screen_text is None and not self._is_named:
+            raise ValueError("the prompt uses on_screen; set on_screen_text to a column with it")
+        used |= variables_of(self._system_template or "", _SETTINGS)
+        for name in _SETTINGS:
+            if getattr(self, name) != type(self).model_fields[name].default and name not in used:
+                raise ValueError(f"{name} is set, but neither prompt nor system uses it")
         return self
 
     @property
+    def _is_named(self) -> bool:
+        return self.prompt in NAMED_PROMPTS
+
+    @property
+    def _template(self) -> str:
+        return NAMED_PROMPTS[self.prompt].prompt if self._is_named else self.prompt
+
+    @property
+    def _system_template(self) -> str | None:
+        named = NAMED_PROMPTS[self.prompt].system if self._is_named else None
+        return named if self.system is None else self.system
+
+    @property
     def _variables(self) -> frozenset[str]:
-        return variables_of(self.prompt, PROMPT_VARIABLES)
+        """Those of the template that are of clips, and that the recipe can fill."""
+        used = variables_of(self._template, (*PROMPT_VARIABLES, _ON_SCREEN, *_SETTINGS))
+        return used - {*_SETTINGS, *([_ON_SCREEN] if self.on_screen_text is None else [])}
 
     def columns_read(self) -> tuple[str, ...]:
         """Reads only what the prompt uses: otherwise new tags would make old summaries stale."""
         needed = [
             read for name in PROMPT_VARIABLES if name in self._variables for read in _READS[name]
         ]
+        if self._is_named:
+            # It takes what there is.
+            needed = [
+                read if read.endswith("?") or read.startswith("split_clips.") else f"{read}?"
+                for read in needed
+            ]
+        if self.on_screen_text is not None:
+            needed.append(f"{self.on_screen_text} as {_ON_SCREEN}?")
         return tuple(dict.fromkeys(needed))
 
+    def check_upstream(self, before: Mapping[str, Stage]) -> None:
+        """ValueError if the recipe has nothing to fuse, or no such text on the screen."""
+        if self._is_named and not any(label in before for label in _CAPTIONERS):
+            raise ValueError(
+                f"the prompt {self.prompt} fuses captions, but no stage "
+                f"{' or '.join(_CAPTIONERS)} comes before it"
+            )
+        label, _, column = (self.on_screen_text or "").partition(".")
+        if label and label not in before:
+            raise ValueError(
+                f"on_screen_text is {self.on_screen_text}, but no stage {label!r} comes before it"
+            )
+        if label and column in (schema := before[label].table_schema).names:
+            kind = schema.field(column).type
+            if kind not in (pa.string(), pa.list_(pa.string())):
+                raise ValueError(f"on_screen_text is {self.on_screen_text}, which is {kind}")
+
     def prompts(self) -> dict[str, str]:
-        return {"prompt": self.prompt}
+        found = {"prompt": self._template, "system": self._system_template}
+        return {name: text for name, text in found.items() if text is not None}
 
     @property
     def _generation(self) -> Generation:
@@ -156,10 +250,21 @@ class SummarizeCaptions(GeneratingStage):
     def open(self, workspace: Workspace) -> Iterator[Transform]:
         from clipmill.stages.models.text_models import open_text_model
 
+        system = self._system_template
         with open_text_model(
-            self.model, self, "summarize_captions.model", self._generation, self.batch_texts
+            self.model,
+            self,
+            "summarize_captions.model",
+            self._generation,
+            self.batch_texts,
+            system=None if system is None else render(system, self._settings),
         ) as model:
             yield lambda table: self.transform(table, model)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """The variables that are the same for all clips."""
+        return {"language": self.language, "sentences": self.sentences}
 
     def transform(self, table: pa.Table, model: TextModel) -> pa.Table:
         """One row per clip."""
@@ -204,20 +309,22 @@ class SummarizeCaptions(GeneratingStage):
 
     def _render(self, material: _Material) -> str:
         values = material.values()
-        if not any(values[name] for name in self._variables):
+        # A title alone is no reason to write about pictures.
+        needed = self._variables & {*_OF_PICTURES} if self._is_named else self._variables
+        if not any(values[name] for name in needed):
             raise RowFailed(
-                "model",
-                f"there is nothing to summarise: empty are {', '.join(sorted(self._variables))}",
+                "model", f"there is nothing to summarise: empty are {', '.join(sorted(needed))}"
             )
         try:
-            return render(self.prompt, values)
+            return render(self._template, values | self._settings)
         except ValueError as error:
             raise RowFailed("model", f"summarize_captions.prompt: {error}") from error
 
     def _columns(self, answer: Completion | RowFailed, prompt: str) -> dict[str, Any]:
         """The columns of a clip; RowFailed if the answer can't be used."""
         # Without a request of its own, a prompt is captions, and the answer may be one of them.
-        request = fixed_opening(self.prompt)
+        lines = prompt.splitlines()
+        request = lines[-1] if self._is_named else fixed_opening(self._template)
         stored = stored_text(
             answer,
             when_cut_off=self.when_cut_off or "fail",
@@ -244,10 +351,13 @@ class _Material:
     tags: tuple[str, ...]
     title: str
     subtitles: tuple[str, ...]
+    clip: str
+    on_screen: tuple[str, ...]
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> _Material:
         start = row.get("start_seconds") or 0.0
+        on_screen = row.get(_ON_SCREEN) or []
         return cls(
             coarse=row.get("caption_coarse") or "",
             fine=tuple(
@@ -263,20 +373,21 @@ class _Material:
                 row.get("end_seconds"),
                 row.get("language"),
             ),
+            clip=row.get("caption_clip") or "",
+            on_screen=(on_screen,) if isinstance(on_screen, str) else tuple(on_screen),
         )
 
     @property
     def lines(self) -> int:
-        return max(len(self.fine), len(self.subtitles))
+        return max(len(self.fine), len(self.subtitles), len(self.on_screen))
 
     def thinned(self, lines: int) -> _Material:
-        """With at most `lines` fine captions and as many subtitles, evenly spread."""
-        return _Material(
-            self.coarse,
-            spread(self.fine, lines),
-            self.tags,
-            self.title,
-            spread(self.subtitles, lines),
+        """With at most `lines` fine captions, and as many lines of the others, evenly spread."""
+        return replace(
+            self,
+            fine=spread(self.fine, lines),
+            subtitles=spread(self.subtitles, lines),
+            on_screen=spread(self.on_screen, lines),
         )
 
     def values(self) -> dict[str, Any]:
@@ -288,6 +399,8 @@ class _Material:
             "tags": list(self.tags),
             "title": self.title,
             "subtitles": " ".join(self.subtitles),
+            "clip": self.clip,
+            "on_screen": list(self.on_screen),
         }
 
 

@@ -20,7 +20,7 @@ class TextModel(Protocol):
     longest_prompt: int | None
 
     def count_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt, including those that the model's template adds."""
+        """Tokens of a prompt, including those that the model's template and the system add."""
 
     def complete(self, prompts: Sequence[str]) -> list[Completion | RowFailed]:
         """One answer per prompt, in the order of the prompts."""
@@ -33,8 +33,11 @@ def open_text_model(
     setting: str,
     generation: Generation,
     batch_texts: int,
+    *,
+    system: str | None = None,
 ) -> Iterator[TextModel]:
-    """The language model for a reference; errors name `setting`."""
+    """The language model for a reference, told `system` before each prompt; errors name
+    `setting`."""
     with open_engine(
         reference,
         stage,
@@ -43,21 +46,23 @@ def open_text_model(
         batch=batch_texts,
         longest_answer=generation.max_new_tokens,
     ) as engine:
-        yield EngineTextModel(engine, generation)
+        yield EngineTextModel(engine, generation, system)
 
 
 class EngineTextModel:
     """Asks an engine for an answer to each prompt."""
 
-    def __init__(self, engine: Engine, generation: Generation) -> None:
+    def __init__(self, engine: Engine, generation: Generation, system: str | None = None) -> None:
         self.engine = engine
         self.longest_prompt = engine.longest_prompt
-        self._generation = generation
+        self._generation, self._system = generation, system
 
     def count_tokens(self, prompt: str) -> int:
-        return self.engine.count_tokens(prompt)
+        return self.engine.count_tokens(prompt, self._system)
 
     def complete(self, prompts: Sequence[str]) -> list[Completion | RowFailed]:
-        return answers(
-            self.engine, [Request.of(prompt, generation=self._generation) for prompt in prompts]
-        )
+        asked = [
+            Request.of(prompt, generation=self._generation, system=self._system)
+            for prompt in prompts
+        ]
+        return answers(self.engine, asked)

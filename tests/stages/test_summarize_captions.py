@@ -12,11 +12,13 @@ from pydantic import ValidationError
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.tables import SUBTITLE, TAG, TEXT_AT
+from clipmill.stages.caption_clip import CaptionClip
 from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.engines.requests import Generation, Request
 from clipmill.stages.models.text_models import open_text_model
 from clipmill.stages.protocol import Workspace
 from clipmill.stages.summarize_captions import (
+    DEFAULT_PROMPT,
     PROMPT_VARIABLES,
     SUMMARIES,
     SummarizeCaptions,
@@ -35,6 +37,8 @@ INPUT = pa.schema(
         ("subtitles", pa.list_(SUBTITLE)),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),
+        ("caption_clip", pa.string()),
+        ("on_screen", pa.list_(pa.string())),
     ]
 )
 
@@ -142,7 +146,7 @@ def test_only_columns_used_by_the_prompt_are_read():
     )
     prompt = "".join("{{" + name + "}}" for name in PROMPT_VARIABLES)
     everything = stage(prompt=prompt).columns_read()
-    assert len(everything) == len(set(everything)) == 9
+    assert len(everything) == len(set(everything)) == 10
 
 
 @pytest.mark.parametrize(
@@ -156,6 +160,122 @@ def test_only_columns_used_by_the_prompt_are_read():
 def test_template_is_checked_when_the_recipe_is_read(template, words):
     with pytest.raises(ValidationError, match=words):
         stage(prompt=template)
+
+
+def test_named_prompt_fuses_all_that_there_is():
+    row = clip(
+        "a",
+        caption_clip="A dog plays.",
+        on_screen=["SALE", "50%"],
+        tags=[{"tag": "dog", "score": 0.5}],
+        title="My dog",
+        subtitles=[line(99, 101, "good boy")],
+    )
+    echo = Echo()
+    fuse = stage(prompt="fuse", on_screen_text="caption_clip.text_on_screen", sentences=1)
+    summarised(fuse, [row, clip("b", coarse=None, fine=("it rains",))], echo)
+    assert echo.prompts == [
+        "The whole clip: A dog plays.\nIts middle frame: a dog\n"
+        "Frames in time order, with their seconds:\n0.5: a dog runs\n1.5: a dog rests\n"
+        "Text on the screen: SALE; 50%\nSpoken in the clip: good boy\nIt may show: dog\n"
+        "The video's title: My dog\n"
+        "Describe what happens in the clip in one sentence, in the present tense.",
+        "Frames in time order, with their seconds:\n0.5: it rains\n"
+        "Describe what happens in the clip in one sentence, in the present tense.",
+    ]
+    recorded = fuse.prompts()
+    assert "Don't invent" in recorded["system"]
+    assert "{{ language }}" in recorded["system"]
+    assert recorded["prompt"].startswith("{% if clip %}")
+    assert "caption_frames.caption_coarse?" in fuse.columns_read()
+    assert "caption_clip.text_on_screen as on_screen?" in fuse.columns_read()
+    assert not any("on_screen" in read for read in stage(prompt="fuse").columns_read())
+
+
+def test_named_prompt_makes_nothing_of_a_title_alone():
+    row = clip("a", coarse=None, fine=(), title="My dog")
+    failed = summarised(stage(prompt="fuse"), [row])["a"]["error"]
+    assert "nothing to summarise: empty are clip, coarse, fine_at" in failed["message"]
+
+
+def test_answer_that_repeats_the_named_prompts_request_is_a_failure():
+    said = "Describe what happens in the clip in one sentence, in the present tense."
+    row = summarised(
+        stage(prompt="fuse", sentences=1), [clip("a")], Echo(lambda _: Completion(said))
+    )["a"]
+    assert "only repeats the prompt" in row["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"prompt": "fuze"}, "no prompt of that name .there is fuse."),
+        ({"language": "German"}, "language is set, but neither prompt nor system uses it"),
+        ({"prompt": "{{ coarse }} {{ on_screen }}"}, "set on_screen_text"),
+        ({"on_screen_text": "a.b"}, "the prompt doesn't use on_screen"),
+        ({"prompt": "fuse", "on_screen_text": "ab"}, "expected LABEL.COLUMN"),
+        ({"system": "Write in {{ coarse }}"}, "uses coarse; allowed variables: language"),
+        ({"prompt": "Write {{ sentences }} sentences."}, "none of the variables"),
+    ],
+)
+def test_settings_that_nothing_uses_are_refused(settings, words):
+    with pytest.raises(ValidationError, match=words):
+        stage(**settings)
+
+
+def test_settings_of_prompts_leave_former_summaries_valid():
+    assert stage().prompts() == {"prompt": DEFAULT_PROMPT}
+    assert set(stage().identity()) == {"model"}
+    assert stage(prompt="fuse", language="German").identity()["language"] == "German"
+
+
+@pytest.mark.parametrize(
+    ("before", "settings", "words"),
+    [
+        ({}, {"prompt": "fuse"}, "no stage caption_frames or caption_clip comes before"),
+        ({"caption_clip": CaptionClip()}, {"prompt": "fuse"}, None),
+        (
+            {"caption_clip": CaptionClip()},
+            {"prompt": "fuse", "on_screen_text": "ocr.text"},
+            "no stage 'ocr' comes before",
+        ),
+        (
+            {"caption_clip": CaptionClip(fields={"people": "integer"})},
+            {"prompt": "fuse", "on_screen_text": "caption_clip.people"},
+            "which is int64",
+        ),
+    ],
+)
+def test_what_is_fused_must_be_in_the_recipe(before, settings, words):
+    if words is None:
+        stage(**settings).check_upstream(before)
+        return
+    with pytest.raises(ValueError, match=words):
+        stage(**settings).check_upstream(before)
+
+
+def test_system_reaches_the_model_and_each_prompt_is_tokenised_once(tmp_path):
+    from tests.models_factory import tiny_model
+
+    asked = stage(model=str(tiny_model("chat")), dtype="float32")
+    with (
+        open_text_model(asked.model, asked, "x", Generation(2), 4, system="be brief") as model,
+        open_text_model(asked.model, asked, "x", Generation(2), 4) as plain,
+    ):
+        assert model.count_tokens("a dog") > plain.count_tokens("a dog")
+        (answer,) = model.complete(["a dog"])
+        assert answer.prompt_tokens == model.count_tokens("a dog")
+        known = model.engine.model.tokens_of.cache_info()
+    assert known.misses == 1
+    with openai_server(lambda request: "A dog.") as stand_in:
+        served = stage(
+            model=f"{stand_in.url}#llm", prompt="fuse", language="German", server_concurrency=1
+        )
+        with served.open(Workspace(tmp_path, tmp_path)) as transform:
+            transform(pa.Table.from_pylist([clip("a")], schema=INPUT))
+    system, _ = stand_in.requests[0]["messages"]
+    assert system["role"] == "system"
+    assert "Write in German." in system["content"]
 
 
 def test_prompt_is_recorded():

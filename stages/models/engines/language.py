@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from clipmill.stages.models.engines.requests import Generation, Request, Sees
 from clipmill.stages.models.generation import ModelPlacement, arguments_of, load_weights
 from clipmill.stages.models.outputs.decoding import Decoder
 
+_PROMPTS_KEPT = 1024
 # A tokenizer without a known limit reports a number like 10**30.
 _NO_LIMIT = 10**6
 
@@ -67,6 +69,8 @@ class LanguageModel:
         self.longest_prompt = self._longest_prompt(config, tokenizer, longest_answer)
         # Of every caller's thread, for prompts; of the threads that prepare batches and decode.
         self.tokenizers = Copies(tokenizer, threads + 1)
+        # A prompt that was counted is asked next.
+        self.tokens_of = functools.lru_cache(maxsize=_PROMPTS_KEPT)(self._ids)
 
     def _longest_prompt(self, config: Any, tokenizer: Any, longest_answer: int) -> int | None:
         text = config.get_text_config()
@@ -87,8 +91,8 @@ class LanguageModel:
     def check_prompt(self, prompt: str | None) -> None:
         """Any text is a prompt."""
 
-    def count_tokens(self, text: str) -> int:
-        return len(self._ids([{"role": "user", "content": text}]))
+    def count_tokens(self, text: str, system: str | None = None) -> int:
+        return len(self.accepted(Request.of(text, generation=Generation(1), system=system)))
 
     def accepted(self, request: Request) -> tuple[int, ...]:
         """The prompt's tokens; RowFailed if there is more than text."""
@@ -97,11 +101,9 @@ class LanguageModel:
         request = request.with_schema_in_words()
         if not self._takes_system:
             request = request.without_system()
-        conversation = [
-            {"role": message.role, "content": "".join(map(str, message.parts))}
-            for message in request.messages
-        ]
-        return tuple(self._ids(conversation))
+        return self.tokens_of(
+            tuple((message.role, "".join(map(str, message.parts))) for message in request.messages)
+        )
 
     def group(self, ids: tuple[int, ...]) -> Hashable:
         return 0
@@ -110,12 +112,13 @@ class LanguageModel:
         """Texts of similar length share a batch, so there is little padding."""
         return len(ids), ids
 
-    def _ids(self, conversation: list[dict[str, str]]) -> list[int]:
-        """The prompt's tokens. Control tokens that are spelled out in a title or subtitle stay
-        text."""
+    def _ids(self, said: tuple[tuple[str, str], ...]) -> tuple[int, ...]:
+        """The tokens of messages, each a role and a text. Control tokens that are spelled out in a
+        title or subtitle stay text."""
+        conversation = [{"role": role, "content": text} for role, text in said]
         with self.tokenizers.borrowed() as tokenizer:
             if self._chat:
-                return list(
+                return tuple(
                     tokenizer.apply_chat_template(
                         conversation,
                         tokenize=True,
@@ -126,7 +129,7 @@ class LanguageModel:
                     )["input_ids"]
                 )
             prompt = "".join(message["content"] for message in conversation)
-            return list(tokenizer(prompt, split_special_tokens=True)["input_ids"])
+            return tuple(tokenizer(prompt, split_special_tokens=True)["input_ids"])
 
     def prepare(self, batch: Sequence[tuple[int, ...]]) -> dict[str, Any]:
         with self.tokenizers.borrowed() as tokenizer:
