@@ -38,6 +38,8 @@ LABELS = (
     "hash_frames",
     "take_given_score",
     "check_captions",
+    "choose_caption",
+    "rewrite_captions",
 )
 # Stages that the demo's recipe lacks, but that fit its results.
 ADDED = (
@@ -46,6 +48,12 @@ ADDED = (
     "take_given_score.scorer=UMT-SIM",
     "check_captions.stage=check_captions",
     "check_captions.motion=split_clips.motion",
+    "choose_caption.stage=choose_caption",
+    "choose_caption.model=package:clipmill.jobs/demo/models/clip",
+    "rewrite_captions.stage=rewrite_captions",
+    "rewrite_captions.model=package:clipmill.jobs/demo/models/summarizer",
+    "rewrite_captions.dtype=float32",
+    "rewrite_captions.max_new_tokens=24",
 )
 # Stages that can't run with the demo's models; each has its own test file.
 ELSEWHERE: set[str] = {"score_video_similarity", "caption_clip"}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.models.completions import Completion
@@ -35,9 +35,10 @@ def open_text_model(
     batch_texts: int,
     *,
     system: str | None = None,
+    schema: Mapping[str, Any] | None = None,
 ) -> Iterator[TextModel]:
-    """The language model for a reference, told `system` before each prompt; errors name
-    `setting`."""
+    """The language model for a reference, told `system` before each prompt and asked for JSON that
+    fits a `schema`; errors name `setting`."""
     with open_engine(
         reference,
         stage,
@@ -46,23 +47,31 @@ def open_text_model(
         batch=batch_texts,
         longest_answer=generation.max_new_tokens,
     ) as engine:
-        yield EngineTextModel(engine, generation, system)
+        yield EngineTextModel(engine, generation, system, schema)
 
 
 class EngineTextModel:
     """Asks an engine for an answer to each prompt."""
 
-    def __init__(self, engine: Engine, generation: Generation, system: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        generation: Generation,
+        system: str | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
         self.engine = engine
         self.longest_prompt = engine.longest_prompt
-        self._generation, self._system = generation, system
+        self._generation, self._system, self._schema = generation, system, schema
 
     def count_tokens(self, prompt: str) -> int:
         return self.engine.count_tokens(prompt, self._system)
 
     def complete(self, prompts: Sequence[str]) -> list[Completion | RowFailed]:
         asked = [
-            Request.of(prompt, generation=self._generation, system=self._system)
+            Request.of(
+                prompt, generation=self._generation, system=self._system, schema=self._schema
+            )
             for prompt in prompts
         ]
         return answers(self.engine, asked)
