@@ -74,6 +74,9 @@ SOURCES = pa.schema(
     ]
 )
 
+CLIP_CAPTION = "caption_clip.caption_clip"
+"""Where a caption of the whole clip is, unless a recipe says otherwise: LABEL.COLUMN."""
+
 
 def clip_table(*fields: pa.Field | tuple[str, pa.DataType]) -> pa.Schema:
     """The schema of a table with one row per clip: key, the given columns, outcome."""

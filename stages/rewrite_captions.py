@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from clipmill.schemas.errors import RowFailed, ServerRefused
-from clipmill.schemas.tables import clip_table
+from clipmill.schemas.tables import CLIP_CAPTION, clip_table
 from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.generation import GeneratingStage, Generation
 from clipmill.stages.models.outputs.forms import object_of
@@ -40,9 +40,9 @@ _READS = {
     "tags": "tag_clips.tags?",
     "coarse": "caption_frames.caption_coarse?",
     "fine": "caption_frames.captions_fine?",
-    "clip": "caption_clip.caption_clip?",
 }
-_VARIABLES = ("caption", *_READS, "variants")
+_CLIP = "clip"
+_VARIABLES = ("caption", *_READS, _CLIP, "variants")
 _FIELD = "captions"
 _PLACE = re.compile(r"[^\s.?]+\.[^\s.?]+")
 
@@ -65,13 +65,17 @@ class RewriteCaptions(GeneratingStage):
     caption: str = Field(
         "summarize_captions.caption", description="the column of the caption, LABEL.COLUMN"
     )
+    clip_caption: str = Field(
+        CLIP_CAPTION,
+        description="the column with another caption of the whole clip for prompts, LABEL.COLUMN",
+    )
     variants: int = Field(1, ge=1, le=32, description="texts asked for")
     prompt: str = Field(
         "paraphrase",
         description="paraphrase (the same in other words), correct (as little as needed, so that "
         "it agrees with tags and the other captions), or a Jinja template with the variables "
-        "caption, tags (list of texts), coarse, fine (list of texts), clip (the text of "
-        "caption_clip) and variants",
+        "caption, tags (list of texts), coarse, fine (list of texts), clip (see clip_caption) "
+        "and variants",
     )
     system: str | None = Field(
         None, description="the system's message; by default none, or that of a named prompt"
@@ -88,7 +92,7 @@ class RewriteCaptions(GeneratingStage):
         16, ge=1, description="prompts per model call; halved when memory runs out"
     )
 
-    @field_validator("caption")
+    @field_validator("caption", "clip_caption")
     @classmethod
     def _check_place(cls, place: str) -> str:
         if not _PLACE.fullmatch(place):
@@ -108,7 +112,13 @@ class RewriteCaptions(GeneratingStage):
     @model_validator(mode="after")
     def _check(self) -> RewriteCaptions:
         self.check_server(self.model, self._generation)
+        if self.clip_caption != CLIP_CAPTION and _CLIP not in self._used:
+            raise ValueError("clip_caption is set, but the prompt doesn't use clip")
         return self
+
+    @property
+    def _used(self) -> frozenset[str]:
+        return variables_of(self._template, _VARIABLES)
 
     @property
     def _template(self) -> str:
@@ -141,20 +151,22 @@ class RewriteCaptions(GeneratingStage):
         }
 
     def columns_read(self) -> tuple[str, ...]:
-        used = variables_of(self._template, _VARIABLES)
         return (
             f"{self.caption} as caption",
-            *(read for name, read in _READS.items() if name in used),
+            *(read for name, read in _READS.items() if name in self._used),
+            *([f"{self.clip_caption} as {_CLIP}?"] if _CLIP in self._used else []),
         )
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
-        """ValueError if the caption is no text."""
-        label, _, column = self.caption.partition(".")
-        schema = before[label].table_schema if label in before else pa.schema([])
-        if column in schema.names and schema.field(column).type != pa.string():
-            raise ValueError(
-                f"caption is {self.caption}, which is {schema.field(column).type}, not one text"
-            )
+        """ValueError if a caption is no text, or the other one's stage is missing."""
+        for name in ("caption", "clip_caption"):
+            place = getattr(self, name)
+            label, _, column = place.partition(".")
+            if name == "clip_caption" and place != CLIP_CAPTION and label not in before:
+                raise ValueError(f"{name} is {place}, but no stage {label!r} comes before it")
+            schema = before[label].table_schema if label in before else pa.schema([])
+            if column in schema.names and (kind := schema.field(column).type) != pa.string():
+                raise ValueError(f"{name} is {place}, which is {kind}, not one text")
 
     def prompts(self) -> dict[str, str]:
         found = {"prompt": self._template, "system": self._system}
@@ -213,7 +225,7 @@ class RewriteCaptions(GeneratingStage):
             "tags": [entry["tag"] for entry in row.get("tags") or []],
             "coarse": row.get("caption_coarse") or "",
             "fine": [one["text"] for one in row.get("captions_fine") or [] if one["text"]],
-            "clip": row.get("caption_clip") or "",
+            _CLIP: row.get(_CLIP) or "",
             "variants": self.variants,
         }
         try:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from clipmill.schemas.errors import RowFailed, ServerRefused
-from clipmill.schemas.tables import clip_table
+from clipmill.schemas.tables import CLIP_CAPTION, clip_table
 from clipmill.stages.media.read.speech import Lines, said_within, speaking_track, with_words
 from clipmill.stages.models.generation import GeneratingStage, Generation
 from clipmill.stages.models.outputs.stored import stored_text
@@ -37,7 +37,6 @@ SUMMARIES = clip_table(
 
 # Which columns a prompt needs for each variable that it may use.
 _READS = {
-    "clip": ("caption_clip.caption_clip?",),
     "coarse": ("caption_frames.caption_coarse",),
     "fine": ("caption_frames.captions_fine",),
     "fine_at": ("caption_frames.captions_fine", "split_clips.start_seconds"),
@@ -51,13 +50,15 @@ _READS = {
         "split_clips.end_seconds",
     ),
 }
-PROMPT_VARIABLES = ("coarse", "fine", "fine_at", "tags", "title", "subtitles", "clip")
+_CLIP = "clip"
+PROMPT_VARIABLES = (*_READS, _CLIP)
 # What describes the pictures themselves: without any of it, a named prompt has nothing to fuse.
-_OF_PICTURES = ("clip", "coarse", "fine", "fine_at")
-_CAPTIONERS = ("caption_frames", "caption_clip")
+_OF_PICTURES = (_CLIP, "coarse", "fine", "fine_at")
 _ON_SCREEN = "on_screen"
 # The same for all clips, from settings of the same names.
 _SETTINGS = ("language", "sentences")
+# Settings that name a column, and the types that it may have.
+_WIRES = {"clip_caption": (pa.string(),), "on_screen_text": (pa.string(), pa.list_(pa.string()))}
 _PLACE = re.compile(r"[^\s.?]+\.[^\s.?]+")
 
 DEFAULT_PROMPT = """\
@@ -95,7 +96,7 @@ class SummarizeCaptions(GeneratingStage):
         DEFAULT_PROMPT,
         description="Jinja template with the variables coarse (text), fine (list of texts), "
         "fine_at (list of {seconds, text}, seconds from the clip's start), tags (list of texts), "
-        "title (text), subtitles (text spoken in the clip), clip (the text of caption_clip), "
+        "title (text), subtitles (text spoken in the clip), clip (text, see clip_caption), "
         "on_screen (list of texts, see on_screen_text), language and sentences; only what it uses "
         "is read. Or the name of a prompt: fuse, which uses all that the recipe has, forbids to "
         "invent anything, and brings its own system's message",
@@ -107,6 +108,11 @@ class SummarizeCaptions(GeneratingStage):
     )
     language: str = Field("English", description="for prompts: the language of the summary")
     sentences: int = Field(2, ge=1, description="for prompts: the most sentences of the summary")
+    clip_caption: str = Field(
+        CLIP_CAPTION,
+        description="the column with a caption of the whole clip for prompts, LABEL.COLUMN, such "
+        "as choose_caption.caption_chosen",
+    )
     on_screen_text: str | None = Field(
         None,
         description="a column with text on the screen for prompts, LABEL.COLUMN: a text or a list "
@@ -153,11 +159,11 @@ class SummarizeCaptions(GeneratingStage):
             variables_of(template, _SETTINGS)
         return template
 
-    @field_validator("on_screen_text")
+    @field_validator("on_screen_text", "clip_caption")
     @classmethod
     def _check_place(cls, place: str | None) -> str | None:
         if place is not None and not _PLACE.fullmatch(place):
-            raise ValueError(f"{place!r}: expected LABEL.COLUMN, such as caption_clip.text")
+            raise ValueError(f"{place!r}: expected LABEL.COLUMN, such as {CLIP_CAPTION}")
         return place
 
     @model_validator(mode="after")
@@ -166,6 +172,8 @@ class SummarizeCaptions(GeneratingStage):
         used = variables_of(self._template, (*PROMPT_VARIABLES, _ON_SCREEN, *_SETTINGS))
         if self.on_screen_text is not None and _ON_SCREEN not in used:
             raise ValueError("on_screen_text is set, but the prompt doesn't use on_screen")
+        if self.clip_caption != CLIP_CAPTION and _CLIP not in used:
+            raise ValueError("clip_caption is set, but the prompt doesn't use clip")
         if _ON_SCREEN in used and self.on_screen_text is None and not self._is_named:
             raise ValueError("the prompt uses on_screen; set on_screen_text to a column with it")
         used |= variables_of(self._system_template or "", _SETTINGS)
@@ -195,35 +203,37 @@ class SummarizeCaptions(GeneratingStage):
 
     def columns_read(self) -> tuple[str, ...]:
         """Reads only what the prompt uses: otherwise new tags would make old summaries stale."""
-        needed = [
-            read for name in PROMPT_VARIABLES if name in self._variables for read in _READS[name]
-        ]
+        needed = [read for name in _READS if name in self._variables for read in _READS[name]]
         if self._is_named:
             # It takes what there is.
             needed = [
                 read if read.endswith("?") or read.startswith("split_clips.") else f"{read}?"
                 for read in needed
             ]
+        if _CLIP in self._variables:
+            needed.append(f"{self.clip_caption} as {_CLIP}?")
         if self.on_screen_text is not None:
             needed.append(f"{self.on_screen_text} as {_ON_SCREEN}?")
         return tuple(dict.fromkeys(needed))
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         """ValueError if the recipe has nothing to fuse, or no such text on the screen."""
-        if self._is_named and not any(label in before for label in _CAPTIONERS):
+        captioners = ("caption_frames", self.clip_caption.partition(".")[0])
+        if self._is_named and not any(label in before for label in captioners):
             raise ValueError(
                 f"the prompt {self.prompt} fuses captions, but no stage "
-                f"{' or '.join(_CAPTIONERS)} comes before it"
+                f"{' or '.join(captioners)} comes before it"
             )
-        label, _, column = (self.on_screen_text or "").partition(".")
-        if label and label not in before:
-            raise ValueError(
-                f"on_screen_text is {self.on_screen_text}, but no stage {label!r} comes before it"
-            )
-        if label and column in (schema := before[label].table_schema).names:
-            kind = schema.field(column).type
-            if kind not in (pa.string(), pa.list_(pa.string())):
-                raise ValueError(f"on_screen_text is {self.on_screen_text}, which is {kind}")
+        for name, kinds in _WIRES.items():
+            place = getattr(self, name)
+            if place == type(self).model_fields[name].default:
+                continue
+            label, _, column = place.partition(".")
+            if label not in before:
+                raise ValueError(f"{name} is {place}, but no stage {label!r} comes before it")
+            schema = before[label].table_schema
+            if column in schema.names and (kind := schema.field(column).type) not in kinds:
+                raise ValueError(f"{name} is {place}, which is {kind}")
 
     def prompts(self) -> dict[str, str]:
         found = {"prompt": self._template, "system": self._system_template}
@@ -373,7 +383,7 @@ class _Material:
                 row.get("end_seconds"),
                 row.get("language"),
             ),
-            clip=row.get("caption_clip") or "",
+            clip=row.get(_CLIP) or "",
             on_screen=(on_screen,) if isinstance(on_screen, str) else tuple(on_screen),
         )
 

@@ -98,7 +98,7 @@ def test_correction_has_what_else_is_known(tmp_path):
         "tag_clips.tags?",
         "caption_frames.caption_coarse?",
         "caption_frames.captions_fine?",
-        "caption_clip.caption_clip?",
+        "caption_clip.caption_clip as clip?",
     }
     assert len(RewriteCaptions().columns_read()) == 1
 
@@ -110,6 +110,12 @@ def test_settings_that_make_no_sense_are_refused():
         RewriteCaptions(prompt="{{ caption }} {{ title }}")
     with pytest.raises(ValidationError, match=r"expected LABEL\.COLUMN"):
         RewriteCaptions(caption="caption")
+    with pytest.raises(ValidationError, match="the prompt doesn't use clip"):
+        RewriteCaptions(clip_caption="qwen.caption_clip")
+    other = RewriteCaptions(clip_caption="qwen.caption_clip", prompt="correct")
+    assert "qwen.caption_clip as clip?" in other.columns_read()
+    with pytest.raises(ValueError, match="no stage 'qwen' comes before it"):
+        other.check_upstream({})
     fine = RewriteCaptions(caption="caption_frames.captions_fine")
     with pytest.raises(ValueError, match=r"which is list<.*>, not one text"):
         fine.check_upstream({"caption_frames": CaptionFrames()})

@@ -37,7 +37,7 @@ INPUT = pa.schema(
         ("subtitles", pa.list_(SUBTITLE)),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),
-        ("caption_clip", pa.string()),
+        ("clip", pa.string()),
         ("on_screen", pa.list_(pa.string())),
     ]
 )
@@ -165,7 +165,7 @@ def test_template_is_checked_when_the_recipe_is_read(template, words):
 def test_named_prompt_fuses_all_that_there_is():
     row = clip(
         "a",
-        caption_clip="A dog plays.",
+        clip="A dog plays.",
         on_screen=["SALE", "50%"],
         tags=[{"tag": "dog", "score": 0.5}],
         title="My dog",
@@ -212,6 +212,7 @@ def test_answer_that_repeats_the_named_prompts_request_is_a_failure():
         ({"prompt": "fuze"}, "no prompt of that name .there is fuse."),
         ({"language": "German"}, "language is set, but neither prompt nor system uses it"),
         ({"prompt": "{{ coarse }} {{ on_screen }}"}, "set on_screen_text"),
+        ({"clip_caption": "a.b"}, "the prompt doesn't use clip"),
         ({"on_screen_text": "a.b"}, "the prompt doesn't use on_screen"),
         ({"prompt": "fuse", "on_screen_text": "ab"}, "expected LABEL.COLUMN"),
         ({"system": "Write in {{ coarse }}"}, "uses coarse; allowed variables: language"),
@@ -234,6 +235,12 @@ def test_settings_of_prompts_leave_former_summaries_valid():
     [
         ({}, {"prompt": "fuse"}, "no stage caption_frames or caption_clip comes before"),
         ({"caption_clip": CaptionClip()}, {"prompt": "fuse"}, None),
+        ({"qwen": CaptionClip()}, {"prompt": "fuse", "clip_caption": "qwen.caption_clip"}, None),
+        (
+            {"qwen": CaptionClip()},
+            {"prompt": "fuse", "clip_caption": "qwen.clip_seconds"},
+            "which is list",
+        ),
         (
             {"caption_clip": CaptionClip()},
             {"prompt": "fuse", "on_screen_text": "ocr.text"},
