@@ -239,7 +239,7 @@ def tables_page() -> str:
         if name == "clips":
             parts += [
                 "Before `url` come one column for each further scorer, named by its label, "
-                "and the columns of custom stages.\n"
+                "and the columns of custom stages and of further built-in ones.\n"
             ]
         parts += [_schema(pa.schema(list(columns)))]
     parts += [

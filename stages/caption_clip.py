@@ -79,7 +79,7 @@ class CaptionClip(GeneratingStage):
     writes: ClassVar[pa.Schema] = CLIP_CAPTIONS
 
     model: ModelReference = Field(
-        ModelReference(hub="Qwen/Qwen2.5-VL-3B-Instruct"),
+        ModelReference(hub="Qwen/Qwen2-VL-2B-Instruct"),
         description="model with a chat template that takes a video or several pictures: hub id, "
         "folder, or server",
     )

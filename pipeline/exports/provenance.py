@@ -23,8 +23,11 @@ from clipmill.pipeline.exports.units import read_problems, read_unit
 from clipmill.pipeline.subsets.candidates import committed
 from clipmill.pipeline.subsets.freeze import FrozenSubset
 
-# Licences of the models that the ready-made recipes name, as their publishers state them.
+# Licences of the models that the ready-made recipes name, or that stages have by default, as their
+# publishers state them.
 _MODEL_LICENCES = {
+    "Qwen/Qwen2-VL-2B-Instruct": "Apache-2.0",
+    "Qwen/Qwen2.5-1.5B-Instruct": "Apache-2.0",
     "Salesforce/blip2-opt-*": "MIT; its OPT language model under Meta's licence, for research only",
     "Salesforce/blip-image-captioning-*": "BSD-3-Clause",
     "open_clip:*/openai": "MIT",
