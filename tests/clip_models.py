@@ -123,6 +123,65 @@ def make_internvl(folder: Path, seed: int = 0) -> Path:
     return _save(folder, hf.InternVLForConditionalGeneration(config), processor, seed)
 
 
+def make_smolvlm(folder: Path, seed: int = 0) -> Path:
+    """SmolVLM2, as published with a template without videos: its processor has its own."""
+    template = _template("<image>", "")
+    pieces = [f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)]
+    more = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<image>", "<video>")
+    tokenizer = _tokenizer(template, *more, *pieces)
+    size = {"longest_edge": 28}
+    processor = hf.SmolVLMProcessor(
+        image_processor=hf.SmolVLMImageProcessor(
+            size=size, max_image_size=size, do_image_splitting=False
+        ),
+        tokenizer=tokenizer,
+        video_processor=hf.SmolVLMVideoProcessor(
+            size=size, max_image_size=size, num_frames=64, fps=1
+        ),
+        image_seq_len=1,
+        chat_template=template,
+    )
+    config = hf.SmolVLMConfig(
+        vision_config={**_SIGHT, "image_size": 28, "patch_size": 14},
+        text_config={"model_type": "llama", **_text(tokenizer)},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    return _save(folder, hf.SmolVLMForConditionalGeneration(config), processor, seed)
+
+
+def make_llava_next_video(folder: Path, seed: int = 0) -> Path:
+    """LLaVA-NeXT-Video: videos without times."""
+    template = _template("<image>\n", "<video>\n")
+    tokenizer = _tokenizer(template, "<image>", "<video>")
+    token = tokenizer.convert_tokens_to_ids
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    grid = [[28, 56], [56, 28]]
+    processor = hf.LlavaNextVideoProcessor(
+        image_processor=hf.LlavaNextImageProcessor(**sizes, image_grid_pinpoints=grid),
+        tokenizer=tokenizer,
+        video_processor=hf.LlavaNextVideoVideoProcessor(**sizes),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )
+    config = hf.LlavaNextVideoConfig(
+        vision_config={
+            "model_type": "clip_vision_model",
+            **_SIGHT,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        text_config={"model_type": "llama", **_text(tokenizer)},
+        image_token_index=token("<image>"),
+        video_token_index=token("<video>"),
+        vision_feature_layer=-1,
+        image_grid_pinpoints=grid,
+    )
+    return _save(folder, hf.LlavaNextVideoForConditionalGeneration(config), processor, seed)
+
+
 def make_llava(folder: Path, seed: int = 0) -> Path:
     """LLaVA: pictures only; its processor would drop a video without a word."""
     template = _template("<image>\n", "")

@@ -18,7 +18,13 @@ from clipmill.stages.models.engines.opening import open_engine
 from clipmill.stages.models.engines.requests import Request, answers
 from clipmill.stages.protocol import Uniform, Workspace
 from tests import wrong_models as wrong
-from tests.clip_models import make_internvl, make_llava, make_qwen3_vl
+from tests.clip_models import (
+    make_internvl,
+    make_llava,
+    make_llava_next_video,
+    make_qwen3_vl,
+    make_smolvlm,
+)
 from tests.models_factory import tiny_model
 from tests.openai_stand_in import completion, openai_server
 from tests.stages.models.test_captioners import jpeg
@@ -139,11 +145,15 @@ def test_model_that_would_not_see_the_clip_is_refused(tmp_path):
     [
         (make_qwen3_vl, "video", "<0.5 seconds>{}<1.5 seconds>"),
         (make_internvl, "video", "Frame1: {}Frame4: "),
+        (make_smolvlm, "video", "Frame from 00:00:{}Frame from 00:01:"),
+        (make_llava_next_video, "video", "<video><video>{}<video>\nwhat"),
         (make_llava, "images", "0.2 s:{}1.8 s:"),
     ],
 )
 def test_further_families_see_every_frame_and_its_time(tmp_path, make, how, prompt):
     """Alone and in batches with clips that have fewer frames."""
+    if make is make_smolvlm:
+        pytest.importorskip("num2words", reason="SmolVLM's processor needs it")
     model = str(make(tmp_path / "model"))
     stage = CaptionClip(model=model, dtype="float32", max_new_tokens=4, prompt="what")
     (check,) = stage.model_checks("caption_clip", {})

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>", "<OCR>")
 _PROMPTS_KEPT = 1024
+# Processors that use a template of their own for videos, whatever the model's folder has.
+_OWN_TEMPLATE = ("SmolVLMProcessor",)
 # A video's metadata counts its frames; with this rate, a frame's number is its millisecond.
 _MILLISECONDS = 1000.0
 
@@ -358,7 +360,8 @@ class Chat(Family):
         template = tools.processor.chat_template
         self._template_options = chat_options(template)
         has_videos = getattr(tools.processor, "video_processor", None) is not None
-        self.sees = "video" if has_videos and "video" in str(template) else "pictures"
+        names_videos = "video" in str(template) or type(tools.processor).__name__ in _OWN_TEMPLATE
+        self.sees = "video" if has_videos and names_videos else "pictures"
         self._takes_system = takes_system(tools.processor, in_parts=True)
         return tools
 
