@@ -178,7 +178,7 @@ class Stage(BaseModel):
         return self.reads
 
     def columns_written(self) -> pa.Schema:
-        """The schema of its own columns, with its settings; it always begins with `writes`."""
+        """The schema of its own columns, with its settings; all of `writes` is among them."""
         return self.writes
 
     @classmethod

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from clipmill.schemas.errors import RowFailed, ServerRefused
 from clipmill.schemas.tables import CLIP_CAPTION, clip_table
 from clipmill.stages.models.completions import Completion
+from clipmill.stages.models.fitting import fitted, spread
 from clipmill.stages.models.generation import GeneratingStage, Generation
 from clipmill.stages.models.outputs.forms import object_of
 from clipmill.stages.models.outputs.stored import LENGTH, STOP, stored_text
@@ -204,7 +205,7 @@ class RewriteCaptions(GeneratingStage):
         asked: dict[str, tuple[str, str]] = {}
         for row in table.to_pylist():
             try:
-                asked[row["clip_id"]] = row["caption"], self._prompt_for(row)
+                asked[row["clip_id"]] = row["caption"], self._prompt_for(row, model)
             except RowFailed as failure:
                 rows.record(row["clip_id"], failure)
         found = model.complete([prompt for _, prompt in asked.values()])
@@ -217,17 +218,23 @@ class RewriteCaptions(GeneratingStage):
                 rows.record(clip_id, failure)
         return rows.table()
 
-    def _prompt_for(self, row: Mapping[str, Any]) -> str:
+    def _prompt_for(self, row: Mapping[str, Any], model: TextModel) -> str:
+        """The prompt, with as many fine captions as fit."""
         if not row["caption"]:
             raise RowFailed("model", f"the clip has no {self.caption}")
+        fine = [one["text"] for one in row.get("captions_fine") or [] if one["text"]]
         values = {
             "caption": row["caption"],
             "tags": [entry["tag"] for entry in row.get("tags") or []],
             "coarse": row.get("caption_coarse") or "",
-            "fine": [one["text"] for one in row.get("captions_fine") or [] if one["text"]],
             _CLIP: row.get(_CLIP) or "",
             "variants": self.variants,
         }
+        return fitted(
+            lambda lines: self._render({**values, "fine": [*spread(fine, lines)]}), len(fine), model
+        )
+
+    def _render(self, values: Mapping[str, Any]) -> str:
         try:
             prompt = render(self._template, values)
         except ValueError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from clipmill.schemas.errors import RowFailed, ServerRefused
 from clipmill.schemas.tables import CLIP_CAPTION, clip_table
 from clipmill.stages.media.read.speech import Lines, said_within, speaking_track, with_words
+from clipmill.stages.models.fitting import fitted, spread
 from clipmill.stages.models.generation import GeneratingStage, Generation
 from clipmill.stages.models.outputs.stored import stored_text
 from clipmill.stages.models.outputs.wording import is_request
@@ -297,24 +298,11 @@ class SummarizeCaptions(GeneratingStage):
 
     def _prompt_for(self, material: _Material, model: TextModel) -> str:
         """The prompt, with as many fine captions and subtitles as fit."""
-        prompt = self._render(material)
-        limit = self.max_prompt_tokens or model.longest_prompt
-        if limit is None or model.count_tokens(prompt) <= limit:
-            return prompt
-        # The largest number of lines that fits, by bisection.
-        fits, too_many = 0, material.lines
-        while too_many - fits > 1:
-            middle = (fits + too_many) // 2
-            if model.count_tokens(self._render(material.thinned(middle))) <= limit:
-                fits = middle
-            else:
-                too_many = middle
-        if fits:
-            return self._render(material.thinned(fits))
-        raise RowFailed(
-            "model",
-            f"the prompt takes {model.count_tokens(prompt)} tokens, more than "
-            f"the {limit} allowed, and still does with a single fine caption",
+        return fitted(
+            lambda lines: self._render(material.thinned(lines)),
+            material.lines,
+            model,
+            self.max_prompt_tokens,
         )
 
     def _render(self, material: _Material) -> str:
@@ -412,13 +400,6 @@ class _Material:
             "clip": self.clip,
             "on_screen": list(self.on_screen),
         }
-
-
-def spread(items: Sequence[Any], count: int) -> tuple[Any, ...]:
-    """`count` of the items from the middles of as many equal parts, or all if there are fewer."""
-    if len(items) <= count:
-        return tuple(items)
-    return tuple(items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count))
 
 
 def spoken(

@@ -64,14 +64,13 @@ class EngineTextModel:
         self.longest_prompt = engine.longest_prompt
         self._generation, self._system, self._schema = generation, system, schema
 
+    def _request(self, prompt: str) -> Request:
+        return Request.of(
+            prompt, generation=self._generation, system=self._system, schema=self._schema
+        )
+
     def count_tokens(self, prompt: str) -> int:
-        return self.engine.count_tokens(prompt, self._system)
+        return self.engine.count_tokens(self._request(prompt))
 
     def complete(self, prompts: Sequence[str]) -> list[Completion | RowFailed]:
-        asked = [
-            Request.of(
-                prompt, generation=self._generation, system=self._system, schema=self._schema
-            )
-            for prompt in prompts
-        ]
-        return answers(self.engine, asked)
+        return answers(self.engine, [self._request(prompt) for prompt in prompts])

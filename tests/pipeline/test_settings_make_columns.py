@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from clipmill.pipeline.catalog.catalog import open_catalog
+from clipmill.pipeline.catalog.index_writer import update_index
 from clipmill.pipeline.recipes.plan import Plan, build_plan
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.schemas.errors import UsageError
 from clipmill.stages.caption_clip import CaptionClip
+from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.split_clips import CLIPS
 from tests.synthetic import START, run_record, write_run, write_shard
 
@@ -33,12 +35,18 @@ CAPTIONED = {
 
 
 def dataset(folder: Path, rows: list[dict[str, Any]], label: str = "caption_clip") -> Path:
-    steps = {"split_clips": ("split_clips", "c1", CLIPS), label: (label, "k1", STAGE.table_schema)}
+    steps = {
+        "download_videos": ("download_videos", "d1", VIDEOS),
+        "split_clips": ("split_clips", "c1", CLIPS),
+        label: (label, "k1", STAGE.table_schema),
+    }
+    video = {"source_key": "k", "video_id": "v"}
+    write_shard(folder, "download_videos", "d1", "000000", [video], VIDEOS)
     write_shard(folder, "split_clips", "c1", "000000", [CLIP], CLIPS)
     if rows:
         write_shard(folder, label, "k1", "000000", rows, STAGE.table_schema)
     record = run_record("r1", START, steps)
-    record["stages"][1] |= {"name": "caption_clip", "settings": STAGE.model_dump(mode="json")}
+    record["stages"][2] |= {"name": "caption_clip", "settings": STAGE.model_dump(mode="json")}
     write_run(folder, record)
     return folder
 
@@ -60,6 +68,15 @@ def test_columns_of_settings_are_in_clips(tmp_path, rows):
     # The video's title keeps its name.
     assert row["caption_clip_title"] == expected["title"]
     assert row["title"] is None
+
+
+def test_index_holds_columns_of_settings(tmp_path):
+    folder = dataset(tmp_path, [CAPTIONED])
+    before = first_row(folder)
+    report = update_index(folder)
+    assert report is not None
+    assert report.n_clips == 1
+    assert first_row(folder) == before
 
 
 def test_second_captioner_has_its_label_before_its_columns(tmp_path):

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from clipmill.schemas.tables import TAG
+from clipmill.schemas.tables import TAG, TEXT_AT
 from clipmill.stages.caption_frames import CaptionFrames
+from clipmill.stages.models.completions import Completion
 from clipmill.stages.protocol import Workspace
 from clipmill.stages.rewrite_captions import RewriteCaptions
 from tests.openai_stand_in import completion, openai_server, text_of
@@ -119,3 +120,36 @@ def test_settings_that_make_no_sense_are_refused():
     fine = RewriteCaptions(caption="caption_frames.captions_fine")
     with pytest.raises(ValueError, match=r"which is list<.*>, not one text"):
         fine.check_upstream({"caption_frames": CaptionFrames()})
+
+
+class Counting:
+    """A model for which a word is a token, and that answers with its prompt."""
+
+    longest_prompt = 12
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+
+    def count_tokens(self, prompt: str) -> int:
+        return len(prompt.split())
+
+    def complete(self, prompts: list[str]) -> list[Completion]:
+        self.prompts += prompts
+        return [Completion("A hound.") for _ in prompts]
+
+
+def test_long_prompts_get_fewer_fine_captions():
+    stage = RewriteCaptions(prompt="{{ caption }} {{ fine|join(' ') }}")
+    fine = [{"seconds": float(i), "text": f"thing {i}"} for i in range(40)]
+    schema = INPUT.append(pa.field("captions_fine", pa.list_(TEXT_AT)))
+    rows = [
+        {"clip_id": "a", "caption": "A dog runs.", "tags": None, "captions_fine": fine},
+        {"clip_id": "b", "caption": "word " * 20, "tags": None, "captions_fine": fine},
+    ]
+    model = Counting()
+    made = stage.transform(pa.Table.from_pylist(rows, schema=schema), model).to_pylist()
+    first, second = sorted(made, key=lambda row: row["clip_id"])
+    assert first["captions_rewritten"] == ["A hound."]
+    (prompt,) = model.prompts
+    assert [int(word) for word in prompt.split() if word.isdigit()] == [5, 15, 25, 35]
+    assert "more than the 12 allowed" in second["error"]["message"]

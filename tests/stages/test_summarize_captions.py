@@ -15,6 +15,7 @@ from clipmill.schemas.tables import SUBTITLE, TAG, TEXT_AT
 from clipmill.stages.caption_clip import CaptionClip
 from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.engines.requests import Generation, Request
+from clipmill.stages.models.fitting import spread
 from clipmill.stages.models.text_models import open_text_model
 from clipmill.stages.protocol import Workspace
 from clipmill.stages.summarize_captions import (
@@ -23,7 +24,6 @@ from clipmill.stages.summarize_captions import (
     SUMMARIES,
     SummarizeCaptions,
     spoken,
-    spread,
 )
 from tests.openai_stand_in import completion, openai_server, text_of
 

@@ -198,9 +198,9 @@ class Family:
             return output[:, 1:]
         return without_prompt(output, inputs.get("input_ids"))
 
-    def count_tokens(self, text: str, system: str | None = None) -> int:
+    def count_tokens(self, request: Request) -> int:
         with self._lock:
-            return len(self._tokenizer(f"{system or ''}{text}")["input_ids"])
+            return len(self._tokenizer(f"{request.system}{request.text}")["input_ids"])
 
     def _moved(self, value: Any) -> Any:
         import torch

@@ -21,7 +21,7 @@ class Model(Protocol):
 
     def check_prompt(self, prompt: str | None) -> None: ...
 
-    def count_tokens(self, text: str, system: str | None = None) -> int: ...
+    def count_tokens(self, request: Request) -> int: ...
 
     def accepted(self, request: Request) -> Any:
         """The request as this model takes it; RowFailed if it can't be asked that."""
@@ -60,8 +60,8 @@ class TransformersEngine:
     def check_prompt(self, prompt: str | None) -> None:
         self.model.check_prompt(prompt)
 
-    def count_tokens(self, text: str, system: str | None = None) -> int:
-        return self.model.count_tokens(text, system)
+    def count_tokens(self, request: Request) -> int:
+        return self.model.count_tokens(request)
 
     def submit(self, request: Request) -> Future[Completion]:
         return self.submit_all([request])[0]

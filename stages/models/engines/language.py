@@ -91,8 +91,8 @@ class LanguageModel:
     def check_prompt(self, prompt: str | None) -> None:
         """Any text is a prompt."""
 
-    def count_tokens(self, text: str, system: str | None = None) -> int:
-        return len(self.accepted(Request.of(text, generation=Generation(1), system=system)))
+    def count_tokens(self, request: Request) -> int:
+        return len(self.accepted(request))
 
     def accepted(self, request: Request) -> tuple[int, ...]:
         """The prompt's tokens; RowFailed if there is more than text."""

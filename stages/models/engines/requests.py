@@ -189,8 +189,8 @@ class Engine(Protocol):
     def check_prompt(self, prompt: str | None) -> None:
         """Raises ClipmillError if the model can't use the prompt."""
 
-    def count_tokens(self, text: str, system: str | None = None) -> int:
-        """Tokens of a user's message, and a system's, with those that the model's template adds."""
+    def count_tokens(self, request: Request) -> int:
+        """Tokens of a request of text, with those that the model's template adds."""
 
 
 def answers(engine: Engine, requests: Sequence[Request]) -> list[Completion | RowFailed]:

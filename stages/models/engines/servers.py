@@ -159,8 +159,8 @@ class ServerEngine:
     def check_prompt(self, prompt: str | None) -> None:
         """A server accepts any prompt."""
 
-    def count_tokens(self, text: str, system: str | None = None) -> int:
-        return -(-len(text + (system or "")) // _CHARACTERS_PER_TOKEN)
+    def count_tokens(self, request: Request) -> int:
+        return -(-len(request.text + request.system) // _CHARACTERS_PER_TOKEN)
 
     def submit(self, request: Request) -> Future[Completion]:
         # With the caller's context, which has the account for what is used.
