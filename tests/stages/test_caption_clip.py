@@ -14,8 +14,9 @@ from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.tables import FRAME
 from clipmill.stages import caption_clip
 from clipmill.stages.caption_clip import AS_IMAGES, CLIP_CAPTIONS, CLIP_PROMPT, CaptionClip
+from clipmill.stages.models.engines.families import Chat
 from clipmill.stages.models.engines.opening import open_engine
-from clipmill.stages.models.engines.requests import Request, answers
+from clipmill.stages.models.engines.requests import Request, Video, answers
 from clipmill.stages.protocol import Uniform, Workspace
 from tests import wrong_models as wrong
 from tests.clip_models import (
@@ -181,6 +182,23 @@ def test_model_whose_template_drops_the_clip_is_refused_before_the_run(tmp_path)
         check.run()
     (check,) = CaptionClip(model=str(folder), shown_as="images").model_checks("caption_clip", {})
     assert "4 frames as images" in check.run()
+
+
+def test_model_that_would_not_see_the_last_frame_is_refused(monkeypatch):
+    def first_frames(video):
+        return Video(video.frames[:2]) if isinstance(video, Video) else video
+
+    def accepted(self, request):
+        messages = [
+            replace(message, parts=tuple(map(first_frames, message.parts)))
+            for message in request.messages
+        ]
+        return replace(request, messages=tuple(messages))
+
+    monkeypatch.setattr(Chat, "accepted", accepted)
+    (check,) = CaptionClip(model=str(tiny_model("qwen_vl"))).model_checks("caption_clip", {})
+    with pytest.raises(ClipmillError, match="would not see them all"):
+        check.run()
 
 
 def test_only_kept_frames_at_the_middles_of_equal_parts_are_picked():
