@@ -63,6 +63,8 @@ AS_IMAGES = "These pictures are frames of one video clip, in time order, each af
 CAPTION = "caption"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _MOST_FIELDS = 64
+# Names by which rows of tables are matched.
+_KEYS = ("source_key", "video_id")
 Shown = Literal["video", "images"]
 
 
@@ -139,7 +141,7 @@ class CaptionClip(GeneratingStage):
     @field_validator("fields", "questions")
     @classmethod
     def _check_names(cls, named: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        taken = {*CLIP_CAPTIONS.names, *(field.name for field in OUTCOME), CAPTION}
+        taken = {*CLIP_CAPTIONS.names, *_KEYS, CAPTION}
         for name in named:
             if not _NAME.fullmatch(name):
                 raise ValueError(
@@ -166,9 +168,11 @@ class CaptionClip(GeneratingStage):
             raise ValueError(f"two columns would be named {', '.join(sorted(doubled))}")
         if not all(question.strip() for question in self.questions.values()):
             raise ValueError("questions has an empty question")
+        if CAPTION in self.fields and not _may_be_caption(self.fields[CAPTION]):
+            raise ValueError("the field caption is not of type text; give it another name")
         if self.caption_field is not None:
             asked = self.fields.get(self.caption_field)
-            if asked is None or asked.type != "text" or asked.one_of:
+            if asked is None or not _may_be_caption(asked):
                 texts = [name for name, one in self.fields.items() if _may_be_caption(one)]
                 raise ValueError(
                     f"caption_field is {self.caption_field!r}, which is no field of type text; "

@@ -249,7 +249,7 @@ class Rows:
         self._schema = stage.table_schema
         self._rows: list[dict[str, Any]] = []
 
-    def keep(self, key: str, **columns: Any) -> None:
+    def keep(self, key: str, /, **columns: Any) -> None:
         self._add({self._key: key, **columns})
 
     def reject(self, key: str, rule: str, detail: str, **columns: Any) -> None:

@@ -319,6 +319,10 @@ def test_question_alone_also_asks_for_a_caption(tmp_path):
     )
     assert (row["caption_clip"], row["slides"], row["error"]) == ("A dog runs.", True, None)
     assert "caption" not in row
+    odd = answered(
+        {"key": "A dog runs.", "self": 1}, tmp_path, fields={"key": "text", "self": "number"}
+    )
+    assert (odd["caption_clip"], odd["key"], odd["self"]) == ("A dog runs.", "A dog runs.", 1.0)
     chosen = answered(
         {**ANSWER, "dense": "A dog runs far."}, tmp_path, fields=["short", "dense"],
         caption_field="dense",
@@ -332,6 +336,9 @@ def test_question_alone_also_asks_for_a_caption(tmp_path):
         ({"fields": {"Short": "text"}}, "can't be the name of a column"),
         ({"fields": {"error": "text"}}, "already the name of a column"),
         ({"fields": {"clip_id": "text"}}, "already the name of a column"),
+        ({"fields": {"video_id": "text"}}, "already the name of a column"),
+        ({"questions": {"caption": "Is it one?"}}, "already the name of a column"),
+        ({"fields": {"caption": "number"}}, "the field caption is not of type text"),
         ({"fields": ["shrt"]}, "shrt: no well-known field"),
         ({"fields": {"a": "txt"}}, "Input should be 'text', 'texts', 'number'"),
         ({"fields": {"a": ["x", "X"]}}, "two of the texts in one_of are the same"),
