@@ -27,7 +27,7 @@ from tests.synthetic import build_dataset
 
 
 def facts(step: Step) -> dict:
-    found = {field.name: getattr(step, field.name) for field in fields(Step)}
+    found = {field.name: getattr(step, field.name) for field in fields(Step) if field.compare}
     return {**found, "inputs": dict(step.inputs), "required": step.required}
 
 
