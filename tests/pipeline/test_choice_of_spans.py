@@ -61,6 +61,7 @@ def decoded(result: clipmill.RunResult) -> int:
     return result.status["totals"]["decoded_frames"]
 
 
+@pytest.mark.slow
 def test_chosen_spans_are_decoded_and_wider_choices_do_only_what_is_new(world, site):
     """From the first run on, and each file is requested once."""
     whole = world.run("whole")

@@ -25,7 +25,14 @@ def dataset(made: Made, tmp_path: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize(("status", "advice"), [(401, "key"), (403, "key"), (404, "model's name")])
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (401, "key"),
+        pytest.param(403, "key", marks=pytest.mark.slow),
+        pytest.param(404, "model's name", marks=pytest.mark.slow),
+    ],
+)
 def test_refusal_ends_the_run_and_the_next_one_does_the_rows(dataset, status, advice):
     """The check before the run is still answered."""
     with openai_server(lambda _: "a dog runs along the beach") as stand_in:
