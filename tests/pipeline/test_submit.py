@@ -133,21 +133,18 @@ def test_submit_runs_the_recipe_on_the_cluster_and_follows_its_log(words, head):
 
 @pytest.mark.slow
 def test_submitted_runs_do_only_what_is_asked_for(words, head):
-    """A sample, then a choice that adds a clip to it, and a budget that isn't spent."""
+    """The clips of a sample, then their further stages, with a budget that isn't spent."""
     address, environment = head
     data = words("a?clips=3", "b", "c", "d", shard_videos=1)
-    asked = ["--environment", "cluster", "--until", "cut_words", "--sample", "2", "--seed", "1"]
-    done = submit(data, address, environment, *asked)
+    asked = ["--environment", "cluster", "--sample", "2", "--seed", "1"]
+    done = submit(data, address, environment, *asked, "--until", "cut_words")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Asked for: 2 sources (--sample 2 --seed 1)." in done.stdout
     cut = {row["clip_id"] for row in rows_of(data, "cut_words")}
-    wish = f"clip_id = '{min(cut)}'"
-    asked = ["--environment", "cluster", "--where", wish, "--budget", "1 hour"]
-    done = submit(data, address, environment, *asked)
+    assert 0 < len(cut) < 6
+    done = submit(data, address, environment, *asked, "--budget", "1 hour")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"Asked for: 1 clip of 1 source (--where {wish})." in done.stdout
-    kept = [row["clip_id"] for row in rows_of(data, "count_letters") if not row["rejection"]]
-    assert kept == [min(cut)]
+    assert {row["clip_id"] for row in rows_of(data, "count_letters")} == cut
 
 
 @pytest.mark.slow
