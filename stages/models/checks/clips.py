@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.schemas.errors import ClipmillError
 from clipmill.stages.models.checks.generators import (
     IMAGE_TOKENS,
     VIDEO_TOKENS,
     captioner_family,
+    check_ids,
     first_token,
+    prepared,
 )
 from clipmill.stages.models.checks.packages import packages_explained
 from clipmill.stages.models.checks.pictures import example_jpeg
@@ -38,7 +40,7 @@ def check_clip_captioner(
         family, config, where = captioner_family(reference, stage, setting)
         how = shown(family.sees, setting)
         same, other = (
-            _prepared(family, where, request(_frames(turned=turned), how))
+            prepared(family, request(_frames(turned=turned), how), where, "clip")
             for turned in (False, True)
         )
         name = type(family.model).__name__
@@ -69,30 +71,9 @@ def _pixels_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     )
 
 
-def _prepared(family: Any, where: str, request: Request) -> Mapping[str, Any]:
-    """The model's inputs; ClipmillError if they can't be made."""
-    try:
-        inputs: Mapping[str, Any] = family.prepare([family.accepted(request)])
-        return inputs
-    except ImportError:
-        raise
-    except RowFailed as error:
-        raise ClipmillError(f"{where} cannot prepare a clip: {error.message}") from error
-    except Exception as error:  # processors and templates may raise anything
-        raise ClipmillError(
-            f"{where} cannot prepare a clip: {type(error).__name__}: {error}; the files of its "
-            "processor, its tokenizer or its chat template are another model's"
-        ) from error
-
-
 def _vision_tokens(family: Any, config: Any, where: str, inputs: Mapping[str, Any]) -> int:
     """How many tokens of the prompt stand for what is seen."""
     ids = inputs["input_ids"].flatten().tolist()
-    rows = family.model.get_input_embeddings().weight.shape[0]
     vision = {first_token(config, names) for names in (IMAGE_TOKENS, VIDEO_TOKENS)} - {None}
-    if (largest := max((token for token in ids if token not in vision), default=0)) >= rows:
-        raise ClipmillError(
-            f"{where}: its tokenizer makes token {largest}, but {type(family.model).__name__} has "
-            f"only {rows} tokens; the tokenizer's files are another model's"
-        )
+    check_ids([one for one in ids if one not in vision], family.model, where)
     return sum(token in vision for token in ids) if vision else len(ids)

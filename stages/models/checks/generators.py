@@ -14,6 +14,7 @@ from clipmill.stages.models.checks.skeleton import load_skeleton
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
+    from clipmill.stages.models.engines.requests import Request
     from clipmill.stages.models.generation import GeneratingStage
 
 _CAPTIONER = "an image captioner such as BLIP, Florence-2, Qwen2.5-VL or SmolVLM"
@@ -110,7 +111,7 @@ def check_text_model(reference: ModelReference, stage: GeneratingStage, setting:
             raise
         except Exception as error:  # a template may raise anything
             raise _of_template(where, error) from error
-        _check_ids(ids, model.model, where)
+        check_ids(ids, model.model, where)
         return f"{type(model.model).__name__}; a prompt of 8 words is {len(ids)} tokens"
 
 
@@ -178,20 +179,10 @@ def _with_a_picture(family: Any, config: Any, where: str, prompts: Sequence[str 
     from clipmill.stages.models.engines.requests import Generation, Picture, Request
 
     prompt = next((prompt for prompt in prompts if prompt and "{" not in prompt), None)
-    try:
-        asked = Request.of(
-            prompt or family.default_prompt or "", Picture(example_jpeg()), generation=Generation(1)
-        )
-        inputs = family.prepare([family.accepted(asked)])
-    except ImportError:
-        raise
-    except RowFailed as error:
-        raise ClipmillError(f"{where} cannot prepare a picture: {error.message}") from error
-    except Exception as error:  # processors and templates may raise anything
-        raise ClipmillError(
-            f"{where} cannot prepare a picture: {type(error).__name__}: {error}; the files of its "
-            "processor, its tokenizer or its chat template are another model's"
-        ) from error
+    asked = Request.of(
+        prompt or family.default_prompt or "", Picture(example_jpeg()), generation=Generation(1)
+    )
+    inputs = prepared(family, asked, where, "picture")
     name = type(family.model).__name__
     pixels = [one for one in inputs if getattr(inputs[one], "is_floating_point", bool)()]
     if not pixels:
@@ -212,7 +203,7 @@ def _with_a_picture(family: Any, config: Any, where: str, prompts: Sequence[str 
             f"{ids.numel()} tokens, so {name} would see no picture; its chat template or "
             "tokenizer is another model's"
         )
-    _check_ids([one for one in ids.flatten().tolist() if one != token], family.model, where)
+    check_ids([one for one in ids.flatten().tolist() if one != token], family.model, where)
     wanted = _run_vision(family.model, inputs, where)
     if wanted is not None and wanted != found:
         raise ClipmillError(
@@ -222,7 +213,23 @@ def _with_a_picture(family: Any, config: Any, where: str, prompts: Sequence[str 
     return f"{said} is {found} image tokens of {ids.numel()}"
 
 
-def _check_ids(ids: Sequence[int], model: Any, where: str) -> None:
+def prepared(family: Any, request: Request, where: str, what: str) -> Mapping[str, Any]:
+    """The model's inputs for a picture or a clip; ClipmillError if they can't be made."""
+    try:
+        inputs: Mapping[str, Any] = family.prepare([family.accepted(request)])
+        return inputs
+    except ImportError:
+        raise
+    except RowFailed as error:
+        raise ClipmillError(f"{where} cannot prepare a {what}: {error.message}") from error
+    except Exception as error:  # processors and templates may raise anything
+        raise ClipmillError(
+            f"{where} cannot prepare a {what}: {type(error).__name__}: {error}; the files of its "
+            "processor, its tokenizer or its chat template are another model's"
+        ) from error
+
+
+def check_ids(ids: Sequence[int], model: Any, where: str) -> None:
     """ClipmillError if a prompt has tokens that the model has no embedding for, or none at all."""
     if not ids:
         raise ClipmillError(f"{where}: its tokenizer makes no tokens of a prompt")
