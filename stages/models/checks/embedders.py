@@ -306,7 +306,11 @@ def _quiet() -> Iterator[None]:
     root = logging.getLogger()
     before = root.level
     root.setLevel(logging.ERROR)
+    # Python gives a root logger without handlers one that prints, at its first message.
+    nowhere = logging.NullHandler()
+    root.addHandler(nowhere)
     try:
         yield
     finally:
+        root.removeHandler(nowhere)
         root.setLevel(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,14 @@ def test_wrong_model_is_refused_with_its_setting(tmp_path, stage, make, words):
     said = problem(tmp_path, **{stage: {"model": str(folder)}})
     assert said.startswith(f"{stage}.model: ")
     assert words in said
+
+
+def test_check_of_an_embedder_leaves_logging_as_it_was(tmp_path, monkeypatch):
+    """open_clip logs through the root logger, which then prints everything from then on."""
+    save_tiny_clip(tmp_path / "model")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    found(tmp_path, embed_clips={"model": str(tmp_path / "model")})
+    assert logging.getLogger().handlers == []
 
 
 def test_head_for_other_embeddings_is_refused(tmp_path):
