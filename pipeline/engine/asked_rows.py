@@ -35,11 +35,14 @@ def table_of(step: PlannedStep, dataset: Path) -> StepTable:
 def asked_keys(
     connection: duckdb.DuckDBPyConnection, asked: Asked, step: PlannedStep, rows: str
 ) -> dict[str, set[str]]:
-    """By base shard, those keys of `rows` (`key, base`, as SQL) of a step that are asked for."""
+    """By base shard, those keys of `rows` (`key, base`, as SQL) of a step that are asked for.
+
+    A connection keeps what steps have made of what, so use one while no shard is committed.
+    """
     connection.execute(f"CREATE OR REPLACE TEMP TABLE given_rows AS {rows}")
     if not connection.execute("SELECT count(*) FROM given_rows").fetchall()[0][0]:
         return {}
-    certain = _with_certainty(asked, step, "FROM given_rows")
+    certain = _with_certainty(connection, asked, step, "FROM given_rows")
     connection.execute(f"CREATE OR REPLACE TEMP TABLE asked_rows AS {certain}")
     first = set(asked.shards.first)
     found: dict[str, set[str]] = {}
@@ -55,7 +58,9 @@ def asked_keys(
     return found
 
 
-def _with_certainty(asked: Asked, step: PlannedStep, rows: str) -> str:
+def _with_certainty(
+    connection: duckdb.DuckDBPyConnection, asked: Asked, step: PlannedStep, rows: str
+) -> str:
     """Those of `rows` that may be asked for, and whether that is `certain`."""
     plan, dataset, choice = asked.plan, asked.dataset, asked.choice
     if choice is None:
@@ -74,7 +79,7 @@ def _with_certainty(asked: Asked, step: PlannedStep, rows: str) -> str:
     makers = [s for s in plan.steps if s.key == "source_key" and "video_id" in s.columns]
     if not makers:
         return nothing
-    videos = " UNION ALL ".join(_kept_pairs(one, dataset, "video_id") for one in makers)
+    videos = " UNION ALL ".join(_kept_pairs(connection, one, dataset, "video_id") for one in makers)
     if step.key == "video_id":
         return (
             f"SELECT key, base, true AS certain FROM ({rows}) AS r SEMI JOIN "
@@ -86,9 +91,10 @@ def _with_certainty(asked: Asked, step: PlannedStep, rows: str) -> str:
     if maker is None:
         return nothing
     # Two joins: one with an OR would pair each clip with all chosen ones of its source.
+    pairs = _kept_pairs(connection, maker, dataset, "clip_id")
     return (
         f"WITH r AS ({rows}), c AS MATERIALIZED ({chosen}), v AS ({videos}), "
-        f"m AS ({_kept_pairs(maker, dataset, 'clip_id')}), "
+        f"m AS ({pairs}), "
         "named AS (SELECT r.key, r.base, c.source_key FROM r JOIN c "
         "ON c.base = r.base AND c.clip_id = r.key), "
         "whole AS (SELECT DISTINCT v.made, v.base, c.clip_id IS NULL AS certain FROM v JOIN c "
@@ -104,10 +110,16 @@ def _with_certainty(asked: Asked, step: PlannedStep, rows: str) -> str:
     )
 
 
-def _kept_pairs(step: PlannedStep, dataset: Path, made: str) -> str:
+def _kept_pairs(
+    connection: duckdb.DuckDBPyConnection, step: PlannedStep, dataset: Path, made: str
+) -> str:
     """`key, made, base` of rows that a step has kept at any time: what was made of what."""
     rows = scan(table_of(step, dataset), [step.key, made, "rejection", "error"])
-    return (
-        f"SELECT {quoted(step.key)} AS key, {quoted(made)} AS made, _base AS base FROM ({rows}) "
+    name = quoted(f"{made} by {step.label}")
+    # Opening thousands of shards takes longer than joining their rows.
+    connection.execute(
+        f"CREATE TEMP TABLE IF NOT EXISTS {name} AS SELECT {quoted(step.key)} AS key, "
+        f"{quoted(made)} AS made, _base AS base FROM ({rows}) "
         "WHERE rejection IS NULL AND error IS NULL"
     )
+    return f"FROM {name}"
