@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
@@ -104,8 +104,20 @@ class ScanVideos(ReadingStage):
     histogram_bins: int | None = Field(None, ge=1, le=256, description="keep histogram changes")
     hash_size: int | None = Field(None, ge=1, le=256, description="keep hash distances")
     hash_lowpass: int | None = Field(None, ge=1, le=256, description="low-pass factor of hashes")
+    shots: bool = Field(
+        False, description="measure what finds shots in the decoder's planes, without BGR images"
+    )
     cpus: float = resource(1.0, gt=0, description="CPUs per worker")
     batch_rows: int = resource(1, ge=1, description="videos passed to the stage at a time")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> ScanVideos:
+        if self.shots and (self.exact or self.edges or self.histogram_bins or self.hash_size):
+            raise ValueError(
+                "shots: exact, edges, histogram_bins and hash_size need BGR images, which a scan "
+                "for shots doesn't make; turn one of them off"
+            )
+        return self
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         download = before.get("download_videos")
@@ -158,6 +170,7 @@ class ScanVideos(ReadingStage):
             wanted=WantedMeasures(
                 self.edges, self.kernel_size, self.histogram_bins, self.hash_size, self.hash_lowpass
             ),
+            lean=self.shots,
         )
 
         def count(frames: int) -> None:

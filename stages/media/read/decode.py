@@ -18,7 +18,7 @@ import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -43,6 +43,8 @@ from clipmill.stages.media.read.opening import (
     too_large,
 )
 from clipmill.stages.media.read.orientation import Orientation, orientation_of
+from clipmill.stages.media.read.picture import Picture
+from clipmill.stages.media.read.planes import PlaneImages
 from clipmill.stages.media.read.probe import check_whole
 from clipmill.stages.media.read.scaling import KeptImages, SmallImages
 from clipmill.stages.media.read.strict_decoding import Damaged, be_alone, be_strict, decoded
@@ -112,23 +114,6 @@ class VideoFacts:
         """Displayed width and height, with at most `short_side` pixels; never enlarged."""
         factor = min(1.0, short_side / min(self.width, self.height))
         return max(1, round(self.width * factor)), max(1, round(self.height * factor))
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One decoded frame. `small` is BGR; `full` makes the kept frame of a given size.
-
-    The kept frame is upright BGR with ordinary dynamic range; `small` has the file's own pixel
-    values.
-    """
-
-    number: int
-    seconds: float
-    position_microseconds: int
-    duration_seconds: float
-    small: np.ndarray
-    full: Callable[[tuple[int, int]], np.ndarray]
-    held_bytes: int
 
 
 def bad_media(path: Path, what: str) -> RowFailed:
@@ -347,10 +332,16 @@ class _Order:
 
 
 class FastVideo(DecodedVideo):
-    """Decodes with PyAV on all cores and scales in the decoder's own format."""
+    """Decodes with PyAV on all cores and scales in the decoder's own format.
 
-    def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
+    `lean`: pictures have `luma`, `chroma` and `tiny` instead of `small`.
+    """
+
+    def __init__(
+        self, path: Path, starts_at_seconds: float | None = None, *, lean: bool = False
+    ) -> None:
         super().__init__(path, starts_at_seconds)
+        self._lean = lean
         self.corrupt_seconds: list[float] = []
         self._kept_images = threading.local()
         self._sound_frames = 0
@@ -369,15 +360,21 @@ class FastVideo(DecodedVideo):
             stream.thread_type = "FRAME"
             stream.codec_context.thread_count = _threads(stream)
             small: SmallImages | None = None
+            planes: PlaneImages | None = None
             last_pts: int | None = None
             astray, first_astray, given = 0, None, 0
             for number, frame in enumerate(self._decoded(container, stream)):
-                if self.facts is None or small is None:
+                if self.facts is None:
                     self.facts = read_facts(
                         container, self.path, frame, self.starts_at_seconds, framing
                     )
-                    small = SmallImages(frame)
                     facts, usual = self.facts, self.facts.usual_pts
+                    if self._lean:
+                        planes = PlaneImages(
+                            (facts.width, facts.height), facts.orientation, facts.framing
+                        )
+                    else:
+                        small = SmallImages(frame)
                 own = pts = frame.pts if frame.pts is not None else frame.dts
                 if pts is None or (last_pts is not None and pts <= last_pts):
                     # Broken timestamps: time must advance, so the usual distance is assumed.
@@ -395,9 +392,10 @@ class FastVideo(DecodedVideo):
                     seconds=facts.seconds(pts),
                     position_microseconds=facts.position_microseconds(pts),
                     duration_seconds=facts.duration_seconds(frame.duration or usual),
-                    small=small(frame),
+                    small=small(frame) if small else None,
                     full=functools.partial(self._kept, frame),
                     held_bytes=sum(plane.buffer_size for plane in frame.planes),
+                    parts=planes(frame) if planes else None,
                 )
                 given = number + 1
             self._check_sound(first_astray if astray > max(1.0, ASTRAY_SHARE * given) else None)

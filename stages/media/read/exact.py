@@ -23,7 +23,6 @@ from clipmill.stages.media.isolation.out_of_memory import raise_if_out
 from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.media.read.decode import (
     DecodedVideo,
-    Picture,
     VideoFacts,
     bad_media,
     open_container,
@@ -33,6 +32,7 @@ from clipmill.stages.media.read.decode import (
 from clipmill.stages.media.read.opening import frames
 from clipmill.stages.media.read.orientation import Orientation
 from clipmill.stages.media.read.packets import PacketIndex, read_packets
+from clipmill.stages.media.read.picture import Picture
 from clipmill.stages.media.read.scaling import SMALL_SIDE
 
 

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipmill.stages.media.read.decode import Picture
 from clipmill.stages.media.read.images import encode_jpeg
+from clipmill.stages.media.read.picture import Picture
 
 TAKE_SCORE = 15.0
 TAKE_SECONDS = 0.5

@@ -13,6 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from clipmill.stages.media.read.picture import Picture
+
 CONTENT = ("delta_hue", "delta_sat", "delta_lum")
 EDGES = "delta_edges"
 AVERAGE = "average_rgb"
@@ -34,11 +36,12 @@ class WantedMeasures:
 
 
 class Measures:
-    """Takes the small images of one video in order and stores their statistics in parallel lists.
+    """Observes the small images of one video and stores their statistics in parallel lists.
 
-    `motion` is the mean absolute difference in luma from the previous frame, in grey levels (0 to
-    255), and null if there is none; `sharpness` is the variance of the Laplacian of luma;
-    `brightness` is mean luma (0 to 255).
+    `score` is PySceneDetect's content score of the last picture, with equal weights. `motion` is
+    the mean absolute difference in luma from the previous frame, in grey levels (0 to 255), and
+    null if there is none; `sharpness` is the variance of the Laplacian of luma; `brightness` is
+    mean luma (0 to 255).
     """
 
     def __init__(self, wanted: WantedMeasures) -> None:
@@ -51,6 +54,7 @@ class Measures:
         self.motion: list[float | None] = []
         self.sharpness: list[float] = []
         self.brightness: list[float] = []
+        self.score = 0.0
         self._before: dict[str, np.ndarray] = {}
         self._edge_finder: Any = None  # created on first use
 
@@ -58,8 +62,19 @@ class Measures:
         """Marks that the next image does not follow the last one, so they are not compared."""
         self._before = {}
 
-    def add(self, small: np.ndarray) -> float:
-        """Measures one BGR image; returns PySceneDetect's content score with equal weights."""
+    def finish(self) -> dict[str, Any]:
+        """The columns of SCANS that these are."""
+        return {
+            "statistics": self.statistics,
+            "motion": self.motion,
+            "sharpness": self.sharpness,
+            "brightness": self.brightness,
+        }
+
+    def add(self, picture: Picture) -> None:
+        """Measures one picture's BGR image."""
+        small = picture.small
+        assert small is not None, "a lean scan makes no BGR images"
         pixels = small.shape[0] * small.shape[1]
         before, self._before = self._before, {}
         statistics = self.statistics
@@ -92,7 +107,7 @@ class Measures:
             self._add_histogram(small, before)
         if self._wanted.hash_size:
             self._add_hash(small, before, self._wanted.hash_size)
-        return score
+        self.score = score
 
     def _add_edges(self, hsv: np.ndarray, before: dict[str, np.ndarray], pixels: int) -> None:
         from scenedetect.detectors import ContentDetector

@@ -18,7 +18,9 @@ from clipmill.stages.media.read.decode import DecodedVideo, FastVideo
 from clipmill.stages.media.read.exact import ExactVideo
 from clipmill.stages.media.read.frame_selector import FrameKeeper
 from clipmill.stages.media.read.holes import find_holes
+from clipmill.stages.media.read.lean_measures import LeanMeasures
 from clipmill.stages.media.read.measures import Measures, WantedMeasures
+from clipmill.stages.media.read.observers import Observer, finished
 from clipmill.stages.media.read.seek import SpannedVideo
 
 
@@ -28,6 +30,8 @@ class ScanSettings:
 
     `spans` are the pairs of seconds to read, None for all; `starts_at_seconds` is the video time
     of the file's time 0; `in_pieces` means that it was downloaded as segments of a stream.
+    `lean`: pictures are measured from the decoder's planes, without BGR images; `wanted` and
+    PySceneDetect's detectors need those.
     """
 
     exact: bool
@@ -39,6 +43,7 @@ class ScanSettings:
     frames_per_second: float
     wanted: WantedMeasures
     in_pieces: bool = False
+    lean: bool = False
 
 
 def scan_video(
@@ -51,7 +56,8 @@ def scan_video(
     # Small images are not worth a thread pool, and the decoder needs the cores.
     cv2.setNumThreads(1)
     video = _opened(path, settings)
-    taken = Measures(settings.wanted)
+    measured = LeanMeasures() if settings.lean else Measures(settings.wanted)
+    observers = _observers(settings, measured)
     numbers: list[int] = []
     seconds: list[float] = []
     positions: list[float] = []
@@ -62,12 +68,14 @@ def scan_video(
                 beat(video.decoded_frames)
                 begins = not numbers or picture.number != numbers[-1] + 1
                 if begins:
-                    taken.interrupt()
+                    for observer in observers:
+                        observer.interrupt()
                     assert video.facts is not None
                     size = video.facts.frame_size(settings.frame_short_side)
-                score = taken.add(picture.small)
+                for observer in observers:
+                    observer.add(picture)
                 if settings.keep_frames:
-                    keeper.add(picture, size, score, begins)
+                    keeper.add(picture, size, measured.score, begins)
                     yield from keeper.ready()
                 numbers.append(picture.number)
                 seconds.append(picture.seconds)
@@ -75,7 +83,7 @@ def scan_video(
             yield from keeper.finish(size)
     finally:
         beat(video.decoded_frames)
-    columns = _columns(video, taken, numbers, seconds, positions)
+    columns = _columns(video, finished(observers), numbers, seconds, positions)
     if settings.spans is None and video.facts is not None:
         found = find_holes(path, video.facts, seconds, in_pieces=settings.in_pieces)
         columns["holes"] = [{"start_seconds": a, "end_seconds": b} for a, b in found] or None
@@ -84,25 +92,32 @@ def scan_video(
 
 def _opened(path: Path, settings: ScanSettings) -> DecodedVideo:
     if settings.spans is not None:
-        return SpannedVideo(path, settings.spans, settings.starts_at_seconds)
-    kind = ExactVideo if settings.exact else FastVideo
-    return kind(path, settings.starts_at_seconds)
+        return SpannedVideo(path, settings.spans, settings.starts_at_seconds, lean=settings.lean)
+    if settings.exact:
+        return ExactVideo(path, settings.starts_at_seconds)
+    return FastVideo(path, settings.starts_at_seconds, lean=settings.lean)
+
+
+def _observers(settings: ScanSettings, measured: Measures | LeanMeasures) -> list[Observer]:
+    """All that look at the pictures; they are asked in this order."""
+    return [measured]
 
 
 def _columns(
     video: DecodedVideo,
-    taken: Measures,
+    observed: dict[str, Any],
     numbers: list[int],
     seconds: list[float],
     positions: list[float],
 ) -> dict[str, Any]:
     facts = video.facts
     assert facts is not None
-    statistics = dict(taken.statistics)
+    statistics = dict(observed["statistics"])
     statistics[measures.POSITION] = positions
     rate = facts.frame_rate
     statistics[measures.FRAME_RATE] = [float(rate.numerator), float(rate.denominator)]
     return {
+        **observed,
         "width": facts.width,
         "height": facts.height,
         "fps": float(rate),
@@ -112,9 +127,6 @@ def _columns(
         "frame_numbers": numbers,
         "seconds": seconds,
         "statistics": list(statistics.items()),
-        "motion": taken.motion,
-        "sharpness": taken.sharpness,
-        "brightness": taken.brightness,
         "tone_mapped": facts.tone_map is not None,
         "corrupt_seconds": video.corrupt_seconds,
         "corrupt_frames": None if video.corrupt_seconds is None else len(video.corrupt_seconds),

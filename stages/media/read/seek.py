@@ -23,7 +23,6 @@ import numpy as np
 from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.media.read.decode import (
     DecodedVideo,
-    Picture,
     VideoFacts,
     bad_media,
     open_container,
@@ -34,6 +33,8 @@ from clipmill.stages.media.read.forward import Forward
 from clipmill.stages.media.read.images import encode_jpeg
 from clipmill.stages.media.read.opening import frames
 from clipmill.stages.media.read.packets import PacketIndex, read_packets
+from clipmill.stages.media.read.picture import Picture
+from clipmill.stages.media.read.planes import ImageParts
 from clipmill.stages.media.read.sampling import FramePick, pick_frames
 from clipmill.stages.media.read.scaling import KeptImages, SmallImages, small_size
 
@@ -196,8 +197,11 @@ class SpannedVideo(DecodedVideo):
         path: Path,
         spans: Sequence[tuple[float | None, float | None]],
         starts_at_seconds: float | None = None,
+        *,
+        lean: bool = False,
     ) -> None:
         super().__init__(path, starts_at_seconds)
+        self._lean = lean
         self._spans = spans
         self._index: PacketIndex | None = None
 
@@ -235,6 +239,7 @@ class SpannedVideo(DecodedVideo):
                 small=small,
                 full=functools.partial(_resized, image),
                 held_bytes=image.nbytes,
+                parts=ImageParts(image) if self._lean else None,
             )
         self.decoded_frames = reader.decoded_frames
         self.corrupt_seconds = [

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipmill.stages.media.read.decode import Picture
 from clipmill.stages.media.read.frame_selector import HELD, TAKE_SCORE, FrameKeeper
+from clipmill.stages.media.read.picture import Picture
 
 SIZE = (8, 8)
 
