@@ -14,8 +14,9 @@ import cv2
 
 from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.media.read import measures
-from clipmill.stages.media.read.decode import DecodedVideo, FastVideo
+from clipmill.stages.media.read.decode import DecodedVideo
 from clipmill.stages.media.read.exact import ExactVideo
+from clipmill.stages.media.read.fast import FastVideo
 from clipmill.stages.media.read.frame_selector import FrameKeeper
 from clipmill.stages.media.read.holes import find_holes
 from clipmill.stages.media.read.lean_measures import LeanMeasures

@@ -16,7 +16,7 @@ from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.media.cutting.cut import cut_clips
 from clipmill.stages.media.cutting.requests import CutOptions, CutRequest
 from clipmill.stages.media.read import seek
-from clipmill.stages.media.read.decode import FastVideo
+from clipmill.stages.media.read.fast import FastVideo
 from clipmill.stages.protocol import PerSecond
 from clipmill.stages.split_clips import CLIPS
 from tests.numbered import frames_of, number_in

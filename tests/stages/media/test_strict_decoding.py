@@ -13,7 +13,7 @@ import pytest
 
 from clipmill.stages.media.cutting.cut import cut_clips
 from clipmill.stages.media.cutting.requests import CutOptions, CutRequest, CutResult
-from clipmill.stages.media.read import decode
+from clipmill.stages.media.read import fast
 from tests.numbered import numbers_of, render_numbered
 from tests.scanning import run
 
@@ -36,8 +36,8 @@ def damaged(path: Path, source: Path, numbers: range, share: float, seed: int = 
 
 
 def given_by(path: Path, threads: int, monkeypatch) -> tuple[list[float], list[float]]:
-    monkeypatch.setattr(decode, "_threads", lambda stream: threads)
-    video = decode.FastVideo(path)
+    monkeypatch.setattr(fast, "_threads", lambda stream: threads)
+    video = fast.FastVideo(path)
     times = [picture.seconds for picture in video.pictures()]
     return times, video.corrupt_seconds
 
