@@ -22,8 +22,10 @@ from clipmill.stages.media.isolation.isolated import Limits, collect_isolated
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
 from clipmill.stages.reading_stage import ReadingStage
 
-# One row per video. The lists run parallel: one entry
-# per decoded frame, in presentation order. `frame_numbers` count from the file's first frame.
+# One row per video. The lists run parallel: one entry per frame, in presentation order.
+# `frame_numbers` count from the file's first frame. A scan for shots may leave frames out where
+# nothing happens: `motion`, `sharpness` and `brightness` then have values from their neighbours,
+# and `statistics` one entry per picture that was decoded (`frame_number` and `seconds` say which).
 # `holes` are times in which neither a picture nor a sound is there, null where there are none.
 # Detector statistics are doubles so that cuts made from them equal cuts made from the pixels.
 # `tone_mapped`: kept frames show ordinary dynamic range, the video has a high one.
@@ -107,11 +109,16 @@ class ScanVideos(ReadingStage):
     shots: bool = Field(
         False, description="measure what finds shots in the decoder's planes, without BGR images"
     )
+    decode: Literal["needed", "all"] = Field(
+        "needed", description="with shots: decode only pictures that show something new, or all"
+    )
     cpus: float = resource(1.0, gt=0, description="CPUs per worker")
     batch_rows: int = resource(1, ge=1, description="videos passed to the stage at a time")
 
     @model_validator(mode="after")
     def _check_together(self) -> ScanVideos:
+        if self.decode == "all" and not self.shots:
+            raise ValueError("decode: all is the only way without shots; leave it out")
         if self.shots and (self.exact or self.edges or self.histogram_bins or self.hash_size):
             raise ValueError(
                 "shots: exact, edges, histogram_bins and hash_size need BGR images, which a scan "
@@ -171,6 +178,7 @@ class ScanVideos(ReadingStage):
                 self.edges, self.kernel_size, self.histogram_bins, self.hash_size, self.hash_lowpass
             ),
             lean=self.shots,
+            decode_all=self.decode == "all",
         )
 
         def count(frames: int) -> None:

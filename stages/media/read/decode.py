@@ -1,8 +1,9 @@
 """Reads a video once from start to end, frame by frame, with its true timestamps.
 
-Two ways give the same kind of `Picture`:
+Three ways give the same kind of `Picture`:
 
-* `fast.FastVideo` takes frames from PyAV, on all cores, and converts no more of them than is looked at.
+* `fast.FastVideo` takes frames from PyAV, on all cores, and converts no more of them than is looked
+  at; `needed.NeededVideo` doesn't even decode all.
 * `exact.ExactVideo` takes frames from PySceneDetect's own stream, so that decoder, conversion and
   scaling are those of its command by construction.
 
@@ -16,7 +17,7 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -219,8 +220,19 @@ class DecodedVideo:
         """The number of frames in the file."""
         return self._given_frames
 
+    def follows(self, before: int, after: int) -> bool:
+        """Whether frame `after` follows frame `before`, but for those left out on purpose."""
+        return after == before + 1
+
+    def left_out(self, numbers: Sequence[int]) -> list[tuple[int, float]]:
+        """Frames that were left out on purpose between the given ones, with their seconds."""
+        return []
+
     def pictures(self) -> Iterator[Picture]:
-        """Every frame in presentation order. Decoding and scaling run in a separate thread."""
+        """Every frame that is decoded, in presentation order.
+
+        Decoding and scaling run in a separate thread.
+        """
         ahead: queue.Queue[list[Picture] | BaseException | None] = queue.Queue(_BATCHES_AHEAD)
         stop = threading.Event()
 

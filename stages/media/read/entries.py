@@ -18,6 +18,9 @@ from av.video.stream import VideoStream
 # Intra-only codecs.
 _INTRA = frozenset(("mjpeg", "prores", "dnxhd"))
 _LEADING_SKIPPED = (8, 9)  # HEVC's RASL pictures, which need pictures from before the key frame
+# HEVC's pictures that their own layer doesn't need have even numbers up to this one.
+_HEVC_LAST_UNNEEDED = 14
+_HEVC_MESSAGES = (35, 39, 40)  # delimiters and messages
 _RECOVERY_POINT = 6
 _MOST_REFERENCES, _MOST_MODELS = 255, 32  # H.264's limits
 
@@ -45,6 +48,18 @@ class Start:
     after_shown: int = 0
 
 
+@dataclass(frozen=True)
+class Use:
+    """Who may need a packet: pictures of higher temporal layers, and of its own with `is_needed`.
+
+    A packet in the highest layer that its own layer doesn't need can be left out.
+    """
+
+    layer: int
+    is_needed: bool
+
+
+NEEDED = Use(0, True)
 NONE, UNPROVEN = Start(Kind.NONE), Start(Kind.UNPROVEN)
 OPEN, CLOSED = Start(Kind.OPEN), Start(Kind.CLOSED)
 
@@ -64,6 +79,9 @@ class PacketReader(Protocol):
 
     def is_reference(self, packet: bytes) -> bool:
         """Whether other pictures may reference this one."""
+
+    def use(self, packet: bytes) -> Use:
+        """Who may need the packet to be decoded."""
 
     def is_shown(self, packet: Packet[Any]) -> bool:
         """Whether the packet gives a displayed picture."""
@@ -106,6 +124,9 @@ class _Other:
 
     def is_reference(self, packet: bytes) -> bool:
         return True
+
+    def use(self, packet: bytes) -> Use:
+        return NEEDED
 
     def is_shown(self, packet: Packet[Any]) -> bool:
         return True
@@ -250,6 +271,12 @@ class _H264(_Nal):
             if packet[begin] & 31 in self._SLICES
         )
 
+    def use(self, packet: bytes) -> Use:
+        units = [packet[begin] for begin, _ in self._units(packet)]
+        # Parameter sets count as references, too.
+        is_needed = any(unit & 0x60 for unit in units)
+        return Use(0, is_needed or not any(unit & 31 in self._SLICES for unit in units))
+
     def needs_earlier(self, packet: bytes) -> bool:
         return True
 
@@ -287,6 +314,18 @@ class _Hevc(_Nal):
 
     def is_reference(self, packet: bytes) -> bool:
         return True
+
+    def use(self, packet: bytes) -> Use:
+        layer, slices = 0, 0
+        for begin, _ in self._units(packet):
+            kind = packet[begin] >> 1 & 63
+            if kind in _HEVC_MESSAGES:
+                continue
+            layer = (packet[begin + 1] & 7) - 1
+            if kind % 2 or kind > _HEVC_LAST_UNNEEDED:
+                return Use(layer, True)
+            slices += 1
+        return Use(layer, not slices)
 
     def needs_earlier(self, packet: bytes) -> bool:
         return any(packet[begin] >> 1 & 63 in _LEADING_SKIPPED for begin, _ in self._units(packet))

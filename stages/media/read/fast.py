@@ -17,6 +17,7 @@ from clipmill.stages.media.read.decode import (
     ASTRAY_SECONDS,
     ASTRAY_SHARE,
     DecodedVideo,
+    VideoFacts,
     bad_media,
     goes_back,
     open_container,
@@ -51,7 +52,7 @@ def _threads(stream: av.VideoStream) -> int:
     return 0 if most >= _DECODERS_MOST_THREADS else min(most, os.cpu_count() or 1)
 
 
-class _Order:
+class Order:
     """Assigns times to pictures in a file whose timestamps only number the packets.
 
     The decoder returns them in display order; at a closed key frame, picture and packet have the
@@ -85,6 +86,8 @@ class FastVideo(DecodedVideo):
     ) -> None:
         super().__init__(path, starts_at_seconds)
         self._lean = lean
+        self._small: SmallImages | None = None
+        self._planes: PlaneImages | None = None
         self.corrupt_seconds: list[float] = []
         self._kept_images = threading.local()
         self._sound_frames = 0
@@ -99,25 +102,16 @@ class FastVideo(DecodedVideo):
             stream = video_stream(container, self.path)
             # Before decoding threads start, which must not find PyAV's log open.
             framing = framing_of(stream)
-            # Threads that share a picture can propagate an error that none of them reports.
-            stream.thread_type = "FRAME"
-            stream.codec_context.thread_count = _threads(stream)
-            small: SmallImages | None = None
-            planes: PlaneImages | None = None
+            self._prepare(stream)
             last_pts: int | None = None
             astray, first_astray, given = 0, None, 0
-            for number, frame in enumerate(self._decoded(container, stream)):
+            for number, frame in self._decoded(container, stream):
                 if self.facts is None:
                     self.facts = read_facts(
                         container, self.path, frame, self.starts_at_seconds, framing
                     )
                     facts, usual = self.facts, self.facts.usual_pts
-                    if self._lean:
-                        planes = PlaneImages(
-                            (facts.width, facts.height), facts.orientation, facts.framing
-                        )
-                    else:
-                        small = SmallImages(frame)
+                    self._make_small(facts, frame)
                 own = pts = frame.pts if frame.pts is not None else frame.dts
                 if pts is None or (last_pts is not None and pts <= last_pts):
                     # Broken timestamps: time must advance, so the usual distance is assumed.
@@ -130,19 +124,36 @@ class FastVideo(DecodedVideo):
                     first_astray = first_astray or (facts.seconds(own), facts.seconds(pts))
                 if frame.is_corrupt:
                     self.corrupt_seconds.append(facts.seconds(pts))
-                yield Picture(
-                    number=number,
-                    seconds=facts.seconds(pts),
-                    position_microseconds=facts.position_microseconds(pts),
-                    duration_seconds=facts.duration_seconds(frame.duration or usual),
-                    small=small(frame) if small else None,
-                    full=functools.partial(self._kept, frame),
-                    held_bytes=sum(plane.buffer_size for plane in frame.planes),
-                    parts=planes(frame) if planes else None,
-                )
-                given = number + 1
+                yield self._picture(number, frame, pts)
+                given += 1
             self._check_sound(first_astray if astray > max(1.0, ASTRAY_SHARE * given) else None)
             self._count_lost()
+
+    def _prepare(self, stream: av.VideoStream) -> None:
+        # Threads that share a picture can propagate an error that none of them reports.
+        stream.thread_type = "FRAME"
+        stream.codec_context.thread_count = _threads(stream)
+
+    def _make_small(self, facts: VideoFacts, first: av.VideoFrame) -> None:
+        if self._lean:
+            size = (facts.width, facts.height)
+            self._planes = PlaneImages(size, facts.orientation, facts.framing)
+        else:
+            self._small = SmallImages(first)
+
+    def _picture(self, number: int, frame: av.VideoFrame, pts: int) -> Picture:
+        facts = self.facts
+        assert facts is not None
+        return Picture(
+            number=number,
+            seconds=facts.seconds(pts),
+            position_microseconds=facts.position_microseconds(pts),
+            duration_seconds=facts.duration_seconds(frame.duration or facts.usual_pts),
+            small=self._small(frame) if self._small else None,
+            full=functools.partial(self._kept, frame),
+            held_bytes=sum(plane.buffer_size for plane in frame.planes),
+            parts=self._planes(frame) if self._planes else None,
+        )
 
     def _check_sound(self, astray: tuple[float, float] | None) -> None:
         """Fails a file whose frames are mostly concealed damage, or shown at other times."""
@@ -166,20 +177,22 @@ class FastVideo(DecodedVideo):
 
     def _decoded(
         self, container: av.container.InputContainer, stream: av.VideoStream
-    ) -> Iterator[av.VideoFrame]:
-        """The file's frames, the same ones on every machine (see `damage`)."""
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The file's frames with their numbers, the same ones on every machine (see
+        `strict_decoding`)."""
         given = 0
         be_strict(stream)
         try:
             for frame in self._run(container, stream, strictly=True):
-                yield frame
+                yield given, frame
                 given += 1
         except Damaged:
             self._is_damaged = True
             with open_container(self.path) as again:
                 stream = video_stream(again, self.path)
                 be_alone(stream)
-                yield from itertools.islice(self._run(again, stream, strictly=False), given, None)
+                frames = enumerate(self._run(again, stream, strictly=False))
+                yield from itertools.islice(frames, given, None)
 
     def _run(
         self, container: av.container.InputContainer, stream: av.VideoStream, *, strictly: bool
@@ -187,7 +200,7 @@ class FastVideo(DecodedVideo):
         self._packets, self._sound_frames, self._waiting = 0, 0, {}
         codec = stream.codec_context
         reader = packet_reader(codec.codec.canonical_name, codec.extradata)
-        order = _Order() if tells_no_order(container, stream) else None
+        order = Order() if tells_no_order(container, stream) else None
         found = self._labelled(packets(container, stream), reader, order)
         # A packet with one field gives no separate frame.
         has_fields = codec.codec.canonical_name == "h264" and not reader.has_whole_frames
@@ -205,7 +218,7 @@ class FastVideo(DecodedVideo):
                 yield frame
 
     def _labelled(
-        self, found: Iterator[av.Packet[Any]], reader: PacketReader, order: _Order | None
+        self, found: Iterator[av.Packet[Any]], reader: PacketReader, order: Order | None
     ) -> Iterator[av.Packet[Any]]:
         """The packets, counted, each labelled with its place, which its frame then carries."""
         for place, packet in enumerate(found):

@@ -31,21 +31,28 @@ _TRIES = 4
 class Forward:
     """One decoding pass over frames of a file; read the results afterwards.
 
-    `decoded_frames` counts the decoder's frames, `first_error` is its first error.
+    `decoded_frames` counts the decoder's frames, `first_error` is its first error. `leaves_out`
+    says of a packet's place that it is not decoded; `sent_place` is the last one that was asked.
     """
 
     def __init__(
-        self, path: Path, index: PacketIndex, prepare: Callable[[VideoStream], None] | None = None
+        self,
+        path: Path,
+        index: PacketIndex,
+        prepare: Callable[[VideoStream], None] | None = None,
+        leaves_out: Callable[[int], bool] | None = None,
     ) -> None:
         self._path = path
         self._index = index
         self._prepare = prepare
         self._numbers = {place: number for number, place in enumerate(index.places)}
         self._closed = {entry.place for entry in index.entries} if index.counts else ()
+        self._leaves_out = leaves_out
+        self.sent_place = -1
         self.decoded_frames = 0
         self.first_error: str | None = None
 
-    def frames(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    def frames(self, first: int) -> Generator[tuple[int, av.VideoFrame], None, None]:
         """Decoded frames with their numbers, from frame `first` or an earlier one on."""
         for entry in self._entries(first):
             found = self._from_entry(entry)
@@ -115,7 +122,7 @@ class Forward:
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         number = None
         with carrying_labels(stream.codec_context):
-            for frame in decoded(_labelled(found), self._complain, strictly=strictly):
+            for frame in decoded(self._labelled(found), self._complain, strictly=strictly):
                 self.decoded_frames += 1
                 place = place_of(frame)
                 if number is None or not self._index.counts or place in self._closed:
@@ -125,15 +132,20 @@ class Forward:
                 if number is not None and number < self._index.n_frames:
                     yield number, frame
 
+    def _labelled(
+        self, found: Iterable[tuple[int | None, av.Packet[Any]]]
+    ) -> Iterator[av.Packet[Any]]:
+        """The packets labelled with their places, which their frames then carry."""
+        for place, packet in found:
+            if place is not None:
+                self.sent_place = place
+                if self._leaves_out is not None and self._leaves_out(place):
+                    continue
+            put_place(packet, place)
+            yield packet
+
     def _complain(self, error: str) -> None:
         self.first_error = self.first_error or error
-
-
-def _labelled(found: Iterable[tuple[int | None, av.Packet[Any]]]) -> Iterator[av.Packet[Any]]:
-    """The packets labelled with their places, which their frames then carry."""
-    for place, packet in found:
-        put_place(packet, place)
-        yield packet
 
 
 def packets_from(

@@ -11,14 +11,19 @@ from clipmill.stages.media.read.picture import Picture
 
 NUMBER = "frame_number"
 SECONDS = "seconds"
+# How a difference grows with the number of frames between: more slowly, because pictures differ
+# by no more than all that moves.
+GROWTH = 0.7
 
 
 class LeanMeasures:
     """Observes the luma of one video; the measures are those of `Measures`.
 
     Luma comes from the decoder's planes here, not from a BGR image, so the numbers are close to
-    its, not equal. `score` is the mean absolute difference of the last picture's tiny image from
-    the one before, in levels of 0 to 255; `statistics` tells which pictures were seen.
+    its, not equal. Between pictures that are several frames apart, `motion` is the estimated mean
+    of the differences from frame to frame. `score` is the mean absolute difference of the last
+    picture's tiny image from the one before, in levels of 0 to 255; `statistics` tells which
+    pictures were seen.
     """
 
     def __init__(self) -> None:
@@ -29,6 +34,7 @@ class LeanMeasures:
         self.score = 0.0
         self._luma: np.ndarray | None = None
         self._tiny: np.ndarray | None = None
+        self._number = 0
 
     def interrupt(self) -> None:
         self._luma = self._tiny = None
@@ -36,7 +42,11 @@ class LeanMeasures:
     def add(self, picture: Picture) -> None:
         luma, tiny = picture.luma, picture.tiny
         self.motion.append(
-            None if self._luma is None else cv2.norm(luma, self._luma, cv2.NORM_L1) / luma.size
+            None
+            if self._luma is None
+            else cv2.norm(luma, self._luma, cv2.NORM_L1)
+            / luma.size
+            / (picture.number - self._number) ** GROWTH
         )
         self.score = (
             0.0 if self._tiny is None else cv2.norm(tiny, self._tiny, cv2.NORM_L1) / tiny.size
@@ -46,7 +56,7 @@ class LeanMeasures:
         self.sharpness.append(float(deviation[0, 0]) ** 2)
         self.statistics[NUMBER].append(float(picture.number))
         self.statistics[SECONDS].append(picture.seconds)
-        self._luma, self._tiny = luma, tiny
+        self._luma, self._tiny, self._number = luma, tiny, picture.number
 
     def finish(self) -> dict[str, Any]:
         return {

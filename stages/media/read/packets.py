@@ -22,9 +22,11 @@ from clipmill.stages.media.read.decode import (
     video_stream,
 )
 from clipmill.stages.media.read.entries import (
+    NEEDED,
     Kind,
     PacketReader,
     Start,
+    Use,
     packet_reader,
     tells_no_order,
 )
@@ -88,7 +90,8 @@ class PacketIndex:
     frames between key frames counts correctly. `pixels` is a picture's size according to the
     header, `usual_pts` the distance of frames at the nominal frame rate, `stamps` the timestamps
     of all packets in file order. With `counts`, the file does not store the display order (see
-    `tells_no_order`).
+    `tells_no_order`). `sizes` are those of all packets, and `unneeded` the places of those that no
+    other picture needs: both only if asked for.
     """
 
     time_base: Fraction
@@ -103,6 +106,8 @@ class PacketIndex:
     usual_pts: int = 1
     stamps: Sequence[int] = ()
     counts: bool = False
+    sizes: Sequence[int] = ()
+    unneeded: frozenset[int] = frozenset()
 
     @property
     def n_frames(self) -> int:
@@ -156,8 +161,13 @@ class _Key:
 class _Reading:
     """Records each packet of a stream while the file is read."""
 
-    def __init__(self, reader: PacketReader, *, cut_off: bool, counts: bool) -> None:
+    def __init__(
+        self, reader: PacketReader, *, cut_off: bool, counts: bool, uses: bool = False
+    ) -> None:
         self.reader = reader
+        self._asks_uses = uses
+        self.sizes: list[int] = []
+        self.uses: list[Use] = []
         self._cut_off = cut_off
         self._counts = counts
         self._awaiting: list[_Key] = []
@@ -177,6 +187,10 @@ class _Reading:
         self.is_stamped &= packet.pts is not None
         self.stamps.append(stamp)
         self.durations.append(packet.duration or 0)
+        if self._asks_uses:
+            self.sizes.append(packet.size)
+            is_odd = packet.is_corrupt or packet.is_keyframe
+            self.uses.append(NEEDED if is_odd else self.reader.use(bytes(packet)))
         first = self.keys[0] if self.keys else None
         led = first if first and first.place == 0 and stamp < self.stamps[0] else None
         if (packet.is_discard and self._cut_off) or not self.reader.is_shown(packet):
@@ -205,6 +219,18 @@ class _Reading:
             key.right_from = place
         self.keys.append(key)
 
+    def unneeded(self) -> frozenset[int]:
+        """Places of the packets that no other picture needs; none if times don't identify them."""
+        are_plain = self.is_stamped and not self._counts and self.reader.has_whole_frames
+        if not are_plain or len(set(self.stamps)) < len(self.stamps):
+            return frozenset()
+        highest = max((use.layer for use in self.uses), default=0)
+        return frozenset(
+            place
+            for place, use in enumerate(self.uses)
+            if not use.is_needed and use.layer == highest and place not in self.hidden
+        )
+
     def hide_what_begins_unsound(self) -> None:
         """Hides pictures that decoders withhold if a file begins with a gradual refresh."""
         first = self.keys[0] if self.keys else None
@@ -220,13 +246,14 @@ _LOSING = (Kind.OPEN, Kind.GRADUAL)
 
 
 def read_packets(
-    path: Path, starts_at_seconds: float | None = None, *, cut_off: bool = True
+    path: Path, starts_at_seconds: float | None = None, *, cut_off: bool = True, uses: bool = False
 ) -> PacketIndex:
     """The index of a file; RowFailed (`bad_media`) if a time does not identify one frame.
 
     That is a file without video packets, or with timestamps that restart midway.
     `starts_at_seconds` is the video time of the file's time 0, null if it is 0. Frames that an
-    edit list cuts off are left out, except with `cut_off=False`.
+    edit list cuts off are left out, except with `cut_off=False`. `uses` asks for `sizes` and
+    `unneeded`.
     """
     with open_container(path) as container:
         stream = video_stream(container, path)
@@ -236,6 +263,7 @@ def read_packets(
             packet_reader(codec.codec.canonical_name, codec.extradata),
             cut_off=cut_off,
             counts=counts,
+            uses=uses,
         )
         try:
             for packet in packets(container, stream):
@@ -282,6 +310,8 @@ def read_packets(
             usual_pts=usual,
             stamps=stamps,
             counts=counts,
+            sizes=reading.sizes,
+            unneeded=reading.unneeded(),
         )
 
 

@@ -17,10 +17,12 @@ from clipmill.stages.media.read import measures
 from clipmill.stages.media.read.decode import DecodedVideo
 from clipmill.stages.media.read.exact import ExactVideo
 from clipmill.stages.media.read.fast import FastVideo
+from clipmill.stages.media.read.filling import fill
 from clipmill.stages.media.read.frame_selector import FrameKeeper
 from clipmill.stages.media.read.holes import find_holes
 from clipmill.stages.media.read.lean_measures import LeanMeasures
 from clipmill.stages.media.read.measures import Measures, WantedMeasures
+from clipmill.stages.media.read.needed import NeededVideo
 from clipmill.stages.media.read.observers import Observer, finished
 from clipmill.stages.media.read.seek import SpannedVideo
 
@@ -32,7 +34,8 @@ class ScanSettings:
     `spans` are the pairs of seconds to read, None for all; `starts_at_seconds` is the video time
     of the file's time 0; `in_pieces` means that it was downloaded as segments of a stream.
     `lean`: pictures are measured from the decoder's planes, without BGR images; `wanted` and
-    PySceneDetect's detectors need those.
+    PySceneDetect's detectors need those. Such a scan leaves pictures out in which nothing seems
+    to happen, unless `decode_all`.
     """
 
     exact: bool
@@ -45,6 +48,7 @@ class ScanSettings:
     wanted: WantedMeasures
     in_pieces: bool = False
     lean: bool = False
+    decode_all: bool = False
 
 
 def scan_video(
@@ -67,7 +71,7 @@ def scan_video(
         with FrameKeeper(settings.frames_per_second, settings.frame_quality) as keeper:
             for picture in video.pictures():
                 beat(video.decoded_frames)
-                begins = not numbers or picture.number != numbers[-1] + 1
+                begins = not numbers or not video.follows(numbers[-1], picture.number)
                 if begins:
                     for observer in observers:
                         observer.interrupt()
@@ -85,8 +89,11 @@ def scan_video(
     finally:
         beat(video.decoded_frames)
     columns = _columns(video, finished(observers), numbers, seconds, positions)
+    left_out = video.left_out(numbers)
+    columns["source_frames"] += len(left_out)
+    fill(columns, left_out)
     if settings.spans is None and video.facts is not None:
-        found = find_holes(path, video.facts, seconds, in_pieces=settings.in_pieces)
+        found = find_holes(path, video.facts, columns["seconds"], in_pieces=settings.in_pieces)
         columns["holes"] = [{"start_seconds": a, "end_seconds": b} for a, b in found] or None
     return columns
 
@@ -96,6 +103,8 @@ def _opened(path: Path, settings: ScanSettings) -> DecodedVideo:
         return SpannedVideo(path, settings.spans, settings.starts_at_seconds, lean=settings.lean)
     if settings.exact:
         return ExactVideo(path, settings.starts_at_seconds)
+    if settings.lean and not settings.decode_all:
+        return NeededVideo(path, settings.starts_at_seconds)
     return FastVideo(path, settings.starts_at_seconds, lean=settings.lean)
 
 

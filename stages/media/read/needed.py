@@ -1,0 +1,223 @@
+"""Decodes only the pictures of a video that show something which others don't.
+
+Pictures that no other needs are left out where nothing seems to happen (see `needed_packets`). If
+the decoded pictures on both sides of some then differ more than those around them, these are
+decoded after all, by a second decoder that starts at the entry before. Every frame keeps its
+number and its time. Where a file turns out to be damaged or odd, all the rest of it is decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections import deque
+from collections.abc import Collection, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+
+from clipmill.stages.media.read.decode import open_container, video_stream
+from clipmill.stages.media.read.entries import PacketReader
+from clipmill.stages.media.read.fast import FastVideo, Order
+from clipmill.stages.media.read.forward import Forward, numbered
+from clipmill.stages.media.read.labels import place_of, put_place
+from clipmill.stages.media.read.lean_measures import GROWTH
+from clipmill.stages.media.read.needed_packets import left_out
+from clipmill.stages.media.read.packets import PacketIndex, read_packets
+from clipmill.stages.media.read.picture import Picture
+from clipmill.stages.media.read.strict_decoding import Damaged, be_strict
+
+# Codecs whose packets say whether others need them.
+_CODECS = frozenset(("h264", "hevc"))
+# Pictures that differ by this many times as much as the ones before them, and by this many levels
+# of 255, are not left with a gap in between.
+_DOUBT_TIMES, _DOUBT_LEVELS = 1.6, 2.0
+_DISTANCES = 8
+
+
+# The second decoder may return this many more frames than the first one was spared.
+_TRIAL_FRAMES = 100
+
+
+class NeededVideo(FastVideo):
+    """Decodes with PyAV on all cores, but only the pictures that are needed."""
+
+    def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
+        super().__init__(path, starts_at_seconds, lean=True)
+        self._index: PacketIndex | None = None
+        # Places and numbers of what is left out; places are empty once all is decoded.
+        self._places: frozenset[int] = frozenset()
+        self._numbers: frozenset[int] = frozenset()
+        self._number_of: dict[int, int] = {}
+        self._is_worth_it = True
+        self._spared_frames = self._again_frames = 0
+
+    def follows(self, before: int, after: int) -> bool:
+        return all(number in self._numbers for number in range(before + 1, after))
+
+    def left_out(self, numbers: Sequence[int]) -> list[tuple[int, float]]:
+        given, facts, index = set(numbers), self.facts, self._index
+        if index is None or facts is None or not numbers:
+            return []
+        last = max(given)
+        return [
+            (number, facts.seconds(index.pts[number]))
+            for number in sorted(self._numbers - given)
+            if number < last
+        ]
+
+    def _frames(self) -> Generator[Picture, None, None]:
+        index = self._read_index()
+        if index is None:
+            yield from super()._frames()
+            return
+        doubts = _Doubts()
+        before: Picture | None = None
+        with contextlib.closing(_Again(self.path, index, self._places)) as again:
+            for picture in super()._frames():
+                if before is not None and doubts.are_there(before, picture):
+                    for number, frame in again.frames(range(before.number + 1, picture.number)):
+                        between = self._picture(number, frame, index.pts[number])
+                        doubts.add(before, between)
+                        yield between
+                        before = between
+                    self._count_again(again.newly_decoded())
+                if before is not None:
+                    doubts.add(before, picture)
+                yield picture
+                before = picture
+
+    def _count_again(self, frames: int) -> None:
+        """Counts frames of the second decoder; if it makes more work than was saved, it ends."""
+        self.decoded_frames += frames
+        self._again_frames += frames
+        self._is_worth_it = self._again_frames <= self._spared_frames + _TRIAL_FRAMES
+
+    def _read_index(self) -> PacketIndex | None:
+        """The index of a file in which some pictures are left out; None for others."""
+        with open_container(self.path) as container:
+            codec = video_stream(container, self.path).codec_context.codec.canonical_name
+        if codec not in _CODECS:
+            return None
+        index = read_packets(self.path, self.starts_at_seconds, uses=True)
+        self._places = left_out(index)
+        if not self._places:
+            return None
+        self._index = index
+        self._number_of = {place: number for number, place in enumerate(index.places)}
+        self._numbers = frozenset(self._number_of[place] for place in self._places)
+        return index
+
+    def _decoded(
+        self, container: av.container.InputContainer, stream: av.VideoStream
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        if self._index is None:
+            yield from super()._decoded(container, stream)
+            return
+        last = -1
+        be_strict(stream)
+        try:
+            for frame in self._run(container, stream, strictly=True):
+                place = place_of(frame)
+                number = None if place is None else self._number_of.get(place)
+                if number is None or number <= last or not self.follows(last, number):
+                    raise Damaged("pictures come in another order than their times say")
+                yield number, frame
+                last = number
+            if not self._waiting:
+                return
+        except Damaged:
+            pass
+        self._places = frozenset()
+        with open_container(self.path) as again:
+            stream = video_stream(again, self.path)
+            self._prepare(stream)
+            for number, frame in super()._decoded(again, stream):
+                if number > last:
+                    yield number, frame
+
+    def _labelled(
+        self, found: Iterator[av.Packet[Any]], reader: PacketReader, order: Order | None
+    ) -> Iterator[av.Packet[Any]]:
+        if not self._places:
+            yield from super()._labelled(found, reader, order)
+            return
+        for place, packet in numbered(found):
+            if place in self._places and self._is_worth_it:
+                self._spared_frames += 1
+                continue
+            if place in self._number_of:
+                self._packets += 1
+                self._waiting[place] = packet.pts
+            put_place(packet, place)
+            yield packet
+
+
+class _Doubts:
+    """Says between which pictures something may have happened that neither shows."""
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=_DISTANCES)
+
+    def are_there(self, before: Picture, after: Picture) -> bool:
+        if after.number == before.number + 1:
+            return False
+        levels = _levels(before, after)
+        usual = statistics.median(self._last) if self._last else 0.0
+        frames = (after.number - before.number) ** GROWTH
+        return levels >= _DOUBT_LEVELS and levels >= _DOUBT_TIMES * usual * frames
+
+    def add(self, before: Picture, after: Picture) -> None:
+        self._last.append(_levels(before, after) / (after.number - before.number) ** GROWTH)
+
+
+def _levels(before: Picture, after: Picture) -> float:
+    """The mean absolute difference of two pictures."""
+    return cv2.norm(before.tiny, after.tiny, cv2.NORM_L1) / before.tiny.size
+
+
+class _Again:
+    """A second decoder, which returns pictures that the first one left out.
+
+    It goes on from where it is, unless it has passed them, or a later entry is nearer.
+    """
+
+    def __init__(self, path: Path, index: PacketIndex, places: Collection[int]) -> None:
+        self._index = index
+        self._left_out = places
+        self._wanted: set[int] = set()
+        self._forward = Forward(path, index, _with_one_thread, self._leaves_out)
+        self._running = self._forward.frames(0)
+        self._from_place = -1
+        self._counted = 0
+
+    def _leaves_out(self, place: int) -> bool:
+        return place in self._left_out and place not in self._wanted
+
+    def newly_decoded(self) -> int:
+        """The number of frames that were decoded since the last call."""
+        before, self._counted = self._counted, self._forward.decoded_frames
+        return self._counted - before
+
+    def close(self) -> None:
+        self._running.close()
+
+    def frames(self, numbers: range) -> Iterator[tuple[int, av.VideoFrame]]:
+        places = [self._index.places[number] for number in numbers]
+        self._wanted = set(places)
+        entry = self._index.entry_before(numbers[0])
+        if self._forward.sent_place >= min(places) or entry.place > self._from_place:
+            self._from_place = entry.place
+            self._running = self._forward.frames(numbers[0])
+        last = numbers[-1]
+        for number, frame in self._running:
+            if number in numbers:
+                yield number, frame
+            if number >= last:
+                return
+
+
+def _with_one_thread(stream: av.VideoStream) -> None:
+    stream.codec_context.thread_count = 1
