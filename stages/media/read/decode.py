@@ -229,10 +229,21 @@ class DecodedVideo:
         return []
 
     def pictures(self) -> Iterator[Picture]:
-        """Every frame that is decoded, in presentation order.
+        """Every frame that is decoded, in presentation order."""
+        with contextlib.closing(self._frames() if self._is_alone else self._ahead()) as frames:
+            for picture in frames:
+                self._given_frames += 1
+                self._last_seconds = picture.seconds + picture.duration_seconds
+                yield picture
+        self._check_end()
 
-        Decoding and scaling run in a separate thread.
-        """
+    @property
+    def _is_alone(self) -> bool:
+        """Whether decoding has no more than the reader's thread."""
+        return False
+
+    def _ahead(self) -> Generator[Picture, None, None]:
+        """The frames, decoded and scaled in a separate thread."""
         ahead: queue.Queue[list[Picture] | BaseException | None] = queue.Queue(_BATCHES_AHEAD)
         stop = threading.Event()
 
@@ -255,10 +266,7 @@ class DecodedVideo:
         ended = False
         try:
             while isinstance(item := ahead.get(), list):
-                for picture in item:
-                    self._given_frames += 1
-                    self._last_seconds = picture.seconds + picture.duration_seconds
-                    yield picture
+                yield from item
             ended = True
         finally:
             stop.set()
@@ -268,7 +276,6 @@ class DecodedVideo:
             thread.join()
         if item is not None:
             raise item
-        self._check_end()
 
     def _frames(self) -> Generator[Picture, None, None]:
         raise NotImplementedError

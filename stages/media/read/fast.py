@@ -1,4 +1,4 @@
-"""Decodes a video with PyAV, on all cores."""
+"""Decodes a video with PyAV, on as many cores as it may use."""
 
 from __future__ import annotations
 
@@ -76,16 +76,23 @@ class Order:
 
 
 class FastVideo(DecodedVideo):
-    """Decodes with PyAV on all cores and scales in the decoder's own format.
+    """Decodes with PyAV and scales in the decoder's own format.
 
-    `lean`: pictures have `luma`, `chroma` and `tiny` instead of `small`.
+    `lean`: pictures have `luma`, `chroma` and `tiny` instead of `small`. `threads` may decode, 0
+    for as many as the decoder likes; with one, nothing is decoded ahead.
     """
 
     def __init__(
-        self, path: Path, starts_at_seconds: float | None = None, *, lean: bool = False
+        self,
+        path: Path,
+        starts_at_seconds: float | None = None,
+        *,
+        lean: bool = False,
+        threads: int = 0,
     ) -> None:
         super().__init__(path, starts_at_seconds)
         self._lean = lean
+        self._threads = threads
         self._small: SmallImages | None = None
         self._planes: PlaneImages | None = None
         self.corrupt_seconds: list[float] = []
@@ -132,7 +139,12 @@ class FastVideo(DecodedVideo):
     def _prepare(self, stream: av.VideoStream) -> None:
         # Threads that share a picture can propagate an error that none of them reports.
         stream.thread_type = "FRAME"
-        stream.codec_context.thread_count = _threads(stream)
+        fit = _threads(stream)
+        stream.codec_context.thread_count = min(self._threads or fit, fit or self._threads)
+
+    @property
+    def _is_alone(self) -> bool:
+        return self._threads == 1
 
     def _make_small(self, facts: VideoFacts, first: av.VideoFrame) -> None:
         if self._lean:

@@ -52,8 +52,9 @@ class LeanMeasures:
             0.0 if self._tiny is None else cv2.norm(tiny, self._tiny, cv2.NORM_L1) / tiny.size
         )
         self.brightness.append(cv2.mean(luma)[0])
-        _, deviation = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))
-        self.sharpness.append(float(deviation[0, 0]) ** 2)
+        laplacian = cv2.Laplacian(luma, cv2.CV_16S)
+        square = cv2.norm(laplacian, cv2.NORM_L2SQR) / luma.size
+        self.sharpness.append(square - cv2.mean(laplacian)[0] ** 2)
         self.statistics[NUMBER].append(float(picture.number))
         self.statistics[SECONDS].append(picture.seconds)
         self._luma, self._tiny, self._number = luma, tiny, picture.number

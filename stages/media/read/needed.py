@@ -42,10 +42,12 @@ _TRIAL_FRAMES = 100
 
 
 class NeededVideo(FastVideo):
-    """Decodes with PyAV on all cores, but only the pictures that are needed."""
+    """Decodes with PyAV, but only the pictures that are needed."""
 
-    def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
-        super().__init__(path, starts_at_seconds, lean=True)
+    def __init__(
+        self, path: Path, starts_at_seconds: float | None = None, *, threads: int = 0
+    ) -> None:
+        super().__init__(path, starts_at_seconds, lean=True, threads=threads)
         self._index: PacketIndex | None = None
         # Places and numbers of what is left out; places are empty once all is decoded.
         self._places: frozenset[int] = frozenset()

@@ -259,12 +259,20 @@ def _looked_up(image: np.ndarray, table: np.ndarray | None) -> np.ndarray:
 def _tiny(
     luma: np.ndarray, chroma: tuple[np.ndarray, np.ndarray], weights: tuple[float, float]
 ) -> np.ndarray:
-    planes = (
-        cv2.resize(plane, TINY_SIZE, interpolation=cv2.INTER_AREA) for plane in (luma, *chroma)
-    )
-    return cv2.convertScaleAbs(
-        cv2.max(cv2.transform(cv2.merge(list(planes)), _to_rgb(weights)), 0.0)
-    )
+    planes = [_averaged(plane) for plane in (luma, *chroma)]
+    return cv2.transform(cv2.merge(planes), _to_rgb(weights))
+
+
+def _averaged(plane: np.ndarray) -> np.ndarray:
+    """A plane in the tiny size: nearly the average of all its pixels, at a fifth of the cost."""
+    height, width = plane.shape
+    if width > 2 * TINY_SIZE[0] and height > 2 * TINY_SIZE[1]:
+        half = width // 2, height // 2
+        even = plane[: half[1] * 2, : half[0] * 2]
+        plane = cv2.resize(even, half, interpolation=cv2.INTER_AREA)
+    width, height = TINY_SIZE
+    twice = cv2.resize(plane, (width * 2, height * 2), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(twice, TINY_SIZE, interpolation=cv2.INTER_AREA)
 
 
 @functools.cache

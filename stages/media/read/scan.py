@@ -35,7 +35,7 @@ class ScanSettings:
     of the file's time 0; `in_pieces` means that it was downloaded as segments of a stream.
     `lean`: pictures are measured from the decoder's planes, without BGR images; `wanted` and
     PySceneDetect's detectors need those. Such a scan leaves pictures out in which nothing seems
-    to happen, unless `decode_all`.
+    to happen, unless `decode_all`. `threads` may decode, 0 for as many as there are cores.
     """
 
     exact: bool
@@ -49,6 +49,7 @@ class ScanSettings:
     in_pieces: bool = False
     lean: bool = False
     decode_all: bool = False
+    threads: int = 0
 
 
 def scan_video(
@@ -104,8 +105,8 @@ def _opened(path: Path, settings: ScanSettings) -> DecodedVideo:
     if settings.exact:
         return ExactVideo(path, settings.starts_at_seconds)
     if settings.lean and not settings.decode_all:
-        return NeededVideo(path, settings.starts_at_seconds)
-    return FastVideo(path, settings.starts_at_seconds, lean=settings.lean)
+        return NeededVideo(path, settings.starts_at_seconds, threads=settings.threads)
+    return FastVideo(path, settings.starts_at_seconds, lean=settings.lean, threads=settings.threads)
 
 
 def _observers(settings: ScanSettings, measured: Measures | LeanMeasures) -> list[Observer]:
