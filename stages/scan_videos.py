@@ -22,6 +22,17 @@ from clipmill.stages.media.isolation.isolated import Limits, collect_isolated
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
 from clipmill.stages.reading_stage import ReadingStage
 
+# What stayed the same between two pictures, given by their places among those decoded.
+OVERLAY = pa.struct(
+    [
+        ("first", pa.int32()),
+        ("last", pa.int32()),
+        ("columns", pa.int32()),
+        ("changed", pa.binary()),
+        ("edges", pa.binary()),
+    ]
+)
+
 # One row per video. The lists run parallel: one entry per frame, in presentation order.
 # `frame_numbers` count from the file's first frame. A scan for shots may leave frames out where
 # nothing happens: `motion`, `sharpness` and `brightness` then have values from their neighbours,
@@ -29,6 +40,9 @@ from clipmill.stages.reading_stage import ReadingStage
 # `holes` are times in which neither a picture nor a sound is there, null where there are none.
 # Detector statistics are doubles so that cuts made from them equal cuts made from the pixels.
 # `tone_mapped`: kept frames show ordinary dynamic range, the video has a high one.
+# `signals`, `overlays` and `packet_bytes` are what the signals of clips are made from, null unless
+# they are wanted: numbers of some or all pictures, bits of cells (see media/read/signals), and the
+# bytes of the video's packets that are shown from a picture until the next.
 # `corrupt_seconds` are the times of pictures that were decoded with errors, or are lost, and
 # `corrupt_frames` how many these are; null in exact mode, whose readers do not tell.
 SCANS = pa.schema(
@@ -50,6 +64,9 @@ SCANS = pa.schema(
         ("holes", pa.list_(HOLE)),
         ("corrupt_seconds", pa.list_(pa.float64())),
         ("corrupt_frames", pa.int64()),
+        ("signals", pa.map_(pa.string(), pa.list_(pa.float32()))),
+        ("overlays", pa.list_(OVERLAY)),
+        ("packet_bytes", pa.list_(pa.int64())),
         *OUTCOME,
     ]
 )
@@ -112,6 +129,7 @@ class ScanVideos(ReadingStage):
     decode: Literal["needed", "all"] = Field(
         "needed", description="with shots: decode only pictures that show something new, or all"
     )
+    signals: bool = Field(False, description="keep what signals of clips are made from")
     cpus: float = resource(1.0, gt=0, description="CPUs per worker")
     batch_rows: int = resource(1, ge=1, description="videos passed to the stage at a time")
 
@@ -179,6 +197,7 @@ class ScanVideos(ReadingStage):
             ),
             lean=self.shots,
             decode_all=self.decode == "all",
+            signals=self.signals,
         )
 
         def count(frames: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -29,6 +29,7 @@ from clipmill.stages.clip_parts import (
     times_inside,
     without_repeats,
 )
+from clipmill.stages.clip_signals import CLIP_SIGNALS, KEPT, VideoSignals
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
 from clipmill.stages.reading_stage import ReadingStage
 from clipmill.stages.scan_videos import ScanVideos
@@ -202,6 +203,11 @@ class SplitClips(ReadingStage):
     frames_per_second: float = Field(
         2.0, gt=0, le=8, description="minimum kept frames per second in a long shot"
     )
+    signals: bool = Field(
+        False,
+        description="measure motion, light, colours, bars and more of each clip without a model: "
+        "further columns of `clips`, see docs/signals.md",
+    )
     scan_cpus: float = resource(1.0, gt=0, description="CPUs per decoding worker")
     scan_workers: int | None = resource(
         None, ge=1, description="decoding workers; by default as many as fit"
@@ -256,6 +262,7 @@ class SplitClips(ReadingStage):
             histogram_bins=self.bins if self.detector == "histogram" else None,
             hash_size=self.size if self.detector == "hash" else None,
             hash_lowpass=self.lowpass if self.detector == "hash" else None,
+            signals=self.signals,
             cpus=self.scan_cpus,
             workers=self.scan_workers,
             stall_seconds=self.stall_seconds,
@@ -263,6 +270,17 @@ class SplitClips(ReadingStage):
             memory_limit_bytes=self.memory_limit_bytes,
         )
         return (scan, self)
+
+    def columns_read(self) -> tuple[str, ...]:
+        kept = (f"scan_videos.{name}?" for name in KEPT)
+        return (*self.reads, *kept) if self.signals else self.reads
+
+    def columns_written(self) -> pa.Schema:
+        return pa.schema([*self.writes, *CLIP_SIGNALS]) if self.signals else self.writes
+
+    @classmethod
+    def table_of(cls, settings: Mapping[str, Any]) -> pa.Schema:
+        return cls.model_construct(signals=bool(settings.get("signals"))).table_schema
 
     @property
     def _edges_count(self) -> bool:
@@ -275,7 +293,8 @@ class SplitClips(ReadingStage):
     def _transform(self, table: pa.Table) -> dict[str, pa.Table]:
         rows = Rows(self)
         shot_rows: list[dict[str, Any]] = []
-        for row in table.to_pylist():
+        kept_columns = [name for name in KEPT if name in table.column_names]
+        for place, row in enumerate(table.drop_columns(kept_columns).to_pylist()):
             try:
                 if not row["statistics"] or row["seconds"] is None:
                     raise RowFailed("bad_media", f"the scan of {row['video_id']} kept no frames")
@@ -297,8 +316,10 @@ class SplitClips(ReadingStage):
                 for part in parts
                 if part.rule is None
             ]
+            signals = self._signals(row, {name: table[name][place] for name in kept_columns})
             for number, part in kept:
-                rows.keep(row["video_id"], **_clip_row(row, number, part))
+                more = signals.of(part) if signals else {}
+                rows.keep(row["video_id"], **_clip_row(row, number, part), **more)
             if not kept:
                 rules = [part.rule for parts in clips for part in parts if part.rule]
                 rule = max(set(rules), key=rules.count)
@@ -310,6 +331,13 @@ class SplitClips(ReadingStage):
                     else f"none of {len(shots)} shots gives a clip",
                 )
         return {self.name: rows.table(), "shots": strict_table(shot_rows, SHOTS)}
+
+    def _signals(self, row: dict[str, Any], kept: dict[str, pa.Scalar]) -> VideoSignals | None:
+        """What was kept of a video for signals; None if they aren't wanted."""
+        if not self.signals or not kept:
+            return None
+        is_whole = not row["spans"] or self.boundaries not in ("auto", "given")
+        return VideoSignals(row, kept, is_whole=is_whole)
 
     def _shots(self, row: dict[str, Any]) -> list[Part]:
         spans = row["spans"] or []

@@ -197,7 +197,8 @@ class DecodedVideo:
     Iterating raises RowFailed if nothing can be decoded, and at the end if the frames stop short
     of the declared duration. `decoded_frames` counts every frame that the decoder returned,
     `corrupt_seconds` are the times of pictures that it returned with errors, or not at all; None
-    if the decoder doesn't report errors.
+    if the decoder doesn't report errors. `packets` are timestamps and sizes of the video's packets,
+    if they were counted.
     """
 
     def __init__(self, path: Path, starts_at_seconds: float | None = None) -> None:
@@ -207,6 +208,7 @@ class DecodedVideo:
         self.facts: VideoFacts | None = None
         self.first_error: str | None = None
         self.corrupt_seconds: list[float] | None = None
+        self.packets: list[tuple[int, int]] = []
         self._given_frames = 0
         self._last_seconds: float | None = None
 

@@ -13,6 +13,7 @@ import contextlib
 import functools
 from collections.abc import Generator, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import av
@@ -33,11 +34,21 @@ from clipmill.stages.media.read.opening import frames
 from clipmill.stages.media.read.orientation import Orientation
 from clipmill.stages.media.read.packets import PacketIndex, read_packets
 from clipmill.stages.media.read.picture import Picture
+from clipmill.stages.media.read.planes import ImageParts
 from clipmill.stages.media.read.scaling import SMALL_SIDE
 
 
 class ExactVideo(DecodedVideo):
-    """Decodes with PySceneDetect's stream and scales by PySceneDetect's factor."""
+    """Decodes with PySceneDetect's stream and scales by PySceneDetect's factor.
+
+    `parts`: pictures also have `luma`, `chroma` and `tiny`.
+    """
+
+    def __init__(
+        self, path: Path, starts_at_seconds: float | None = None, *, parts: bool = False
+    ) -> None:
+        super().__init__(path, starts_at_seconds)
+        self._has_parts = parts
 
     def _frames(self) -> Generator[Picture, None, None]:
         try:
@@ -143,18 +154,25 @@ class ExactVideo(DecodedVideo):
                 small=_downscaled(frame, factor),
                 full=functools.partial(self._full, frame, turned_by),
                 held_bytes=frame.nbytes,
+                parts=ImageParts(self._upright(frame, turned_by)) if self._has_parts else None,
             )
 
     def _full(self, image: np.ndarray, turned_by: int, size: tuple[int, int]) -> np.ndarray:
         """The kept frame from PySceneDetect's picture, which has only 8 bits."""
         facts = self.facts
         assert facts is not None
+        image = _kept(self._upright(image, turned_by), size)
+        return image if facts.tone_map is None else facts.tone_map(image)
+
+    def _upright(self, image: np.ndarray, turned_by: int) -> np.ndarray:
+        """PySceneDetect's picture as it is shown, but for the shape of its pixels."""
+        facts = self.facts
+        assert facts is not None
         left = facts.orientation.after(turned_by)
         if facts.framing.crops:
             image = facts.framing.cropped(Orientation(-turned_by % 4).upright(image))
             left = facts.orientation
-        image = _kept(left.upright(image), size)
-        return image if facts.tone_map is None else facts.tone_map(image)
+        return left.upright(image)
 
     @staticmethod
     def _duration(index: PacketIndex, pts: int) -> float:

@@ -78,8 +78,8 @@ class Order:
 class FastVideo(DecodedVideo):
     """Decodes with PyAV and scales in the decoder's own format.
 
-    `lean`: pictures have `luma`, `chroma` and `tiny` instead of `small`. `threads` may decode, 0
-    for as many as the decoder likes; with one, nothing is decoded ahead.
+    `lean`: pictures have `luma`, `chroma` and `tiny` instead of `small`; `parts`: they have both.
+    `threads` may decode, 0 for as many as the decoder likes; with one, nothing is decoded ahead.
     """
 
     def __init__(
@@ -88,10 +88,12 @@ class FastVideo(DecodedVideo):
         starts_at_seconds: float | None = None,
         *,
         lean: bool = False,
+        parts: bool = False,
         threads: int = 0,
     ) -> None:
         super().__init__(path, starts_at_seconds)
         self._lean = lean
+        self._has_parts = lean or parts
         self._threads = threads
         self._small: SmallImages | None = None
         self._planes: PlaneImages | None = None
@@ -147,10 +149,10 @@ class FastVideo(DecodedVideo):
         return self._threads == 1
 
     def _make_small(self, facts: VideoFacts, first: av.VideoFrame) -> None:
-        if self._lean:
+        if self._has_parts:
             size = (facts.width, facts.height)
             self._planes = PlaneImages(size, facts.orientation, facts.framing)
-        else:
+        if not self._lean:
             self._small = SmallImages(first)
 
     def _picture(self, number: int, frame: av.VideoFrame, pts: int) -> Picture:
@@ -210,6 +212,7 @@ class FastVideo(DecodedVideo):
         self, container: av.container.InputContainer, stream: av.VideoStream, *, strictly: bool
     ) -> Iterator[av.VideoFrame]:
         self._packets, self._sound_frames, self._waiting = 0, 0, {}
+        self.packets = []
         codec = stream.codec_context
         reader = packet_reader(codec.codec.canonical_name, codec.extradata)
         order = Order() if tells_no_order(container, stream) else None
@@ -235,6 +238,7 @@ class FastVideo(DecodedVideo):
         """The packets, counted, each labelled with its place, which its frame then carries."""
         for place, packet in enumerate(found):
             stamp = packet.dts if packet.pts is None or order is not None else packet.pts
+            self._count_bytes(packet, stamp)
             if packet.size and not packet.is_discard and reader.is_shown(packet):
                 self._packets += 1
                 if stamp is not None:
@@ -248,6 +252,10 @@ class FastVideo(DecodedVideo):
                             and (reader.start(bytes(packet)).kind is Kind.CLOSED),
                         )
             yield packet
+
+    def _count_bytes(self, packet: av.Packet[Any], stamp: int | None) -> None:
+        if stamp is not None and packet.size and not packet.is_discard:
+            self.packets.append((stamp, packet.size))
 
     def _complain(self, error: str) -> None:
         self.first_error = self.first_error or error

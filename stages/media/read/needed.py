@@ -147,6 +147,7 @@ class NeededVideo(FastVideo):
             yield from super()._labelled(found, reader, order)
             return
         for place, packet in numbered(found):
+            self._count_bytes(packet, packet.pts)
             if place in self._places and self._is_worth_it:
                 self._spared_frames += 1
                 continue

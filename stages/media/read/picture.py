@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipmill.stages.media.read.planes import Parts
+from clipmill.stages.media.read.planes import Parts, StoredLuma
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Picture:
     """One decoded frame. `small` is BGR; `full` makes the kept frame of a given size.
 
     The kept frame is upright BGR with ordinary dynamic range; `small` has the file's own pixel
-    values. A lean scan has `luma`, `chroma` and `tiny` instead of `small` (see `planes`); each is
-    made when it is first used.
+    values. A lean scan has `luma`, `chroma` and `tiny` instead of `small` (see `planes`), and one
+    for signals has them too; each is made when it is first used.
     """
 
     number: int
@@ -44,6 +44,11 @@ class Picture:
         return self._parts.tiny
 
     @property
+    def full_luma(self) -> StoredLuma | None:
+        """The stored luma plane in full size; None of a pixel format without one."""
+        return self._parts.full_luma
+
+    @property
     def _parts(self) -> Parts:
-        assert self.parts is not None, "only lean scans make parts of pictures"
+        assert self.parts is not None, "only lean scans and signals make parts of pictures"
         return self.parts

@@ -37,6 +37,23 @@ _WEIGHTS = {1: (0.2126, 0.0722), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
 _BT601 = (0.299, 0.114)
 
 
+@dataclass(frozen=True)
+class StoredLuma:
+    """A picture's luma in its full size, upright, as 8 bits of the codes that the file stores."""
+
+    plane: np.ndarray
+    is_full_range: bool
+
+    @property
+    def levels_per_code(self) -> float:
+        """Levels of full range, 0 to 255, per code."""
+        return 1.0 if self.is_full_range else 255 / 219
+
+    def code_of(self, limited: int) -> int:
+        """The code of the same brightness as this one of limited range."""
+        return round((limited - 16) * (255 / 219)) if self.is_full_range else limited
+
+
 class Parts(Protocol):
     """The small images of one picture."""
 
@@ -48,6 +65,9 @@ class Parts(Protocol):
 
     @property
     def tiny(self) -> np.ndarray: ...
+
+    @property
+    def full_luma(self) -> StoredLuma | None: ...
 
 
 @dataclass(frozen=True)
@@ -108,6 +128,16 @@ class PlaneImages:
         small.color_range = 1
         return small, Framing()
 
+    def full_luma(self, frame: av.VideoFrame) -> StoredLuma | None:
+        """The luma plane as it is shown; None of a pixel format that has none."""
+        layout = _layout(frame.format.name)
+        if layout is None or frame.planes[0].line_size <= 0:
+            return None
+        plane = self._framing.cropped(_pixels(frame.planes[0], layout.depth))
+        if layout.depth > 8:
+            plane = np.right_shift(plane, layout.depth - 8).astype(np.uint8)
+        return StoredLuma(self._orientation.upright(plane), _is_full_range(frame, layout))
+
     def luma(self, frame: av.VideoFrame, framing: Framing) -> np.ndarray:
         layout = _layout(frame.format.name)
         assert layout is not None
@@ -138,7 +168,7 @@ class PlaneParts:
     """The small images of one frame, each made when it is first used.
 
     `luma` is [h, w] with a long side of 256 pixels; `chroma` are U and V of half its size, with 128
-    for no colour; `tiny` is RGB [27, 48, 3], stretched to that size.
+    for no colour; `tiny` is RGB [27, 48, 3], stretched to that size. `full_luma` is not small.
     """
 
     def __init__(self, images: PlaneImages, frame: av.VideoFrame) -> None:
@@ -161,6 +191,10 @@ class PlaneParts:
     def tiny(self) -> np.ndarray:
         weights = _WEIGHTS.get(int(self._frame.colorspace), _BT601)
         return _tiny(self.luma, self.chroma, weights)
+
+    @property
+    def full_luma(self) -> StoredLuma | None:
+        return self._images.full_luma(self._frame)
 
 
 class ImageParts:
@@ -188,6 +222,10 @@ class ImageParts:
     @functools.cached_property
     def tiny(self) -> np.ndarray:
         return _tiny(self.luma, self.chroma, _BT601)
+
+    @property
+    def full_luma(self) -> StoredLuma:
+        return StoredLuma(cv2.cvtColor(self._image, cv2.COLOR_BGR2GRAY), is_full_range=True)
 
 
 def _half(size: tuple[int, ...]) -> tuple[int, int]:

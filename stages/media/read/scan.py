@@ -25,6 +25,8 @@ from clipmill.stages.media.read.measures import Measures, WantedMeasures
 from clipmill.stages.media.read.needed import NeededVideo
 from clipmill.stages.media.read.observers import Observer, finished
 from clipmill.stages.media.read.seek import SpannedVideo
+from clipmill.stages.media.read.signals.picture_signals import PictureSignals
+from clipmill.stages.media.read.signals.places import bytes_of_pictures, fill_signals
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class ScanSettings:
     of the file's time 0; `in_pieces` means that it was downloaded as segments of a stream.
     `lean`: pictures are measured from the decoder's planes, without BGR images; `wanted` and
     PySceneDetect's detectors need those. Such a scan leaves pictures out in which nothing seems
-    to happen, unless `decode_all`. `threads` may decode, 0 for as many as there are cores.
+    to happen, unless `decode_all`. `signals`: what docs/signals.md defines is kept, too. `threads`
+    may decode, 0 for as many as there are cores.
     """
 
     exact: bool
@@ -49,6 +52,7 @@ class ScanSettings:
     in_pieces: bool = False
     lean: bool = False
     decode_all: bool = False
+    signals: bool = False
     threads: int = 0
 
 
@@ -93,6 +97,10 @@ def scan_video(
     left_out = video.left_out(numbers)
     columns["source_frames"] += len(left_out)
     fill(columns, left_out)
+    if settings.signals and video.facts is not None:
+        fill_signals(columns, numbers)
+        packets = [(video.facts.seconds(stamp), size) for stamp, size in video.packets]
+        columns["packet_bytes"] = bytes_of_pictures(packets, columns["seconds"])
     if settings.spans is None and video.facts is not None:
         found = find_holes(path, video.facts, columns["seconds"], in_pieces=settings.in_pieces)
         columns["holes"] = [{"start_seconds": a, "end_seconds": b} for a, b in found] or None
@@ -101,17 +109,27 @@ def scan_video(
 
 def _opened(path: Path, settings: ScanSettings) -> DecodedVideo:
     if settings.spans is not None:
-        return SpannedVideo(path, settings.spans, settings.starts_at_seconds, lean=settings.lean)
+        parts = settings.lean or settings.signals
+        return SpannedVideo(path, settings.spans, settings.starts_at_seconds, parts=parts)
     if settings.exact:
-        return ExactVideo(path, settings.starts_at_seconds)
+        return ExactVideo(path, settings.starts_at_seconds, parts=settings.signals)
     if settings.lean and not settings.decode_all:
         return NeededVideo(path, settings.starts_at_seconds, threads=settings.threads)
-    return FastVideo(path, settings.starts_at_seconds, lean=settings.lean, threads=settings.threads)
+    return FastVideo(
+        path,
+        settings.starts_at_seconds,
+        lean=settings.lean,
+        parts=settings.signals,
+        threads=settings.threads,
+    )
 
 
 def _observers(settings: ScanSettings, measured: Measures | LeanMeasures) -> list[Observer]:
     """All that look at the pictures; they are asked in this order."""
-    return [measured]
+    observers: list[Observer] = [measured]
+    if settings.signals:
+        observers.append(PictureSignals())
+    return observers
 
 
 def _columns(

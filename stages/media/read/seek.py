@@ -198,10 +198,10 @@ class SpannedVideo(DecodedVideo):
         spans: Sequence[tuple[float | None, float | None]],
         starts_at_seconds: float | None = None,
         *,
-        lean: bool = False,
+        parts: bool = False,
     ) -> None:
         super().__init__(path, starts_at_seconds)
-        self._lean = lean
+        self._has_parts = parts
         self._spans = spans
         self._index: PacketIndex | None = None
 
@@ -239,7 +239,7 @@ class SpannedVideo(DecodedVideo):
                 small=small,
                 full=functools.partial(_resized, image),
                 held_bytes=image.nbytes,
-                parts=ImageParts(image) if self._lean else None,
+                parts=ImageParts(image) if self._has_parts else None,
             )
         self.decoded_frames = reader.decoded_frames
         self.corrupt_seconds = [
