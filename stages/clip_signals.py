@@ -53,6 +53,34 @@ CLIP_SIGNALS = pa.schema(
 )
 """The columns that `split_clips.signals` adds to `clips`."""
 
+SIGNAL_UNITS = {
+    "vmaf_motion": "mean difference of blurred pictures, grey levels per frame",
+    "vmaf_motion_max": "largest difference of blurred pictures, grey levels per frame",
+    "motion_jump": "largest excess of that over what is near, grey levels per frame",
+    "still_share": "share of the time that shows a still picture",
+    "static_share": "share of the video's minutes that show a still picture",
+    "temporal_information": "mean deviation of the change between frames, grey levels",
+    "spatial_information": "mean deviation of the gradient, grey levels",
+    "luminance": "mean of weighted red, green and blue, 0 to 255",
+    "contrast": "10th to 90th percentile of luma, grey levels",
+    "shadows_clipped": "share of black pixels",
+    "highlights_clipped": "share of white pixels",
+    "black_share": "share of the time that shows black pictures",
+    "white_share": "share of the time that shows white pictures",
+    "flicker": "mean deviation of mean luma from its neighbours, grey levels",
+    "photosensitivity": "largest change within a second, 1 is FFmpeg's limit",
+    "saturation": "mean distance of chroma from grey, levels",
+    "colorfulness": "Hasler and Süsstrunk's measure, levels",
+    "hue": "median angle of chroma, degrees",
+    "noise": "deviation of noise, grey levels",
+    "blockiness": "how far steps at the edges of blocks stand out, about 1 without",
+    "blur": "mean width of edges, pixels",
+    "laplacian_variance": "variance of the Laplacian in full size",
+    "bits_per_pixel": "bits of the video's packets per pixel and frame",
+    "overlay_share": "share of the picture with edges that never change",
+}
+"""What the numbers among them are, with their units, in the order of CLIP_SIGNALS."""
+
 KEPT = ("signals", "overlays", "packet_bytes")
 """The columns of scan_videos that they are made from."""
 

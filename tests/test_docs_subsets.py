@@ -95,10 +95,13 @@ def test_table_lists_every_ready_made_recipe_and_its_columns():
     for name, line in lines.items():
         recipe = load_subset_recipe(SUBSET_FOLDER / f"{name}.yaml", ready_made=SUBSET_FOLDER)
         assert ("**Unverified**" in line) == (not recipe.verified), name
-        asked = {role for role, spec in recipe.scorers.items() if not spec.add}
-        assert asked == set(
+        own = {role for role, spec in recipe.scorers.items() if not (spec.add or spec.set)}
+        assert own == set(
             re.findall(r"`(\w+)`", line.split("own:")[1]) if "own:" in line else ()
         ), name
+        signals = {role for role, spec in recipe.scorers.items() if spec.set}
+        said = re.search(r"signals?: ([^;|.]*)", line)
+        assert signals == set(re.findall(r"`(\w+)`", said[1]) if said else ()), name
 
 
 def test_documented_links_have_targets():

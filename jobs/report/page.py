@@ -34,6 +34,7 @@ from clipmill.pipeline.status import Status, status_report
 from clipmill.pipeline.subsets.freeze import FrozenSubset, load_subset
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.words import counted
+from clipmill.stages.clip_signals import SIGNAL_UNITS
 
 TEMPLATES = Path(__file__).with_name("templates")
 _SIZES = 9
@@ -42,6 +43,7 @@ _MEASURES = {
     "motion_max": "largest change of luma between frames, grey levels",
     "sharpness": "variance of the Laplacian",
     "brightness": "mean luma, 0 to 255",
+    **SIGNAL_UNITS,
 }
 
 

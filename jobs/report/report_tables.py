@@ -15,8 +15,9 @@ from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.subsets.expressions import Expressions, is_numeric
 from clipmill.pipeline.subsets.freeze import FrozenSubset
 from clipmill.schemas.errors import UsageError
-from clipmill.schemas.safe_rectangles import IS_CROPPED
+from clipmill.schemas.safe_rectangles import IS_CROPPED, SAFE
 from clipmill.schemas.sql_text import literal, quoted
+from clipmill.stages.clip_signals import SIGNAL_UNITS
 
 # Numbers that describe a clip's position, or its video.
 _PLACES = {
@@ -31,7 +32,7 @@ _PLACES = {
     "height",
 }
 _FIRST = ("similarity", "aesthetic")
-_MEASURED = ("motion", "motion_max", "sharpness", "brightness")
+_MEASURED = ("motion", "motion_max", "sharpness", "brightness", *SIGNAL_UNITS)
 SHOWN_COLUMNS = 20
 
 
@@ -166,7 +167,7 @@ def _columns(catalog: Catalog, roles: Mapping[str, str]) -> tuple[list[Column], 
     for name, described_as, *_ in described:
         kind = str(described_as)
         number, switch = is_numeric(kind), kind == "BOOLEAN"
-        if name in _PLACES or not (number or switch):
+        if name in _PLACES or name in SAFE or not (number or switch):
             continue
         if name not in made and name not in promised:
             continue
@@ -176,7 +177,8 @@ def _columns(catalog: Catalog, roles: Mapping[str, str]) -> tuple[list[Column], 
             value = f"if(isfinite({value}), {value}, NULL)"
         elif number and not whole:
             value = f"{value}::DOUBLE"
-        stage = made[name][0].stage if name in made else None
+        is_signal = name in made and made[name][0].name == "split_clips"
+        stage = made[name][0].stage if name in made and not is_signal else None
         found.append(Column(name, value, stage, whole, switch))
     order = {name: place for place, name in enumerate(_FIRST)}
     last = {name: place for place, name in enumerate(_MEASURED, start=1000)}

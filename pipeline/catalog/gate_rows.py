@@ -88,6 +88,10 @@ def _clips(before: Sequence[StepTable], only: Collection[str] | None) -> GateRow
         own = [name for name in maker.schema.names if name not in ("rejection", "error")]
     columns = dict.fromkeys(own, maker.stage)
     picked = [f"base.{quoted(name)}" for name in own]
+    signals = views.signal_columns(before)
+    columns |= dict.fromkeys(signals, maker.stage)
+    picked += [f"base.{quoted(c)} AS {quoted(name)}" for name, (_, c) in signals.items()]
+    own += [column for _, column in signals.values()]
     joins = []
     made = {
         name: place for name, place in views.clip_columns(before).items() if name not in columns

@@ -55,7 +55,10 @@ class Layout:
 
     @property
     def clip_columns(self) -> dict[str, tuple[StepTable, str]]:
-        """The columns of `clips` that stages made or that were published, with their tables."""
+        """The columns of `clips` that stages made or that were published, with their tables.
+
+        Of those of split_clips, only its signals.
+        """
         made = views.clip_columns(self.steps)
         given = {
             stage["stage"]: (
@@ -64,7 +67,7 @@ class Layout:
             )
             for stage in self._given
         }
-        return made | given
+        return made | given | views.signal_columns(self.steps)
 
     @property
     def _given(self) -> list[StageRecord]:

@@ -104,7 +104,7 @@ def shown_scores(
             taken[settings["column"]] = PublishedScore(
                 name, settings["column"], str(settings["scorer"])
             )
-    used = {*made, *(name for name, _ in views.VIEWS["clips"])}
+    used = {*made, *views.signal_columns(steps), *(name for name, _ in views.VIEWS["clips"])}
     free = [
         score if score.name not in used else replace(score, name=f"published_{score.name}")
         for score in published.scores
@@ -342,7 +342,7 @@ def clip_names(steps: Sequence[StepTable], scores: Sequence[PublishedScore]) -> 
     further = [name for name in made if name not in promised]
     further += [score.name for score in scores if score.name not in made]
     about = [name for name, _ in (*views.CLIPS_VIDEO_COLUMNS, *views.CLIPS_SPLIT_COLUMNS)]
-    return [*promised, *further, *about, "media"]
+    return [*promised, *further, *about, *views.signal_columns(steps), "media"]
 
 
 KNOWN_VIDEOS_SQL = (

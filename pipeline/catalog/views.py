@@ -16,6 +16,7 @@ from clipmill.schemas import tables
 from clipmill.schemas.folders import SUBSET_CLIPS
 from clipmill.schemas.sql_text import escaped_for_glob, literal, null, quoted
 from clipmill.schemas.step_tables import NOT_AMONG_REMOVED, Columns, StepTable, empty, kept, newest
+from clipmill.stages.clip_signals import CLIP_SIGNALS
 from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.scan_videos import FRAMES
 from clipmill.stages.split_clips import CLIPS, SHOTS
@@ -48,7 +49,7 @@ these:"""
 CLIPS_VIDEO_COLUMNS: Columns = tuple(
     (name, pa.string()) for name in ("url", "title", "language", "category", "query")
 )
-# The last columns: the rest of what split_clips says about a clip.
+# The last columns: the rest of what split_clips says about a clip. With `signals`, those follow.
 CLIPS_SPLIT_COLUMNS: Columns = tuple(
     (name, CLIPS.field(name).type)
     for name in (
@@ -303,6 +304,22 @@ def clip_columns(steps: Sequence[StepTable]) -> dict[str, tuple[StepTable, str]]
     }
 
 
+def signal_columns(steps: Sequence[StepTable]) -> dict[str, tuple[StepTable, str]]:
+    """The columns of `clips` that are signals: their table, and their name there.
+
+    One whose name another stage's column has comes with the label before it.
+    """
+    split = primary(steps, "split_clips")
+    if split is None:
+        return {}
+    taken = clip_columns(steps)
+    return {
+        f"{split.stage}_{name}" if name in taken else name: (split, name)
+        for name in CLIP_SIGNALS.names
+        if name in split.schema.names
+    }
+
+
 def video_columns(steps: Sequence[StepTable]) -> dict[str, str]:
     """The columns of `video_rows`, by name: the stage that made each; `steps` has a download."""
     download = primary(steps, "download_videos")
@@ -439,6 +456,9 @@ def clip_rows(steps: Sequence[StepTable]) -> str:
         for name, kind in CLIPS_SPLIT_COLUMNS
     ]
     own = [name for name in [*promised, *(name for name, _ in last)] if name in split.schema.names]
+    signals = signal_columns(steps)
+    last += [(name, f"base.{quoted(column)}") for name, (_, column) in signals.items()]
+    own += [column for _, column in signals.values()]
     for name, kind in CLIPS_VIEW:
         if name in own:
             columns.append((name, f"base.{quoted(name)}"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.pipeline.catalog.catalog import Catalog
-from clipmill.pipeline.catalog.views import clip_columns
+from clipmill.pipeline.catalog.views import clip_columns, signal_columns
 from clipmill.pipeline.dataset.steps import fingerprints
 from clipmill.pipeline.subsets.candidates import checked_expressions
 from clipmill.pipeline.subsets.explain import resolve_scorers
@@ -228,9 +228,10 @@ def _listed(choices: Sequence[Choice]) -> str:
 def _scorer(
     catalog: Catalog, scorers: Mapping[str, ResolvedScorer], score: str
 ) -> dict[str, Any] | None:
-    """The step that made the score, if the score is a column that a stage over clips made."""
+    """The step that made the score, if the score is a signal, or a stage over clips made it."""
     column = scorers[score].column if score in scorers else score
-    made = clip_columns(catalog.layout.steps).get(column)
+    steps = catalog.layout.steps
+    made = (clip_columns(steps) | signal_columns(steps)).get(column)
     if made is None:
         return None
     step = made[0].step

@@ -94,6 +94,10 @@ class ScorerSpec(BaseModel):
         description="label: settings of the stages to add to the run's "
         "recipe, the scorer last; `stage:` names the stage where the label doesn't",
     )
+    set: dict[str, Any] = Field(
+        default_factory=dict,
+        description="STAGE.SETTING: value with which a stage of the run's recipe makes it",
+    )
     note: str = Field("", description="what else the user must know to add it")
 
     @field_validator("add", mode="before")
@@ -163,6 +167,8 @@ def find_scorers(
 
 def _maker(spec: ScorerSpec) -> str | None:
     """The name of the built-in stage that makes a scorer's column."""
+    if spec.set:
+        return next(iter(spec.set)).partition(".")[0]
     if not spec.add:
         return None
     label = list(spec.add)[-1]
@@ -349,8 +355,9 @@ def _ways_out(missing: Mapping[str, ScorerSpec], stages: _Stages) -> list[str]:
             own.append(f"To compute `{role}`:\n  {command.start}")
             continue
         notes += [spec.note] if spec.note else []
-        if spec.add:
+        if spec.add or spec.set:
             command.add(spec.add)
+            command.set(spec.set)
         else:
             own.append(
                 f"Clipmill has no stage for `{role}`: write one whose score is that number "
@@ -392,6 +399,7 @@ class _Command:
         self._stages = stages
         self._taken = {record["stage"] for record in stages.records}
         self._added: list[tuple[str, str, dict[str, Any]]] = []
+        self._set: dict[str, Any] = {}
 
     def add(self, wanted: Mapping[str, Mapping[str, Any]]) -> None:
         """Adds stages, the last one being the scorer; existing ones among the others are reused."""
@@ -409,6 +417,13 @@ class _Command:
             called[label] = new = self._free(label)
             self._taken.add(new)
             self._added.append((new, stage, settings))
+
+    def set(self, wanted: Mapping[str, Any]) -> None:
+        """Gives settings to stages that the recipe has."""
+        for place, value in wanted.items():
+            stage, _, setting = place.partition(".")
+            labels = [one["stage"] for one in self._stages.records if one["name"] == stage]
+            self._set[f"{(labels or [stage])[0]}.{setting}"] = value
 
     def _same(self, stage: str, settings: Mapping[str, Any]) -> str | None:
         """The label of an equally configured stage, of the catalog or added before."""
@@ -432,10 +447,13 @@ class _Command:
         return next(name for name in names if name not in self._taken)
 
     def __bool__(self) -> bool:
-        return bool(self._added)
+        return bool(self._added or self._set)
 
     def __str__(self) -> str:
         words = [self.start]
+        words += [
+            f"--set {shlex.quote(f'{name}={_yaml(value)}')}" for name, value in self._set.items()
+        ]
         for label, stage, settings in self._added:
             given = {"stage": stage, **settings}
             words += [

@@ -345,7 +345,7 @@ STILL = Case(
     list,
     {},
     another=[embeddings(), aesthetic("static_share", column="static_share")],
-    command="--set static_share.stage=./my_stage.py:MyStage",
+    command="--set split_clips.signals=true",
 )
 with_scorers = pytest.mark.parametrize("case", [*CASES, FLT, STILL], ids=lambda case: case.recipe)
 
