@@ -274,16 +274,18 @@ class VideoSignals:
         """The share of a video's minutes that stay the same, as FineVideo counts them."""
         import numpy as np
 
-        frozen = self._values["still"] <= _STILL
-        parts = self._seconds // _STATIC_PART_SECONDS
+        # It is only compared in pictures that are sampled.
+        sampled = np.isfinite(self._values["luminance"])
+        frozen = self._values["still"][sampled] <= _STILL
+        seconds = self._seconds[sampled]
+        parts = seconds // _STATIC_PART_SECONDS
         end = self._row["end_seconds"]
         counted = np.unique(parts)
         static = 0
         for number in counted:
             inside = parts == number
             until = min(end, (number + 1) * _STATIC_PART_SECONDS)
-            seconds = self._seconds[inside]
-            static += _frozen_seconds(frozen[inside], seconds, until, _STATIC_SECONDS) > 0
+            static += _frozen_seconds(frozen[inside], seconds[inside], until, _STATIC_SECONDS) > 0
         return static / len(counted)
 
 

@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 
-CROP = (480, 272)
+CROP = (320, 192)
 """Width and height of that part, the middle of the picture: divisible by 16."""
 
 _PERIODS = range(3, 25)

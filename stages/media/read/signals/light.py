@@ -104,17 +104,16 @@ def colorfulness(rgb: np.ndarray) -> float:
     return float(np.linalg.norm(deviations) + 0.3 * np.linalg.norm(means))
 
 
-def flash_grid(rgb: np.ndarray) -> np.ndarray:
-    """Mean colours of the 8 × 8 cells that photosensitivity compares, in whole levels."""
-    height, width = rgb.shape[:2]
-    rows = np.arange(_GRID) * height // _GRID
-    columns = np.arange(_GRID) * width // _GRID
-    sums = np.add.reduceat(rgb, rows, axis=0, dtype=np.int32)
-    sums = np.add.reduceat(sums, columns, axis=1)
+def flashes(pictures: np.ndarray) -> np.ndarray:
+    """The differences of RGB pictures from those before, [n - 1].
+
+    As photosensitivity compares them: in mean colours of 8 × 8 cells, of which a share is given of
+    what it tolerates within 30 pictures.
+    """
+    _, height, width, _ = pictures.shape
+    rows, columns = (np.arange(_GRID) * side // _GRID for side in (height, width))
+    sums = np.add.reduceat(pictures, rows, axis=1, dtype=np.int32)
+    sums = np.add.reduceat(sums, columns, axis=2)
     areas = np.outer(np.diff(rows, append=height), np.diff(columns, append=width))
-    return sums // areas[:, :, None]
-
-
-def flash(one: np.ndarray, other: np.ndarray) -> float:
-    """The difference of two grids, as a share of what FFmpeg's filter tolerates in a second."""
-    return float(np.abs(one - other).sum()) / FLASH_LIMIT
+    grids = sums // areas[:, :, None]
+    return np.abs(np.diff(grids, axis=0)).sum(axis=(1, 2, 3)) / FLASH_LIMIT

@@ -47,13 +47,18 @@ def temporal_information(
     return math.sqrt(max(0.0, square - (mean_one - mean_other) ** 2))
 
 
-def difference(one: Planes, other: Planes) -> float:
-    """The mean difference of all samples, 0 to 1, as freezedetect computes it for 4:2:0."""
-    luma = cv2.norm(one.luma, other.luma, cv2.NORM_L1)
+def difference(one: Planes, other: Planes, enough: float) -> float:
+    """The mean difference of all samples, 0 to 1, as freezedetect computes it for 4:2:0.
+
+    If luma alone gives more than `enough`, only that.
+    """
+    scale = 256 * (one.luma.size + one.blue.size + one.red.size)
+    luma = cv2.norm(one.luma, other.luma, cv2.NORM_L1) * LUMA_SHARE / scale
+    if luma > enough:
+        return luma
     chroma = cv2.norm(one.blue, other.blue, cv2.NORM_L1)
     chroma += cv2.norm(one.red, other.red, cv2.NORM_L1)
-    samples = one.luma.size + one.blue.size + one.red.size
-    return (luma * LUMA_SHARE + chroma * CHROMA_SHARE) / samples / 256
+    return luma + chroma * CHROMA_SHARE / scale
 
 
 @dataclass
@@ -64,11 +69,14 @@ class Freezes:
     reference: Planes | None = None
 
     def add(self, planes: Planes) -> float | None:
-        """The difference from the reference; a picture beyond the tolerance is the next one."""
+        """The difference from the reference; a picture beyond the tolerance is the next one.
+
+        Of such a picture it may be that of luma alone, which is less.
+        """
         if self.reference is None:
             self.reference = planes
             return None
-        found = difference(planes, self.reference)
+        found = difference(planes, self.reference, self.tolerance)
         if found > self.tolerance:
             self.reference = planes
         return found

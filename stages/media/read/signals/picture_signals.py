@@ -25,17 +25,9 @@ SOON_SECONDS = 0.25
 JUMP = 8.0
 """The rise of VMAF motion with which a picture may begin a shot."""
 
-EVERY_PICTURE = (
-    "vmaf_motion",
-    "temporal_information",
-    "mean",
-    "black",
-    "white",
-    "frozen",
-    "still",
-    "flash",
-)
+EVERY_PICTURE = ("mean", "vmaf_motion", "temporal_information", "black", "white", "frozen", "flash")
 SAMPLED = (
+    "still",
     "low",
     "high",
     "shadows_clipped",
@@ -47,8 +39,10 @@ SAMPLED = (
     "spatial_information",
 )
 FULL_SIZE = ("left", "top", "right", "bottom", "blockiness", "blur", "noise", "laplacian_variance")
-NAMES = (*EVERY_PICTURE, *SAMPLED, *FULL_SIZE)
-"""What `scan_videos.signals` maps to lists that run parallel to `seconds`; docs/signals.md."""
+"""The names in `scan_videos.signals`, whose lists run parallel to the pictures; docs/signals.md
+says what they are."""
+
+_BATCH = 64
 
 
 @dataclass
@@ -58,7 +52,6 @@ class _Seen:
     planes: Planes
     blurred: np.ndarray
     mean: float
-    grid: np.ndarray
     motion: float = math.inf
 
 
@@ -87,8 +80,10 @@ class PictureSignals:
     """
 
     def __init__(self) -> None:
-        self._values: dict[str, list[float | None]] = {name: [] for name in NAMES}
+        self._values: dict[str, list[float | None]] = {name: [] for name in EVERY_PICTURE}
+        self._samples: list[tuple[int, dict[str, float | None]]] = []
         self._overlays: list[dict[str, Any]] = []
+        self._flashes = _Flashes(self._values["flash"])
         self._count = 0
         self._before: _Seen | None = None
         self._overlay: tuple[int, np.ndarray] | None = None
@@ -102,60 +97,62 @@ class PictureSignals:
     def interrupt(self) -> None:
         self._before = self._overlay = None
         self._frozen.reference = self._still.reference = None
+        self._flashes.interrupt()
         self._begin_shot()
 
     def add(self, picture: Picture) -> None:
         planes = Planes(picture.luma, *picture.chroma)
-        now = _Seen(
-            planes,
-            movement.blurred(planes.luma),
-            cv2.mean(planes.luma)[0],
-            light.flash_grid(picture.tiny),
-        )
-        found: dict[str, float | None] = {
-            "mean": now.mean,
-            "black": light.black_share(planes.luma, now.mean),
-            "white": light.white_share(planes.luma, now.mean),
-        }
-        self._compare(now, found)
-        self._freeze(picture.seconds, planes, found)
-        if self._sample(picture.seconds):
-            _add_sample(planes, picture.tiny, found)
-        if self._sample_overlay(picture.seconds):
-            self._add_overlay(planes.luma)
-        if self._sample_full_size(picture.seconds):
-            _add_full_size(picture.full_luma, found)
-        for name, values in self._values.items():
-            values.append(found.get(name))
+        now = _Seen(planes, movement.blurred(planes.luma), cv2.mean(planes.luma)[0])
+        values = self._values
+        values["mean"].append(now.mean)
+        values["black"].append(light.black_share(planes.luma, now.mean))
+        values["white"].append(light.white_share(planes.luma, now.mean))
+        values["frozen"].append(self._frozen.add(planes))
+        self._flashes.add(picture.tiny)
+        self._compare(now)
+        self._look_closer(picture, planes)
         self._before = now
         self._count += 1
 
     def finish(self) -> dict[str, Any]:
+        self._flashes.flush()
+        for name in (*SAMPLED, *FULL_SIZE):
+            self._values[name] = [None] * self._count
+        for place, found in self._samples:
+            for name, value in found.items():
+                self._values[name][place] = value
         return {"signals": list(self._values.items()), "overlays": self._overlays}
 
     def _begin_shot(self) -> None:
         for due in (self._sample, self._sample_overlay, self._sample_full_size):
             due.begin_shot()
 
-    def _compare(self, now: _Seen, found: dict[str, float | None]) -> None:
-        before = self._before
-        if before is None:
-            return
-        motion = movement.vmaf_motion(now.blurred, before.blurred)
-        found["vmaf_motion"] = now.motion = motion
-        found["temporal_information"] = movement.temporal_information(
-            now.planes.luma, before.planes.luma, now.mean, before.mean
-        )
-        found["flash"] = light.flash(now.grid, before.grid)
-        if motion > before.motion + JUMP:
-            self._begin_shot()
+    def _compare(self, now: _Seen) -> None:
+        before, motion, change = self._before, None, None
+        if before is not None:
+            now.motion = motion = movement.vmaf_motion(now.blurred, before.blurred)
+            change = movement.temporal_information(
+                now.planes.luma, before.planes.luma, now.mean, before.mean
+            )
+            if motion > before.motion + JUMP:
+                self._begin_shot()
+        self._values["vmaf_motion"].append(motion)
+        self._values["temporal_information"].append(change)
 
-    def _freeze(self, seconds: float, planes: Planes, found: dict[str, float | None]) -> None:
-        found["frozen"] = self._frozen.add(planes)
-        part = seconds // movement.STILL_PART_SECONDS
-        if part != self._still_part:
-            self._still.reference, self._still_part = None, part
-        found["still"] = self._still.add(planes)
+    def _look_closer(self, picture: Picture, planes: Planes) -> None:
+        found: dict[str, float | None] = {}
+        if self._sample(picture.seconds):
+            part = picture.seconds // movement.STILL_PART_SECONDS
+            if part != self._still_part:
+                self._still.reference, self._still_part = None, part
+            found["still"] = self._still.add(planes)
+            _add_sample(planes, picture.tiny, found)
+        if self._sample_overlay(picture.seconds):
+            self._add_overlay(planes.luma)
+        if self._sample_full_size(picture.seconds):
+            _add_full_size(picture.full_luma, found)
+        if found:
+            self._samples.append((self._count, found))
 
     def _add_overlay(self, luma: np.ndarray) -> None:
         if self._overlay is not None:
@@ -163,6 +160,33 @@ class PictureSignals:
             bits = overlay.cells(luma, before)
             self._overlays.append({"first": number, "last": self._count, **bits})
         self._overlay = (self._count, luma)
+
+
+class _Flashes:
+    """Compares pictures in batches, because each call of numpy costs more than its numbers."""
+
+    def __init__(self, values: list[float | None]) -> None:
+        self._values = values
+        self._waiting: list[np.ndarray] = []
+        self._is_first = True
+
+    def add(self, tiny: np.ndarray) -> None:
+        self._waiting.append(tiny)
+        if len(self._waiting) > _BATCH:
+            self.flush()
+
+    def interrupt(self) -> None:
+        self.flush()
+        self._waiting, self._is_first = [], True
+
+    def flush(self) -> None:
+        """Stores the values of all pictures so far; the last one waits for the next."""
+        if self._is_first and self._waiting:
+            self._values.append(None)
+            self._is_first = False
+        if len(self._waiting) > 1:
+            self._values += light.flashes(np.array(self._waiting)).tolist()
+            del self._waiting[:-1]
 
 
 def _add_sample(planes: Planes, tiny: np.ndarray, found: dict[str, float | None]) -> None:
