@@ -20,10 +20,10 @@ class LeanMeasures:
     """Observes the luma of one video; the measures are those of `Measures`.
 
     Luma comes from the decoder's planes here, not from a BGR image, so the numbers are close to
-    its, not equal. Between pictures that are several frames apart, `motion` is the estimated mean
-    of the differences from frame to frame. `score` is the mean absolute difference of the last
-    picture's tiny image from the one before, in levels of 0 to 255; `statistics` tells which
-    pictures were seen.
+    its, not equal. `score` is the mean absolute difference of the last picture's tiny image from
+    the one before, in levels of 0 to 255. Between pictures that are several frames apart, both it
+    and `motion` are the estimated mean of the differences from frame to frame. `statistics` tells
+    which pictures were seen.
     """
 
     def __init__(self) -> None:
@@ -41,16 +41,13 @@ class LeanMeasures:
 
     def add(self, picture: Picture) -> None:
         luma, tiny = picture.luma, picture.tiny
-        self.motion.append(
-            None
-            if self._luma is None
-            else cv2.norm(luma, self._luma, cv2.NORM_L1)
-            / luma.size
-            / (picture.number - self._number) ** GROWTH
-        )
-        self.score = (
-            0.0 if self._tiny is None else cv2.norm(tiny, self._tiny, cv2.NORM_L1) / tiny.size
-        )
+        if self._luma is None or self._tiny is None:
+            self.motion.append(None)
+            self.score = 0.0
+        else:
+            frames = float((picture.number - self._number) ** GROWTH)
+            self.motion.append(cv2.norm(luma, self._luma, cv2.NORM_L1) / luma.size / frames)
+            self.score = cv2.norm(tiny, self._tiny, cv2.NORM_L1) / tiny.size / frames
         self.brightness.append(cv2.mean(luma)[0])
         laplacian = cv2.Laplacian(luma, cv2.CV_16S)
         square = cv2.norm(laplacian, cv2.NORM_L2SQR) / luma.size

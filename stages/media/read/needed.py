@@ -9,6 +9,7 @@ number and its time. Where a file turns out to be damaged or odd, all the rest o
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Sequence
@@ -31,9 +32,9 @@ from clipmill.stages.media.read.strict_decoding import Damaged, be_strict
 
 # Codecs whose packets say whether others need them.
 _CODECS = frozenset(("h264", "hevc"))
-# Pictures that differ by this many times as much as the ones before them, and by this many levels
-# of 255, are not left with a gap in between.
-_DOUBT_TIMES, _DOUBT_LEVELS = 1.6, 2.0
+# Pictures that differ by this many levels of 255, this many times as much as the ones before them
+# usually do, and this many times as much as those next to them, are not left with a gap in between.
+_DOUBT_LEVELS, _DOUBT_TIMES, _PEAK_TIMES = 2.0, 1.6, 1.3
 _DISTANCES = 8
 
 
@@ -77,19 +78,17 @@ class NeededVideo(FastVideo):
             return
         doubts = _Doubts()
         before: Picture | None = None
+        held: Picture | None = None
         with contextlib.closing(_Again(self.path, index, self._places)) as again:
-            for picture in super()._frames():
-                if before is not None and doubts.are_there(before, picture):
-                    for number, frame in again.frames(range(before.number + 1, picture.number)):
-                        between = self._picture(number, frame, index.pts[number])
-                        doubts.add(before, between)
-                        yield between
-                        before = between
-                    self._count_again(again.newly_decoded())
-                if before is not None:
-                    doubts.add(before, picture)
-                yield picture
-                before = picture
+            # Each picture waits for the next one, which decides with it.
+            for following in itertools.chain(super()._frames(), (None,)):
+                if held is not None:
+                    if before is not None and doubts.are_there(before, held, following):
+                        for number, frame in again.frames(range(before.number + 1, held.number)):
+                            yield self._picture(number, frame, index.pts[number])
+                        self._count_again(again.newly_decoded())
+                    yield held
+                before, held = held, following
 
     def _count_again(self, frames: int) -> None:
         """Counts frames of the second decoder; if it makes more work than was saved, it ends."""
@@ -164,21 +163,30 @@ class _Doubts:
     def __init__(self) -> None:
         self._last: deque[float] = deque(maxlen=_DISTANCES)
 
-    def are_there(self, before: Picture, after: Picture) -> bool:
-        if after.number == before.number + 1:
-            return False
+    def are_there(self, before: Picture, after: Picture, following: Picture | None) -> bool:
+        """Whether pictures were left out between two that differ unlike those around them."""
         levels = _levels(before, after)
+        step = levels / _frames_apart(before, after)
         usual = statistics.median(self._last) if self._last else 0.0
-        frames = (after.number - before.number) ** GROWTH
-        return levels >= _DOUBT_LEVELS and levels >= _DOUBT_TIMES * usual * frames
-
-    def add(self, before: Picture, after: Picture) -> None:
-        self._last.append(_levels(before, after) / (after.number - before.number) ** GROWTH)
+        last = self._last[-1] if self._last else 0.0
+        self._last.append(step)
+        if after.number == before.number + 1 or levels < _DOUBT_LEVELS:
+            return False
+        if step < max(_DOUBT_TIMES * usual, _PEAK_TIMES * last):
+            return False
+        return following is None or step >= _PEAK_TIMES * _levels(after, following) / _frames_apart(
+            after, following
+        )
 
 
 def _levels(before: Picture, after: Picture) -> float:
     """The mean absolute difference of two pictures."""
     return cv2.norm(before.tiny, after.tiny, cv2.NORM_L1) / before.tiny.size
+
+
+def _frames_apart(before: Picture, after: Picture) -> float:
+    """By how much more pictures differ than neighbouring ones, because of their distance."""
+    return float((after.number - before.number) ** GROWTH)
 
 
 class _Again:
