@@ -6,6 +6,7 @@ recovery points are flagged although pictures only become correct frames later.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -59,7 +60,8 @@ class Use:
     is_needed: bool
 
 
-NEEDED = Use(0, True)
+NEEDED, UNNEEDED = Use(0, True), Use(0, False)
+_use = functools.cache(Use)
 NONE, UNPROVEN = Start(Kind.NONE), Start(Kind.UNPROVEN)
 OPEN, CLOSED = Start(Kind.OPEN), Start(Kind.CLOSED)
 
@@ -274,8 +276,9 @@ class _H264(_Nal):
     def use(self, packet: bytes) -> Use:
         units = [packet[begin] for begin, _ in self._units(packet)]
         # Parameter sets count as references, too.
-        is_needed = any(unit & 0x60 for unit in units)
-        return Use(0, is_needed or not any(unit & 31 in self._SLICES for unit in units))
+        if any(unit & 0x60 for unit in units):
+            return NEEDED
+        return UNNEEDED if any(unit & 31 in self._SLICES for unit in units) else NEEDED
 
     def needs_earlier(self, packet: bytes) -> bool:
         return True
@@ -317,15 +320,17 @@ class _Hevc(_Nal):
 
     def use(self, packet: bytes) -> Use:
         layer, slices = 0, 0
-        for begin, _ in self._units(packet):
+        for begin, end in self._units(packet):
             kind = packet[begin] >> 1 & 63
             if kind in _HEVC_MESSAGES:
                 continue
+            if end - begin < 2:
+                return NEEDED  # broken
             layer = (packet[begin + 1] & 7) - 1
             if kind % 2 or kind > _HEVC_LAST_UNNEEDED:
-                return Use(layer, True)
+                return _use(layer, True)
             slices += 1
-        return Use(layer, not slices)
+        return _use(layer, not slices)
 
     def needs_earlier(self, packet: bytes) -> bool:
         return any(packet[begin] >> 1 & 63 in _LEADING_SKIPPED for begin, _ in self._units(packet))

@@ -19,6 +19,7 @@ from typing import Any
 import av
 import cv2
 
+from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.read.decode import open_container, video_stream
 from clipmill.stages.media.read.entries import PacketReader
 from clipmill.stages.media.read.fast import FastVideo, Order
@@ -102,7 +103,10 @@ class NeededVideo(FastVideo):
             codec = video_stream(container, self.path).codec_context.codec.canonical_name
         if codec not in _CODECS:
             return None
-        index = read_packets(self.path, self.starts_at_seconds, uses=True)
+        try:
+            index = read_packets(self.path, self.starts_at_seconds, uses=True)
+        except RowFailed:
+            return None  # if times don't identify frames; decoding says what is wrong
         self._places = left_out(index)
         if not self._places:
             return None

@@ -167,7 +167,7 @@ class _Reading:
         self.reader = reader
         self._asks_uses = uses
         self.sizes: list[int] = []
-        self.uses: list[Use] = []
+        self.uses: list[Use] = []  # one object per kind: there are millions of packets
         self._cut_off = cut_off
         self._counts = counts
         self._awaiting: list[_Key] = []
