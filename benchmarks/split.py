@@ -1,12 +1,14 @@
 """Measures how fast split_clips is, compared with PySceneDetect's command and bare decoding.
 
-    python -m benchmarks.split [FILE ...] [--repeats 5] [--seconds 120]
+    python -m benchmarks.split [FILE ...] [--repeats 5] [--seconds 120] [--set NAME=VALUE ...]
 
 Each file is first lengthened by joining it to itself (packets are copied, not re-encoded).
 Then these processes take turns on it:
 
-ours         scan and split: cuts, kept frames and statistics, committed as Parquet
-bare         the same, decoded in the process itself instead of a helper process
+needed       scan and split with `detector: cascade`: cuts, kept frames and statistics, committed as
+             Parquet; pictures in which nothing happens are not decoded
+all          the same with `decode: all`
+content      the same with `detector: content`, PySceneDetect's
 scenedetect  `scenedetect -q -i FILE detect-content`: cuts only
 ffmpeg       `ffmpeg -i FILE -f null -`: decoding only
 
@@ -14,8 +16,8 @@ The time that the same command takes for a file of four packets is subtracted: a
 worker for many videos, so Python's start-up time doesn't matter.
 
 Prints ratios, where more than 1 means that the first is faster: of the median wall times, and of
-the median processor times, which a busy machine disturbs less. Without files, it uses the real
-footage next to the checkout.
+the median processor times, which a busy machine disturbs less. `decoded` is the share of a file's
+frames that `needed` decodes. Without files, it uses the real footage next to the checkout.
 """
 
 from __future__ import annotations
@@ -37,7 +39,18 @@ from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_program
 
 ROOT = Path(__file__).resolve().parent.parent
 FOOTAGE = ROOT.parent / "shared" / "videos"
-PAIRS = (("ours", "scenedetect"), ("ours", "ffmpeg"), ("scenedetect", "ffmpeg"), ("ours", "bare"))
+PAIRS = (
+    ("needed", "ffmpeg"),
+    ("all", "ffmpeg"),
+    ("content", "ffmpeg"),
+    ("scenedetect", "ffmpeg"),
+    ("needed", "scenedetect"),
+)
+SETTINGS: dict[str, dict[str, str]] = {
+    "needed": {"detector": "cascade"},
+    "all": {"detector": "cascade", "decode": "all"},
+    "content": {},
+}
 DEFAULT_FILES = (
     "bbb_opening_720p_45s.ts",
     "sam2_dog_catch.mp4",
@@ -81,8 +94,11 @@ def _join(source: Path, target: Path, loops: int, packets: int | None) -> None:
                 shift += end
 
 
-def scan_and_split(path: Path) -> None:
-    """What a worker does with one video, from the file to committed Parquet."""
+def scan_and_split(path: Path, settings: dict[str, str]) -> None:
+    """What a worker does with one video, from the file to committed Parquet.
+
+    Prints the number of frames that were decoded, and that the file has.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -90,7 +106,7 @@ def scan_and_split(path: Path) -> None:
     from clipmill.stages.protocol import Workspace
     from clipmill.stages.split_clips import SplitClips
 
-    scan, split = SplitClips().steps()
+    scan, split = SplitClips.model_validate(settings).steps()
     source = pa.table(
         {
             "video_id": ["video"],
@@ -112,22 +128,8 @@ def scan_and_split(path: Path) -> None:
             tables = transform(joined)
         for name, table in tables.items():
             pq.write_table(table, Path(folder) / f"{name}.parquet")
-
-
-def decode_here() -> None:
-    """Runs the decode pass in this process instead of a helper."""
-    from clipmill.stages import scan_videos
-
-    def collect(function, path, *args, limits, counted):
-        parts, stream = [], function(path, *args)
-        while True:
-            try:
-                parts.append(next(stream))
-            except StopIteration as end:
-                counted(end.value["decoded_frames"])
-                return parts, end.value
-
-    scan_videos.collect_isolated = collect
+        row = joined.to_pylist()[0]
+        print(row["decoded_frames"], row["source_frames"])
 
 
 def ffmpeg_binary() -> str:
@@ -138,10 +140,13 @@ def ffmpeg_binary() -> str:
     return program
 
 
-def commands(path: Path) -> dict[str, list[str]]:
+def commands(path: Path, more: dict[str, str]) -> dict[str, list[str]]:
+    ours = [sys.executable, "-m", "benchmarks.split", "--scan", str(path)]
     return {
-        "ours": [sys.executable, "-m", "benchmarks.split", "--scan", str(path)],
-        "bare": [sys.executable, "-m", "benchmarks.split", "--in-process", "--scan", str(path)],
+        **{
+            name: [*ours, "--set", *(f"{key}={value}" for key, value in {**chosen, **more}.items())]
+            for name, chosen in SETTINGS.items()
+        },
         "scenedetect": [
             sys.executable,
             "-m",
@@ -155,19 +160,26 @@ def commands(path: Path) -> dict[str, list[str]]:
     }
 
 
-def measure(path: Path, repeats: int) -> dict[str, np.ndarray]:
-    """Median (wall, processor) seconds of each command. They take turns, so that other work on the
-    machine affects all of them alike."""
+def measure(
+    path: Path, repeats: int, more: dict[str, str]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Median (wall, processor) seconds of each command, and what `needed` printed.
+
+    They take turns, so that other work on the machine affects all of them alike.
+    """
     taken: dict[str, list[tuple[float, float]]] = {}
+    frames = np.zeros(2)
     for _ in range(repeats):
-        for name, command in commands(path).items():
+        for name, command in commands(path, more).items():
             began, used = time.perf_counter(), processor_seconds()
-            subprocess.run(
-                command, stdin=subprocess.DEVNULL, check=True, cwd=ROOT, stdout=subprocess.DEVNULL
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, check=True, cwd=ROOT, stdout=subprocess.PIPE
             )
             spent = time.perf_counter() - began, processor_seconds() - used
             taken.setdefault(name, []).append(spent)
-    return {name: np.median(spent, axis=0) for name, spent in taken.items()}
+            if name == "needed":
+                frames = np.array(done.stdout.split()[-2:], float)
+    return {name: np.median(spent, axis=0) for name, spent in taken.items()}, frames
 
 
 def processor_seconds() -> float:
@@ -183,40 +195,41 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="footage to make of a file")
     parser.add_argument("--scan", type=Path, help="only scan and split this file, once")
     parser.add_argument(
-        "--in-process",
-        action="store_true",
-        help="with --scan: decode in this process, not in one of its own",
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of split_clips"
     )
     options = parser.parse_args()
+    chosen = dict(item.split("=", 1) for item in options.set)
     if options.scan:
-        if options.in_process:
-            decode_here()
-        scan_and_split(options.scan)
+        scan_and_split(options.scan, chosen)
         return
     files = options.files or [FOOTAGE / name for name in DEFAULT_FILES]
     if missing := [str(path) for path in files if not path.is_file()]:
         parser.error(f"no such file: {', '.join(missing)}; name video files to measure")
     totals: dict[str, np.ndarray] = {}
-    print(f"{'speed, wall (processor)':36}" + "".join(f"{a + ' / ' + b:>22}" for a, b in PAIRS))
+    all_frames = np.zeros(2)
+    pairs = "".join(f"{a + ' / ' + b:>24}" for a, b in PAIRS)
+    print(f"{'speed, wall (processor)':36}{pairs}{'decoded':>10}")
     with tempfile.TemporaryDirectory() as folder:
         for path in files:
             longer = Path(folder) / f"{path.stem}.mkv"
             lengthen(path, longer, options.seconds)
             few = Path(folder) / f"{path.stem}.start.mkv"
             shorten(path, few)
-            start = measure(few, max(3, options.repeats))
-            seconds = measure(longer, options.repeats)
+            start, _ = measure(few, max(3, options.repeats), chosen)
+            seconds, frames = measure(longer, options.repeats, chosen)
             seconds = {name: spent - start[name] for name, spent in seconds.items()}
             longer.unlink()
             for name, value in seconds.items():
                 totals[name] = totals.get(name, 0.0) + value
-            _print_row(path.name, seconds)
-    _print_row("all", totals)
+            all_frames += frames
+            _print_row(path.name, seconds, frames)
+    _print_row("all", totals, all_frames)
 
 
-def _print_row(name: str, seconds: dict[str, np.ndarray]) -> None:
+def _print_row(name: str, seconds: dict[str, np.ndarray], frames: np.ndarray) -> None:
     ratios = (seconds[other] / seconds[one] for one, other in PAIRS)
-    print(f"{name:36}" + "".join(f"{f'{w:.2f} ({p:.2f})':>22}" for w, p in ratios), flush=True)
+    cells = "".join(f"{f'{wall:.2f} ({cpu:.2f})':>24}" for wall, cpu in ratios)
+    print(f"{name:36}{cells}{frames[0] / frames[1]:>10.2f}", flush=True)
 
 
 if __name__ == "__main__":

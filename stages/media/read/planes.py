@@ -110,10 +110,32 @@ class PlaneImages:
     def __call__(self, frame: av.VideoFrame) -> PlaneParts:
         return PlaneParts(self, frame)
 
-    def plain(self, frame: av.VideoFrame) -> tuple[av.VideoFrame, Framing]:
-        """The frame, or a small copy of one in a rare pixel format, and what to crop from it."""
-        if _layout(frame.format.name) is not None and frame.planes[0].line_size > 0:
-            return frame, self._framing
+    def planes(self, frame: av.VideoFrame) -> _Planes:
+        """Views of the shown part of the frame, or of a small copy if its format is a rare one."""
+        layout, framing, planes = _layout(frame.format.name), self._framing, frame.planes
+        is_converted = layout is None or planes[0].line_size <= 0
+        if is_converted:
+            frame, framing = self._converted(frame), Framing()
+            layout, planes = _layout("yuv420p"), frame.planes
+        assert layout is not None
+        is_full_range = layout.is_full_range or int(frame.color_range) == _FULL_RANGE
+        chroma = (
+            [_pixels(planes[1], layout, 2)]
+            if layout.chroma_order
+            else [_pixels(plane, layout) for plane in planes[1:3]]
+        )
+        return _Planes(
+            layout.depth,
+            is_full_range,
+            is_converted,
+            framing.cropped(_pixels(planes[0], layout)),
+            [_cropped_chroma(plane, frame, framing) for plane in chroma],
+            layout.chroma_order,
+            _table(layout.depth, is_full_range, 16, 219, 0),
+            _table(layout.depth, is_full_range, _GREY, 224, _GREY),
+        )
+
+    def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
         width, height = self._stored
         small = self._converter.reformat(
             self._cropped(frame),
@@ -126,42 +148,46 @@ class PlaneImages:
             threads=1,
         )
         small.color_range = 1
-        return small, Framing()
+        return small
 
-    def full_luma(self, frame: av.VideoFrame) -> StoredLuma | None:
+    def full_luma(self, planes: _Planes) -> StoredLuma | None:
         """The luma plane as it is shown; None of a pixel format that has none."""
-        layout = _layout(frame.format.name)
-        if layout is None or frame.planes[0].line_size <= 0:
+        if planes.is_converted:
             return None
-        plane = self._framing.cropped(_pixels(frame.planes[0], layout.depth))
-        if layout.depth > 8:
-            plane = np.right_shift(plane, layout.depth - 8).astype(np.uint8)
-        return StoredLuma(self._orientation.upright(plane), _is_full_range(frame, layout))
+        plane = planes.luma
+        if plane.dtype != np.uint8:
+            plane = np.right_shift(plane, planes.depth - 8).astype(np.uint8)
+        return StoredLuma(self._orientation.upright(plane), planes.is_full_range)
 
-    def luma(self, frame: av.VideoFrame, framing: Framing) -> np.ndarray:
-        layout = _layout(frame.format.name)
-        assert layout is not None
-        plane = framing.cropped(_pixels(frame.planes[0], layout.depth))
-        small = cv2.resize(plane, self._stored, interpolation=cv2.INTER_LINEAR)
-        table = _luma_table(layout.depth, _is_full_range(frame, layout))
-        return self._orientation.upright(_looked_up(small, table))
+    def luma(self, planes: _Planes) -> np.ndarray:
+        small = cv2.resize(planes.luma, self._stored, interpolation=cv2.INTER_LINEAR)
+        return self._orientation.upright(_looked_up(small, planes.luma_table))
 
-    def chroma(self, frame: av.VideoFrame, framing: Framing) -> tuple[np.ndarray, np.ndarray]:
-        layout = _layout(frame.format.name)
-        assert layout is not None
-        table = _chroma_table(layout.depth, _is_full_range(frame, layout))
-        planes = [
-            cv2.resize(
-                _cropped_chroma(plane, frame, framing),
-                self._stored_half,
-                interpolation=cv2.INTER_LINEAR,
-            )
-            for plane in _chroma_planes(frame, layout)
+    def chroma(self, planes: _Planes) -> tuple[np.ndarray, np.ndarray]:
+        found = [
+            cv2.resize(plane, self._stored_half, interpolation=cv2.INTER_LINEAR)
+            for plane in planes.chroma
         ]
-        if len(planes) == 1:
-            planes = list(cv2.split(planes[0]))[:: layout.chroma_order]
-        u, v = (self._orientation.upright(_looked_up(plane, table)) for plane in planes)
+        if planes.chroma_order:
+            found = list(cv2.split(found[0]))[:: planes.chroma_order]
+        u, v = (
+            self._orientation.upright(_looked_up(plane, planes.chroma_table)) for plane in found
+        )
         return u, v
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """Views of a frame's planes, one or two for chroma, and tables to full range (None: as is)."""
+
+    depth: int
+    is_full_range: bool
+    is_converted: bool
+    luma: np.ndarray
+    chroma: list[np.ndarray]
+    chroma_order: int
+    luma_table: np.ndarray | None
+    chroma_table: np.ndarray | None
 
 
 class PlaneParts:
@@ -176,16 +202,16 @@ class PlaneParts:
         self._frame = frame
 
     @functools.cached_property
-    def _plain(self) -> tuple[av.VideoFrame, Framing]:
-        return self._images.plain(self._frame)
+    def _planes(self) -> _Planes:
+        return self._images.planes(self._frame)
 
     @functools.cached_property
     def luma(self) -> np.ndarray:
-        return self._images.luma(*self._plain)
+        return self._images.luma(self._planes)
 
     @functools.cached_property
     def chroma(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._images.chroma(*self._plain)
+        return self._images.chroma(self._planes)
 
     @functools.cached_property
     def tiny(self) -> np.ndarray:
@@ -194,7 +220,7 @@ class PlaneParts:
 
     @property
     def full_luma(self) -> StoredLuma | None:
-        return self._images.full_luma(self._frame)
+        return self._images.full_luma(self._planes)
 
 
 class ImageParts:
@@ -232,20 +258,14 @@ def _half(size: tuple[int, ...]) -> tuple[int, int]:
     return (size[0] + 1) // 2, (size[1] + 1) // 2
 
 
-def _pixels(plane: av.video.plane.VideoPlane, depth: int) -> np.ndarray:
+def _pixels(plane: av.video.plane.VideoPlane, layout: _Layout, channels: int = 1) -> np.ndarray:
     """A view of a plane, without line padding."""
-    kind, size = (np.uint8, 1) if depth == 8 else (np.uint16, 2)
-    shape, strides = (plane.height, plane.width), (plane.line_size, size)
+    kind, size = (np.uint8, 1) if layout.depth == 8 else (np.uint16, 2)
+    shape: tuple[int, ...] = (plane.height, plane.width)
+    strides: tuple[int, ...] = (plane.line_size, size * channels)
+    if channels > 1:
+        shape, strides = (*shape, channels), (*strides, size)
     return np.ndarray(shape, kind, memoryview(plane), 0, strides)
-
-
-def _chroma_planes(frame: av.VideoFrame, layout: _Layout) -> list[np.ndarray]:
-    planes = frame.planes
-    if not layout.chroma_order:
-        return [_pixels(plane, layout.depth) for plane in planes[1:3]]
-    both = planes[1]
-    shape, strides = (both.height, both.width, 2), (both.line_size, 2, 1)
-    return [np.ndarray(shape, np.uint8, memoryview(both), 0, strides)]
 
 
 def _cropped_chroma(plane: np.ndarray, frame: av.VideoFrame, framing: Framing) -> np.ndarray:
@@ -263,25 +283,15 @@ def _cropped_chroma(plane: np.ndarray, frame: av.VideoFrame, framing: Framing) -
     ]
 
 
-def _is_full_range(frame: av.VideoFrame, layout: _Layout) -> bool:
-    return layout.is_full_range or int(frame.color_range) == _FULL_RANGE
-
-
 @functools.cache
-def _luma_table(depth: int, is_full_range: bool) -> np.ndarray | None:
+def _table(
+    depth: int, is_full_range: bool, zero: int, levels: int, target: int
+) -> np.ndarray | None:
+    """Full-range values of 8 bits by code; in limited range `zero` becomes `target`."""
     if is_full_range and depth == 8:
         return None
     codes = np.arange(1 << depth) / (1 << (depth - 8))
-    values = codes if is_full_range else (codes - 16) * (255 / 219)
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
-
-
-@functools.cache
-def _chroma_table(depth: int, is_full_range: bool) -> np.ndarray | None:
-    if is_full_range and depth == 8:
-        return None
-    codes = np.arange(1 << depth) / (1 << (depth - 8))
-    values = codes if is_full_range else (codes - _GREY) * (255 / 224) + _GREY
+    values = codes if is_full_range else (codes - zero) * (255 / levels) + target
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
@@ -304,7 +314,7 @@ def _tiny(
 def _averaged(plane: np.ndarray) -> np.ndarray:
     """A plane in the tiny size: nearly the average of all its pixels, at a fifth of the cost."""
     height, width = plane.shape
-    if width > 2 * TINY_SIZE[0] and height > 2 * TINY_SIZE[1]:
+    if width > 3 * TINY_SIZE[0] and height > 3 * TINY_SIZE[1]:
         half = width // 2, height // 2
         even = plane[: half[1] * 2, : half[0] * 2]
         plane = cv2.resize(even, half, interpolation=cv2.INTER_AREA)
