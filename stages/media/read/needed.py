@@ -55,6 +55,7 @@ class NeededVideo(FastVideo):
         self._places: frozenset[int] = frozenset()
         self._numbers: frozenset[int] = frozenset()
         self._number_of: dict[int, int] = {}
+        self._has_looked = False
         self._is_worth_it = True
         self._spared_frames = self._again_frames = 0
 
@@ -73,23 +74,31 @@ class NeededVideo(FastVideo):
         ]
 
     def _frames(self) -> Generator[Picture, None, None]:
-        index = self._read_index()
-        if index is None:
-            yield from super()._frames()
-            return
+        with contextlib.closing(super()._frames()) as pictures:
+            first = next(pictures, None)  # by then the packets have been read
+            if first is not None and self._index is not None:
+                yield from self._without_doubts(first, pictures, self._index)
+            elif first is not None:
+                yield first
+                yield from pictures
+
+    def _without_doubts(
+        self, first: Picture, others: Iterator[Picture], index: PacketIndex
+    ) -> Iterator[Picture]:
+        """The pictures, with those that were left out where something may have happened."""
         doubts = _Doubts()
         before: Picture | None = None
-        held: Picture | None = None
+        held = first
         with contextlib.closing(_Again(self.path, index, self._places)) as again:
             # Each picture waits for the next one, which decides with it.
-            for following in itertools.chain(super()._frames(), (None,)):
-                if held is not None:
-                    if before is not None and doubts.are_there(before, held, following):
-                        for number, frame in again.frames(range(before.number + 1, held.number)):
-                            yield self._picture(number, frame, index.pts[number])
-                        self._count_again(again.newly_decoded())
-                    yield held
-                before, held = held, following
+            for following in itertools.chain(others, (None,)):
+                if before is not None and doubts.are_there(before, held, following):
+                    for number, frame in again.frames(range(before.number + 1, held.number)):
+                        yield self._picture(number, frame, index.pts[number])
+                    self._count_again(again.newly_decoded())
+                yield held
+                if following is not None:
+                    before, held = held, following
 
     def _count_again(self, frames: int) -> None:
         """Counts frames of the second decoder; if it makes more work than was saved, it ends."""
@@ -97,23 +106,23 @@ class NeededVideo(FastVideo):
         self._again_frames += frames
         self._is_worth_it = self._again_frames <= self._spared_frames + _TRIAL_FRAMES
 
-    def _read_index(self) -> PacketIndex | None:
-        """The index of a file in which some pictures are left out; None for others."""
-        with open_container(self.path) as container:
-            codec = video_stream(container, self.path).codec_context.codec.canonical_name
-        if codec not in _CODECS:
-            return None
+    def _prepare(self, stream: av.VideoStream) -> None:
+        super()._prepare(stream)
+        if not self._has_looked and stream.codec_context.codec.canonical_name in _CODECS:
+            self._plan()
+        self._has_looked = True
+
+    def _plan(self) -> None:
+        """Reads the packets, and decides which of them are left out."""
         try:
             index = read_packets(self.path, self.starts_at_seconds, uses=True)
         except RowFailed:
-            return None  # if times don't identify frames; decoding says what is wrong
+            return  # times don't identify frames; decoding says what is wrong
         self._places = left_out(index)
-        if not self._places:
-            return None
-        self._index = index
-        self._number_of = {place: number for number, place in enumerate(index.places)}
-        self._numbers = frozenset(self._number_of[place] for place in self._places)
-        return index
+        if self._places:
+            self._index = index
+            self._number_of = {place: number for number, place in enumerate(index.places)}
+            self._numbers = frozenset(self._number_of[place] for place in self._places)
 
     def _decoded(
         self, container: av.container.InputContainer, stream: av.VideoStream
