@@ -24,8 +24,20 @@ def of_pictures(
     return _told(given, filters, b"".join(raw))
 
 
-def of_file(path: Path, filters: str) -> Told:
-    return _told(["-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough"], filters, None)
+def of_file(
+    path: Path,
+    filters: str,
+    *,
+    start: float | None = None,
+    seconds: float | None = None,
+    frames: int | None = None,
+) -> Told:
+    """What filters say of the frames of a file, or of some of them."""
+    given = [] if start is None else ["-ss", str(start)]
+    given += ["-i", str(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
+    given += [] if seconds is None else ["-t", str(seconds)]
+    given += [] if frames is None else ["-frames:v", str(frames)]
+    return _told(given, filters, None)
 
 
 def _told(given: list[str], filters: str, raw: bytes | None) -> Told:

@@ -1,0 +1,210 @@
+"""Measures how far the signals of clips agree with FFmpeg's filters, and what they cost.
+
+    python -m benchmarks.signals [FILE ...] [--seconds 12]
+
+Signals are measured on pictures of 256 pixels, and some on a part of the picture. For the clips of
+real footage this compares them with the filters run over every picture in its full size (for blocks
+and blur: over the middle picture of each clip): Spearman's rank correlation over clips, and the
+median of the ratio, ours / FFmpeg's. It prints the processor time that signals add to a lean scan
+of the same files, too. Without files, it uses the real footage next to the checkout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests import ffmpeg_filters
+from tests.scanning import run
+
+ROOT = Path(__file__).resolve().parent.parent
+FOOTAGE = ROOT.parent / "shared" / "videos"
+KINDS = (".mp4", ".webm", ".mov", ".ts")
+# Cheap filters first: photosensitivity converts pictures to RGB.
+FILTERS = (
+    "vmafmotion,siti,signalstats,blackframe=amount=0,cropdetect=round=2:reset=1,"
+    "freezedetect=n=0.001:d=0.5,photosensitivity=bypass=1"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A signal, and how the frames' values by FFmpeg become that of a clip."""
+
+    signal: str
+    theirs: str
+    how: str = "mean"
+
+
+COMPARED = (
+    Compared("vmaf_motion", "vmafmotion.score"),
+    Compared("vmaf_motion_max", "vmafmotion.score", "max"),
+    Compared("temporal_information", "siti.ti"),
+    Compared("spatial_information", "siti.si"),
+    Compared("contrast", "contrast"),
+    Compared("saturation", "signalstats.SATAVG"),
+    Compared("hue", "signalstats.HUEMED", "angle"),
+    Compared("photosensitivity", "photosensitivity.badness", "max"),
+    Compared("black_share", "black"),
+    Compared("still_share", "still"),
+    Compared("blockiness", "block", "middle"),
+    Compared("blur", "blur", "middle"),
+    *(Compared(f"safe_{side}", side, "edge") for side in ("left", "top", "right", "bottom")),
+)
+
+
+def clips_of(path: Path, seconds: float) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        tables = run(path, Path(folder), signals=True, keep_frames=False)
+    return [clip for clip in tables["split_clips"] if clip["end_seconds"] <= seconds]
+
+
+def told_of(path: Path, seconds: float) -> ffmpeg_filters.Told:
+    frames = ffmpeg_filters.of_file(path, FILTERS, seconds=seconds)
+    for frame in frames:
+        low, high = (frame.get(f"signalstats.{name}") for name in ("YLOW", "YHIGH"))
+        if low is not None and high is not None:
+            # In levels of full range, as ours.
+            frame["contrast"] = (high - low) * 255 / 219
+        frame["black"] = float(frame.get("blackframe.pblack", 0) >= 98)
+    # A freeze is told of later than it begins.
+    for frame in frames:
+        start = frame.get("freezedetect.freeze_start")
+        for other in frames:
+            if start is not None and other["seconds"] >= start - 1e-3:
+                other["still"] = 1.0
+        if frame.get("freezedetect.freeze_end") is not None:
+            for other in frames:
+                if other["seconds"] >= frame["seconds"] - 1e-3:
+                    other.pop("still", None)
+    for frame in frames:
+        frame.setdefault("still", 0.0)
+    return frames
+
+
+def theirs(
+    one: Compared, path: Path, clip: dict[str, Any], frames: Sequence[dict[str, float]]
+) -> float | None:
+    if one.how == "middle":
+        at = (clip["start_seconds"] + clip["end_seconds"]) / 2
+        told = ffmpeg_filters.of_file(path, f"{one.theirs}detect", start=at, frames=1)
+        return told[0].get(one.theirs) if told else None
+    first = one.signal in ("vmaf_motion", "vmaf_motion_max", "temporal_information")
+    inside = [
+        frame
+        for frame in frames
+        if clip["start_seconds"] + 0.001 * first <= frame["seconds"] + 0.0005 < clip["end_seconds"]
+    ]
+    # Across the cut nothing is compared.
+    inside = inside[first:]
+    if one.how == "edge":
+        return _edge(one.theirs, inside, clip)
+    values = np.array([frame[one.theirs] for frame in inside if one.theirs in frame])
+    if not values.size:
+        return None
+    if one.how == "angle":
+        turned = np.exp(1j * np.radians(values)).mean()
+        return float(np.degrees(np.angle(turned)) % 360)
+    return float(values.max() if one.how == "max" else values.mean())
+
+
+def _edge(side: str, frames: Sequence[dict[str, float]], clip: dict[str, Any]) -> float | None:
+    name = {"left": "x1", "top": "y1", "right": "x2", "bottom": "y2"}[side]
+    size = clip["width"] if name[0] == "x" else clip["height"]
+    values = [
+        frame[f"cropdetect.{name}"]
+        for frame in frames
+        # A black picture has its edges the wrong way round.
+        if frame.get("cropdetect.x2", 0) > frame.get("cropdetect.x1", 1)
+    ]
+    if not values:
+        return None
+    return min(values) / size if name[1] == "1" else (max(values) + 1) / size
+
+
+def spearman(pairs: Sequence[tuple[float, float]]) -> float:
+    one, other = (np.argsort(np.argsort(values)) for values in np.array(pairs).T)
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def compared(paths: Sequence[Path], seconds: float) -> Iterator[str]:
+    pairs: dict[str, list[tuple[float, float]]] = {one.signal: [] for one in COMPARED}
+    for path in paths:
+        frames = told_of(path, seconds)
+        for clip in clips_of(path, seconds):
+            for one in COMPARED:
+                ours, other = clip[one.signal], theirs(one, path, clip, frames)
+                if ours is not None and other is not None:
+                    pairs[one.signal].append((ours, other))
+    yield "| signal | clips | rank correlation | ratio, median | difference, median |"
+    yield "|---|---|---|---|---|"
+    for name, found in pairs.items():
+        if len(found) < 3:
+            continue
+        ours, other = np.array(found).T
+        difference = np.abs(ours - other)
+        if name == "hue":
+            difference = np.minimum(difference, 360 - difference)
+        big = np.abs(other) > 1e-3
+        ratio = f"{np.median(ours[big] / other[big]):.2f}" if big.any() else ""
+        both = min(len(set(ours)), len(set(other))) > 1
+        rank = f"{spearman(found):.2f}" if both and name != "hue" else ""
+        yield f"| `{name}` | {len(found)} | {rank} | {ratio} | {np.median(difference):.3g} |"
+
+
+def cost(paths: Sequence[Path], repeats: int) -> Iterator[str]:
+    """The processor time of a lean scan with signals, as a share of that without."""
+    from clipmill.stages.media.read.measures import WantedMeasures
+    from clipmill.stages.media.read.scan import ScanSettings, scan_video
+
+    plain = ScanSettings(
+        exact=False,
+        spans=None,
+        starts_at_seconds=None,
+        keep_frames=False,
+        frame_short_side=384,
+        frame_quality=90,
+        frames_per_second=2.0,
+        wanted=WantedMeasures(),
+        lean=True,
+    )
+    kinds = (plain, dataclasses.replace(plain, signals=True))
+    total = np.zeros(2)
+    for path in paths:
+        spent: list[list[float]] = [[], []]
+        for _ in range(repeats):
+            for times, settings in zip(spent, kinds, strict=True):
+                began = time.process_time()
+                for _frame in scan_video(path, settings):
+                    pass
+                times.append(time.process_time() - began)
+        without, with_them = (min(times) for times in spent)
+        total += (without, with_them)
+        yield f"{path.name}: {with_them / without:.2f}"
+    yield f"all: {total[1] / total[0]:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--seconds", type=float, default=12, help="of each file")
+    parser.add_argument("--only", choices=["agreement", "cost"])
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    paths = given.files or sorted(p for p in FOOTAGE.iterdir() if p.suffix in KINDS)
+    if given.only != "cost":
+        print(*compared(paths, given.seconds), sep="\n", flush=True)
+    if given.only != "agreement":
+        for line in cost(paths, given.repeats):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
