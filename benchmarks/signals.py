@@ -49,15 +49,18 @@ COMPARED = (
     Compared("temporal_information", "siti.ti"),
     Compared("spatial_information", "siti.si"),
     Compared("contrast", "contrast"),
-    Compared("saturation", "signalstats.SATAVG"),
+    Compared("saturation", "saturation"),
     Compared("hue", "signalstats.HUEMED", "angle"),
-    Compared("photosensitivity", "photosensitivity.badness", "max"),
+    Compared("photosensitivity", "photosensitivity.frame-badness", "flashes"),
     Compared("black_share", "black"),
     Compared("still_share", "still"),
     Compared("blockiness", "block", "middle"),
     Compared("blur", "blur", "middle"),
     *(Compared(f"safe_{side}", side, "edge") for side in ("left", "top", "right", "bottom")),
 )
+
+
+_OF_TWO = ("vmaf_motion", "vmaf_motion_max", "temporal_information", "photosensitivity")
 
 
 def clips_of(path: Path, seconds: float) -> list[dict[str, Any]]:
@@ -73,6 +76,7 @@ def told_of(path: Path, seconds: float) -> ffmpeg_filters.Told:
         if low is not None and high is not None:
             # In levels of full range, as ours.
             frame["contrast"] = (high - low) * 255 / 219
+            frame["saturation"] = frame["signalstats.SATAVG"] * 255 / 224
         frame["black"] = float(frame.get("blackframe.pblack", 0) >= 98)
     # A freeze is told of later than it begins.
     for frame in frames:
@@ -96,19 +100,22 @@ def theirs(
         at = (clip["start_seconds"] + clip["end_seconds"]) / 2
         told = ffmpeg_filters.of_file(path, f"{one.theirs}detect", start=at, frames=1)
         return told[0].get(one.theirs) if told else None
-    first = one.signal in ("vmaf_motion", "vmaf_motion_max", "temporal_information")
     inside = [
         frame
         for frame in frames
-        if clip["start_seconds"] + 0.001 * first <= frame["seconds"] + 0.0005 < clip["end_seconds"]
+        if clip["start_seconds"] <= frame["seconds"] + 0.0005 < clip["end_seconds"]
     ]
-    # Across the cut nothing is compared.
-    inside = inside[first:]
+    if one.signal in _OF_TWO:
+        inside = inside[1:]  # the first picture is compared with one before the clip
     if one.how == "edge":
         return _edge(one.theirs, inside, clip)
     values = np.array([frame[one.theirs] for frame in inside if one.theirs in frame])
     if not values.size:
         return None
+    if one.how == "flashes":
+        # The filter's own sum includes what was before the clip.
+        weights = np.arange(30, 0, -1) / 30
+        return float(np.convolve(values, weights)[: len(values)].max())
     if one.how == "angle":
         turned = np.exp(1j * np.radians(values)).mean()
         return float(np.degrees(np.angle(turned)) % 360)

@@ -130,8 +130,9 @@ def run_ids(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 @_offered
 def clip_columns(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     from clipmill.pipeline.catalog.views import VIEWS
+    from clipmill.stages.clip_signals import CLIP_SIGNALS
 
-    return [name for name, _ in VIEWS["clips"]]
+    return [*(name for name, _ in VIEWS["clips"]), *CLIP_SIGNALS.names]
 
 
 def _given(ctx: typer.Context, name: str, fits: Callable[[str], bool]) -> str | None:

@@ -26,6 +26,7 @@ from clipmill.schemas import tables
 from clipmill.schemas.errors import ERROR_KINDS
 from clipmill.schemas.sql_text import duckdb_type
 from clipmill.stages.built_in import built_in_stages
+from clipmill.stages.clip_signals import CLIP_SIGNALS
 from clipmill.stages.protocol import Middle, PerSecond, Stage, Starts, Uniform
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -242,6 +243,12 @@ def tables_page() -> str:
                 "and the columns of custom stages and of further built-in ones.\n"
             ]
         parts += [_schema(pa.schema(list(columns)))]
+        if name == "clips":
+            parts += [
+                "With `split_clips.signals`, the columns of [signals.md](../signals.md) come "
+                "before `media`:\n",
+                _schema(CLIP_SIGNALS),
+            ]
     parts += [
         "## Tables on disk\n",
         "Parquet, `<label>/<fingerprint>/<shard>.parquet`; see "

@@ -94,8 +94,9 @@ _FROZEN, _STILL = 0.001, 0.05
 # What lies this near is compared with, to find what stands out.
 _NEAR_SECONDS = 0.5
 # How the difference of two pictures grows with the number of frames between them.
-_GROWTH = 0.6
+_GROWTH = 0.7
 _FLASH_PICTURES = 30
+_LEAST_NEAR = 0.2
 # Bars are of some width on both sides, about equal, and where they are in most pictures.
 _LEAST_BAR, _UNEVEN_BARS, _SAME_EDGE, _STEADY_SHARE = 0.01, 0.02, 0.01, 0.5
 # An overlay is told from the rest if that much of the rest has changed.
@@ -187,7 +188,8 @@ class VideoSignals:
         for name in ("black", "white"):
             is_so = self._values[name][pictures] >= BLACK_PICTURE
             found.add(f"{name}_share", _mean(is_so.astype(float), shown), _FEW_PICTURES)
-        found.add("flicker", _flicker(self._values["mean"][pictures], seconds), _FEW_PICTURES)
+        flicker = _flicker(self._values["mean"][pictures], seconds, self._numbers[pictures])
+        found.add("flicker", flicker, "too few of its pictures were decoded next to each other")
         later = slice(pictures.start + 1, pictures.stop)
         worst = _worst_flashes(self._values["flash"][later], self._numbers[later])
         found.add("photosensitivity", worst, _FEW_PICTURES)
@@ -352,16 +354,22 @@ def _frozen_seconds(
     return float(lengths[lengths >= least - 1e-9].sum())
 
 
-def _flicker(means: np.ndarray, seconds: np.ndarray) -> float | None:
-    """The mean distance of a picture's mean from the line between its neighbours' means."""
+def _flicker(means: np.ndarray, seconds: np.ndarray, numbers: np.ndarray) -> float | None:
+    """The mean distance of a picture's mean from the line between its neighbours' means.
+
+    Only frames whose neighbours were decoded count; None if these are few.
+    """
     import numpy as np
 
     if len(means) < 3:
         return None
+    are_near = numbers[2:] - numbers[:-2] == 2
+    if are_near.mean() < _LEAST_NEAR:
+        return None
     before, after = seconds[1:-1] - seconds[:-2], seconds[2:] - seconds[1:-1]
     share = before / np.maximum(before + after, 1e-9)
     line = means[:-2] + (means[2:] - means[:-2]) * share
-    return _mean(np.abs(means[1:-1] - line))
+    return _mean(np.abs(means[1:-1] - line)[are_near])
 
 
 def _worst_flashes(flashes: np.ndarray, numbers: np.ndarray) -> float | None:

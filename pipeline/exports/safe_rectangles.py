@@ -26,9 +26,9 @@ def safe_columns(there: Mapping[str, str], dataset: Any) -> dict[str, str]:
     if lacking:
         raise UsageError(
             f"--crop safe reads the columns {', '.join(SAFE)} of clips, but {dataset} has no "
-            f"{' and no '.join(lacking)}: add a stage that makes them with `clipmill run --dataset "
-            f"{shell_word(dataset)} --set find_bars.stage=./find_bars.py:FindBars` "
-            "(docs/export.md#cropping has one)"
+            f"{' and no '.join(lacking)}: measure black bars with `clipmill run --dataset "
+            f"{shell_word(dataset)} --set split_clips.signals=true`, or add a stage that makes "
+            "them (docs/export.md#cropping has one)"
         )
     for name in SAFE:
         if not there[name].startswith(_NUMBERS):

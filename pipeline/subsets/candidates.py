@@ -247,7 +247,8 @@ def _check_safe_columns(checker: Expressions, place: str) -> None:
     except UsageError as error:
         raise UsageError(
             f"{place}: crop: safe reads the columns {', '.join(SAFE)} of clips, and this catalog "
-            "lacks some: add a stage that makes them (docs/export.md#cropping has one)"
+            "lacks some: set split_clips.signals=true, or add a stage that makes them "
+            "(docs/export.md#cropping has one)"
         ) from error
 
 
