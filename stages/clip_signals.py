@@ -24,6 +24,7 @@ CLIP_SIGNALS = pa.schema(
         ("motion_jump", pa.float32()),
         ("still_share", pa.float32()),
         ("static_share", pa.float32()),
+        ("shots_per_second", pa.float32()),
         ("temporal_information", pa.float32()),
         ("spatial_information", pa.float32()),
         ("luminance", pa.float32()),
@@ -59,6 +60,7 @@ SIGNAL_UNITS = {
     "motion_jump": "largest excess of that over what is near, grey levels per frame",
     "still_share": "share of the time that shows a still picture",
     "static_share": "share of the video's minutes that show a still picture",
+    "shots_per_second": "shots within it, per second",
     "temporal_information": "mean deviation of the change between frames, grey levels",
     "spatial_information": "mean deviation of the gradient, grey levels",
     "luminance": "mean of weighted red, green and blue, 0 to 255",
@@ -126,11 +128,19 @@ class _Found:
 class VideoSignals:
     """What a scan kept of one video for signals; gives those of its parts."""
 
-    def __init__(self, row: dict[str, Any], kept: dict[str, pa.Scalar], *, is_whole: bool) -> None:
-        """`row` has the other columns of the scan; `is_whole`: all of the video was read."""
+    def __init__(
+        self,
+        row: dict[str, Any],
+        kept: dict[str, pa.Scalar],
+        cuts: Sequence[int],
+        *,
+        is_whole: bool,
+    ) -> None:
+        """`row` has the other columns of the scan, `cuts` are the frames that begin shots;
+        `is_whole`: all of the video was read."""
         import numpy as np
 
-        self._row = row
+        self._row, self._cuts = row, cuts
         values = _arrays(kept["signals"])
         # Of frames that were not decoded nothing is known.
         self._decoded = np.flatnonzero(np.isfinite(values["mean"]))
@@ -174,6 +184,8 @@ class VideoSignals:
         still = _frozen_seconds(frozen, self._seconds[pictures], part.end_seconds, STILL_SECONDS)
         duration = part.end_seconds - part.start_seconds
         found.add("still_share", min(1.0, still / duration) if duration else None, _FEW_PICTURES)
+        shots = 1 + sum(part.first < cut < part.last for cut in self._cuts)
+        found.add("shots_per_second", shots / duration if duration else None, _FEW_PICTURES)
         found.add("static_share", self._static_share, "only given spans of its video were read")
 
     def _add_light(self, part: Part, pictures: slice, found: _Found) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from clipmill.schemas.tables import clip_table
 from clipmill.stages.models.embedders import IMAGE_CALLS_AT_ONCE, ClipEmbedder, EmbedderStage
-from clipmill.stages.models.vectors import STORED, as_column
+from clipmill.stages.models.vectors import STORED, as_column, unit
 from clipmill.stages.protocol import (
     FramePick,
     ModelCheck,
@@ -30,6 +30,9 @@ EMBEDDINGS = clip_table(
 )
 
 
+SIMILARITY = "frame_similarity"
+
+
 class EmbedClips(EmbedderStage):
     """Embeddings of length 1 of frames at the middles of equal parts of the clip, as half floats.
 
@@ -40,6 +43,19 @@ class EmbedClips(EmbedderStage):
     writes: ClassVar[pa.Schema] = EMBEDDINGS
 
     frames_per_clip: int = Field(4, ge=1, description="frames to embed per clip")
+    frame_similarity: bool = Field(
+        False,
+        description="add a column of that name: the smallest cosine of neighbouring frames, "
+        "null of a single one",
+    )
+
+    def columns_written(self) -> pa.Schema:
+        more = [(SIMILARITY, pa.float32())] if self.frame_similarity else []
+        return pa.schema([*self.writes, *more])
+
+    @classmethod
+    def table_of(cls, settings: Mapping[str, Any]) -> pa.Schema:
+        return cls.model_construct(frame_similarity=bool(settings.get(SIMILARITY))).table_schema
 
     @property
     def calls_at_once(self) -> int:
@@ -80,6 +96,13 @@ class EmbedClips(EmbedderStage):
             "clip_id": pa.array(kept, pa.string()),
             "embeddings": as_column(vectors),
             "embedding_seconds": pa.array(seconds, schema.field("embedding_seconds").type),
+            SIMILARITY: pa.array([_least_cosine(own) for own in vectors], pa.float32()),
         }
         columns = [made[f.name] if f.name in made else pa.nulls(len(kept), f.type) for f in schema]
         return pa.concat_tables([pa.table(columns, schema=schema), failed.table()])
+
+
+def _least_cosine(frames: np.ndarray) -> float | None:
+    """The smallest cosine of neighbours; None of a single frame."""
+    units = unit(frames)
+    return float((units[1:] * units[:-1]).sum(axis=1).min()) if len(units) > 1 else None

@@ -316,7 +316,7 @@ class SplitClips(ReadingStage):
                 for part in parts
                 if part.rule is None
             ]
-            signals = self._signals(row, {name: table[name][place] for name in kept_columns})
+            signals = self._signals(row, {name: table[name][place] for name in kept_columns}, shots)
             for number, part in kept:
                 more = signals.of(part) if signals else {}
                 rows.keep(row["video_id"], **_clip_row(row, number, part), **more)
@@ -332,12 +332,16 @@ class SplitClips(ReadingStage):
                 )
         return {self.name: rows.table(), "shots": strict_table(shot_rows, SHOTS)}
 
-    def _signals(self, row: dict[str, Any], kept: dict[str, pa.Scalar]) -> VideoSignals | None:
+    def _signals(
+        self, row: dict[str, Any], kept: dict[str, pa.Scalar], shots: list[Part]
+    ) -> VideoSignals | None:
         """What was kept of a video for signals; None if they aren't wanted."""
         if not self.signals or not kept:
             return None
-        is_whole = not row["spans"] or self.boundaries not in ("auto", "given")
-        return VideoSignals(row, kept, is_whole=is_whole)
+        is_given = bool(row["spans"]) and self.boundaries in ("auto", "given")
+        were_detected = not is_given and self.boundaries != "whole"
+        cuts = [shot.first for shot in shots] if were_detected else self._cuts(row)
+        return VideoSignals(row, kept, cuts, is_whole=not is_given)
 
     def _shots(self, row: dict[str, Any]) -> list[Part]:
         spans = row["spans"] or []

@@ -267,7 +267,7 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
                 for column in _CLIP_SOURCES[name]
                 if column in step.schema.names
             )
-    base = {"download_videos", "scan_videos", "split_clips", "embed_clips"}
+    base = {"download_videos", "scan_videos", "split_clips"}
     used = names | {name for name, _ in (*CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS)}
     for step in steps:
         if step.key != level or step.step in taken or step.name in base:
@@ -275,6 +275,8 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
         renamed = step.stage != step.name
         for field in step.own_columns:
             column = field.name
+            if step.name == "embed_clips" and column.startswith("embedding"):
+                continue  # the view `embeddings` has them
             if step.is_built_in and step.score not in (None, column):
                 continue  # as with the promised scorers, only the score is shown
             if renamed and column == step.score:

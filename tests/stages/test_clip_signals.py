@@ -67,7 +67,7 @@ def signals_of(
     row = table.drop_columns(list(KEPT)).to_pylist()[0]
     first, last = clip or (0, len(pictures))
     part = Part(times[first], times[last] if last < len(times) else end, first, last)
-    found = VideoSignals(row, kept, is_whole=True).of(part)
+    found = VideoSignals(row, kept, [20], is_whole=True).of(part)
     found["signal_reasons"] = dict(found["signal_reasons"] or {})
     return found
 
@@ -200,6 +200,7 @@ def test_motion_and_what_stands_out():
     missed = [panning(number) if number < 20 else 255 - panning(number) for number in range(40)]
     cut = signals_of(missed)
     assert cut["motion_jump"] > 15
+    assert cut["shots_per_second"] == pytest.approx(2 / 2.0)
     # A clip that begins with it does not hold it.
     assert signals_of(missed, clip=(20, 40))["motion_jump"] < 1
     one = signals_of(missed, clip=(3, 4))

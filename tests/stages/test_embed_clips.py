@@ -52,6 +52,19 @@ def test_embeddings_have_length_one_as_half_floats(stage, tmp_path) -> None:
         np.testing.assert_allclose(np.linalg.norm(row["embeddings"], axis=1), 1, atol=2e-3)
 
 
+def test_frame_similarity_is_the_smallest_cosine_of_neighbours(stage, tmp_path) -> None:
+    assert "frame_similarity" not in stage.table_schema.names
+    also = EmbedClips(model=stage.model, dtype="float32", frame_similarity=True)
+    assert EmbedClips.table_of(also.model_dump()) == also.table_schema
+    for row in transformed(also, tmp_path, clips_with_frames({**CLIPS, "gone": []})):
+        vectors = np.asarray(row["embeddings"] or [[1.0]], float)
+        if len(vectors) == 1:
+            assert row["frame_similarity"] is None
+        else:
+            expected = (vectors[1:] * vectors[:-1]).sum(axis=1).min()
+            assert row["frame_similarity"] == pytest.approx(expected, abs=3e-3)
+
+
 def test_clip_without_frames_fails_and_the_others_are_kept(stage, tmp_path) -> None:
     rows = {
         row["clip_id"]: row
