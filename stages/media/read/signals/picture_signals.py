@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,12 @@ from clipmill.stages.media.read.planes import StoredLuma
 from clipmill.stages.media.read.signals import bars, detail, light, movement, overlay
 from clipmill.stages.media.read.signals.movement import Freezes, Planes
 
-SAMPLE_SECONDS = 0.25
-"""Between pictures whose light, colours and spatial information are measured."""
-OVERLAY_SECONDS = 0.5
-FULL_SIZE_SECONDS = 2.0
-"""Between pictures that are looked at in full size."""
+SAMPLE_SECONDS = 0.5
+"""Between pictures whose light, colours and spatial information are measured, and whose cells are
+compared."""
+BARS_SECONDS = 1.0
+DETAIL_SECONDS = 4.0
+"""Between pictures that are looked at in full size for bars, and for all that is dearer."""
 SOON_SECONDS = 0.25
 """The wait after a picture that may begin a shot."""
 JUMP = 8.0
@@ -91,8 +91,8 @@ class PictureSignals:
         self._still = Freezes(movement.STILL)
         self._still_part = 0.0
         self._sample = _Due(SAMPLE_SECONDS)
-        self._sample_overlay = _Due(OVERLAY_SECONDS)
-        self._sample_full_size = _Due(FULL_SIZE_SECONDS)
+        self._look_at_bars = _Due(BARS_SECONDS)
+        self._look_at_detail = _Due(DETAIL_SECONDS)
 
     def interrupt(self) -> None:
         self._before = self._overlay = None
@@ -124,7 +124,7 @@ class PictureSignals:
         return {"signals": list(self._values.items()), "overlays": self._overlays}
 
     def _begin_shot(self) -> None:
-        for due in (self._sample, self._sample_overlay, self._sample_full_size):
+        for due in (self._sample, self._look_at_bars, self._look_at_detail):
             due.begin_shot()
 
     def _compare(self, now: _Seen) -> None:
@@ -147,10 +147,11 @@ class PictureSignals:
                 self._still.reference, self._still_part = None, part
             found["still"] = self._still.add(planes)
             _add_sample(planes, picture.tiny, found)
-        if self._sample_overlay(picture.seconds):
             self._add_overlay(planes.luma)
-        if self._sample_full_size(picture.seconds):
-            _add_full_size(picture.full_luma, found)
+        if self._look_at_bars(picture.seconds):
+            _add_bars(picture.full_luma, found)
+        if self._look_at_detail(picture.seconds):
+            _add_detail(picture.full_luma, found)
         if found:
             self._samples.append((self._count, found))
 
@@ -190,24 +191,28 @@ class _Flashes:
 
 
 def _add_sample(planes: Planes, tiny: np.ndarray, found: dict[str, float | None]) -> None:
-    found |= dataclasses.asdict(light.levels(planes.luma))
-    found |= dataclasses.asdict(light.colors(planes.blue, planes.red))
+    found |= vars(light.levels(planes.luma))
+    found |= vars(light.colors(planes.blue, planes.red))
     found["luminance"] = light.luminance(tiny)
     found["colorfulness"] = light.colorfulness(tiny)
     found["spatial_information"] = detail.spatial_information(planes.luma)
 
 
-def _add_full_size(stored: StoredLuma | None, found: dict[str, float | None]) -> None:
+def _add_bars(stored: StoredLuma | None, found: dict[str, float | None]) -> None:
+    inside = stored and bars.edges(stored.plane, stored.code_of(bars.LIMIT))
+    if inside:
+        found |= inside._asdict()
+
+
+def _add_detail(stored: StoredLuma | None, found: dict[str, float | None]) -> None:
     """Adds what is measured in full size; nothing of a picture that has no luma plane."""
     if stored is None:
         return
-    plane = stored.plane
-    inside = bars.edges(plane, stored.code_of(bars.LIMIT))
-    if inside is not None:
-        found |= inside._asdict()
-    part = detail.middle(plane)
+    part = detail.middle(stored.plane)
     found["blockiness"] = detail.blockiness(part)
     found["blur"] = detail.blur(part)
     noise = detail.noise(part)
     found["noise"] = None if noise is None else noise * stored.levels_per_code
-    found["laplacian_variance"] = detail.laplacian_variance(plane) * stored.levels_per_code**2
+    found["laplacian_variance"] = (
+        detail.laplacian_variance(stored.plane) * stored.levels_per_code**2
+    )
