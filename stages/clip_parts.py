@@ -25,6 +25,7 @@ class Part:
     extra: Any = None
     captions: list[str] | None = None
     rule: str | None = None
+    transition: str | None = None
 
 
 def equal_parts(part: Part, count: int, seconds: Sequence[float]) -> list[Part]:

@@ -33,6 +33,8 @@ OVERLAY = pa.struct(
     ]
 )
 
+THUMBNAILS = pa.struct([("frame_numbers", pa.list_(pa.int64())), ("jpeg", pa.binary())])
+
 # One row per video. The lists run parallel: one entry per frame, in presentation order.
 # `frame_numbers` count from the file's first frame. A scan for shots may leave frames out where
 # nothing happens: `motion`, `sharpness` and `brightness` then have values from their neighbours,
@@ -45,6 +47,8 @@ OVERLAY = pa.struct(
 # bytes of the video's packets that are shown from a picture until the next.
 # `corrupt_seconds` are the times of pictures that were decoded with errors, or are lost, and
 # `corrupt_frames` how many these are; null in exact mode, whose readers do not tell.
+# `thumbnails` are pictures of 48x27 pixels around places at which shots may end, null unless the
+# scan looks for shots: below each other in JPEG images (see `media/read/shots/thumbnails.py`).
 SCANS = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
@@ -67,6 +71,7 @@ SCANS = pa.schema(
         ("signals", pa.map_(pa.string(), pa.list_(pa.float32()))),
         ("overlays", pa.list_(OVERLAY)),
         ("packet_bytes", pa.list_(pa.int64())),
+        ("thumbnails", pa.list_(THUMBNAILS)),
         *OUTCOME,
     ]
 )

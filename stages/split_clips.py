@@ -1,7 +1,7 @@
 """Splits videos into clips: finds the cuts, then applies the length rules.
 
 Runs as two steps. scan_videos decodes each video once and keeps frames and statistics; this one
-runs PySceneDetect's detectors over the statistics, and so never opens a video.
+runs PySceneDetect's detectors, or Clipmill's own, over the statistics, and so never opens a video.
 """
 
 from __future__ import annotations
@@ -20,6 +20,13 @@ from pydantic import Field, field_validator, model_validator
 from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
 from clipmill.schemas.ids import clip_id
 from clipmill.schemas.tables import OUTCOME
+from clipmill.stages.cascade_shots import (
+    TRANSITION_RULE,
+    CascadeSettings,
+    Transition,
+    cascade_cuts,
+    with_transitions,
+)
 from clipmill.stages.clip_parts import (
     SMALLEST_SECONDS,
     Part,
@@ -63,7 +70,8 @@ CLIPS = pa.schema(
     ]
 )
 
-# Every shot that was found, also those that gave no clip (`rule` says why).
+# Every shot that was found, also those that gave no clip (`rule` says why). A row with a
+# `transition` (`fade`, `dissolve`, `wipe`) is a gradual one, which gives no clip.
 SHOTS = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
@@ -74,16 +82,28 @@ SHOTS = pa.schema(
         ("end_frame", pa.int64()),
         ("n_clips", pa.int32()),
         ("rule", pa.string()),
+        ("transition", pa.string()),
     ]
 )
 
-Detector = Literal["content", "adaptive", "threshold", "histogram", "hash"]
+Detector = Literal["content", "adaptive", "threshold", "histogram", "hash", "cascade"]
+CASCADE = "cascade"
 _LENGTH_OF_TIME = re.compile(
     r"(?P<frames>\d+)|(?P<seconds>\d+(\.\d+)?)\s?s?"
     r"|(\d+:)?[0-5]?\d:[0-5]?\d(\.\d+)?"
 )
 # The largest possible score of each detector, so the largest useful threshold.
-_MOST = {"content": 255.0, "adaptive": 255.0, "threshold": 255.0, "histogram": 1.0, "hash": 1.0}
+_MOST = {
+    "content": 255.0,
+    "adaptive": 255.0,
+    "threshold": 255.0,
+    "histogram": 1.0,
+    "hash": 1.0,
+    CASCADE: 1.0,
+}
+_CASCADE_THRESHOLD = 0.5
+_MIN_SCENE_LEN = "0.6s"
+_CASCADE_MIN_SCENE_LEN = "0.2s"
 
 
 class SplitClips(ReadingStage):
@@ -114,6 +134,7 @@ class SplitClips(ReadingStage):
         "scan_videos.tone_mapped?",
         "scan_videos.holes?",
         "scan_videos.corrupt_seconds?",
+        "scan_videos.thumbnails?",
         "download_videos.spans",
         "download_videos.caption_given",
         "download_videos.captions_given?",
@@ -127,18 +148,23 @@ class SplitClips(ReadingStage):
         description="where shots come from: detected cuts, the source's given spans, the whole "
         "video as one; auto: given spans if the source has them, otherwise detected cuts",
     )
-    detector: Detector = Field("content", description="PySceneDetect's detector")
+    detector: Detector = Field(
+        "content",
+        description="one of PySceneDetect's detectors, or cascade: Clipmill's own, which also "
+        "finds gradual transitions",
+    )
     threshold: float | None = Field(
         None,
         ge=0,
         le=255,
         description="the detector's threshold; by default content 27, adaptive 3, "
-        "threshold 12, histogram 0.2, hash 0.35. At most 255, or 1 for histogram and hash",
+        "threshold 12, histogram 0.2, hash 0.35, cascade 0.5 (the probability of a cut). At most "
+        "255, or 1 for histogram, hash and cascade",
     )
-    min_scene_len: str = Field(
-        "0.6s",
+    min_scene_len: str | None = Field(
+        None,
         description="shortest shot that the detector finds: frames (`15`), seconds (`0.6s`, "
-        "`0.6`) or `HH:MM:SS.nnn`",
+        "`0.6`) or `HH:MM:SS.nnn`; by default 0.6s, for cascade 0.2s",
     )
     filter_mode: Literal["merge", "suppress"] = Field(
         "merge", description="content: what to do with cuts closer than min_scene_len"
@@ -170,6 +196,11 @@ class SplitClips(ReadingStage):
     bins: int = Field(128, ge=1, le=256, description="histogram: bins")
     size: int = Field(8, ge=1, le=256, description="hash: side of the hash")
     lowpass: int = Field(2, ge=1, le=256, description="hash: how much high frequency is dropped")
+    trim_transitions: bool = Field(
+        True,
+        description="cascade: clips end where a fade, dissolve or wipe begins; otherwise the "
+        "shots meet in its middle",
+    )
     exact: bool = Field(
         False,
         description="make cuts equal to those of PySceneDetect's own command, to the frame; slower",
@@ -218,6 +249,8 @@ class SplitClips(ReadingStage):
     @classmethod
     def _one_spelling(cls, value: Any) -> Any:
         """An integer is frames, any other number seconds, as in PySceneDetect."""
+        if value is None:
+            return None
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
         found = _LENGTH_OF_TIME.fullmatch(value.strip()) if isinstance(value, str) else None
@@ -243,6 +276,11 @@ class SplitClips(ReadingStage):
                 f"threshold of {self.detector}: at most {_MOST[self.detector]:g}, "
                 f"not {self.threshold:g}"
             )
+        if self.detector == CASCADE and self.exact:
+            raise ValueError(
+                "exact makes cuts as PySceneDetect's command does, which has no detector cascade; "
+                "turn exact off or choose another detector"
+            )
         if self.max_clip_seconds is not None and self.max_clip_seconds < self.min_clip_seconds:
             raise ValueError("max_clip_seconds must not be below min_clip_seconds")
         return self
@@ -263,6 +301,7 @@ class SplitClips(ReadingStage):
             hash_size=self.size if self.detector == "hash" else None,
             hash_lowpass=self.lowpass if self.detector == "hash" else None,
             signals=self.signals,
+            shots=self.detector == CASCADE,
             cpus=self.scan_cpus,
             workers=self.scan_workers,
             stall_seconds=self.stall_seconds,
@@ -281,6 +320,17 @@ class SplitClips(ReadingStage):
     @classmethod
     def table_of(cls, settings: Mapping[str, Any]) -> pa.Schema:
         return cls.model_construct(signals=bool(settings.get("signals"))).table_schema
+
+    def identity(self) -> dict[str, Any]:
+        found = super().identity()
+        if self.detector == CASCADE:
+            from clipmill.stages.media.read.shots.weights import weights_digest
+
+            return {**found, "weights": weights_digest()}
+        # What it was before there was a detector with another default.
+        if found.get("min_scene_len") == _MIN_SCENE_LEN:
+            del found["min_scene_len"]
+        return found
 
     @property
     def _edges_count(self) -> bool:
@@ -322,6 +372,7 @@ class SplitClips(ReadingStage):
                 rows.keep(row["video_id"], **_clip_row(row, number, part), **more)
             if not kept:
                 rules = [part.rule for parts in clips for part in parts if part.rule]
+                rules = [rule for rule in rules if rule != TRANSITION_RULE] or rules
                 rule = max(set(rules), key=rules.count)
                 rows.reject(
                     row["video_id"],
@@ -352,11 +403,11 @@ class SplitClips(ReadingStage):
         if spans and self.boundaries in ("auto", "given"):
             return [given_shot(row, span) for span in spans]
         seconds = row["seconds"]
-        cuts = [] if self.boundaries == "whole" else self._cuts(row)
+        cuts, transitions = ([], []) if self.boundaries == "whole" else self._cuts(row)
         ends = self._early_ends(row)
         edges = [0, *sorted({*cuts, *(i for i in ends if 0 < i < len(seconds))}), len(seconds)]
         times = [*(seconds[i] for i in edges[:-1]), row["end_seconds"]]
-        return [
+        shots = [
             Part(
                 times[i],
                 ends.get(edges[i + 1], times[i + 1]),
@@ -367,6 +418,7 @@ class SplitClips(ReadingStage):
             )
             for i in range(len(edges) - 1)
         ]
+        return with_transitions(shots, transitions, row) if transitions else shots
 
     def _early_ends(self, row: dict[str, Any]) -> dict[int, float]:
         """Frames preceded by a hole or a held picture, with the time at which the shot before
@@ -385,7 +437,16 @@ class SplitClips(ReadingStage):
                     ends.setdefault(number, at + most)
         return ends
 
-    def _cuts(self, row: dict[str, Any]) -> list[int]:
+    def _cuts(self, row: dict[str, Any]) -> tuple[list[int], list[Transition]]:
+        if self.detector == CASCADE:
+            return cascade_cuts(
+                row,
+                CascadeSettings(
+                    threshold=_CASCADE_THRESHOLD if self.threshold is None else self.threshold,
+                    min_scene_len=self.min_scene_len or _CASCADE_MIN_SCENE_LEN,
+                    trim_transitions=self.trim_transitions,
+                ),
+            )
         # Imported here, because PySceneDetect takes half a second.
         from clipmill.stages.media.read.detectors import (
             DEFAULT_THRESHOLDS,
@@ -397,7 +458,7 @@ class SplitClips(ReadingStage):
         settings = DetectorSettings(
             detector=self.detector,
             threshold=DEFAULT_THRESHOLDS[self.detector] if threshold is None else threshold,
-            min_scene_len=self.min_scene_len,
+            min_scene_len=self.min_scene_len or _MIN_SCENE_LEN,
             filter_mode=self.filter_mode,
             weights=self.weights,
             luma_only=self.luma_only,
@@ -407,7 +468,7 @@ class SplitClips(ReadingStage):
             add_final_scene=self.add_final_scene,
             min_out_length=self.min_out_length,
         )
-        return find_cuts(settings, row["statistics"])
+        return find_cuts(settings, row["statistics"]), []
 
     def _clips(self, shot: Part, seconds: Sequence[float]) -> list[Part]:
         """The clips of a shot; a piece that a rule drops is returned with the rule."""
@@ -473,6 +534,7 @@ def _shot_row(row: dict[str, Any], number: int, shot: Part, parts: list[Part]) -
         "end_frame": end_frame(row, shot),
         "n_clips": count,
         "rule": None if count else parts[0].rule,
+        "transition": shot.transition,
     }
 
 

@@ -25,6 +25,7 @@ from clipmill.stages.media.read.measures import Measures, WantedMeasures
 from clipmill.stages.media.read.needed import NeededVideo
 from clipmill.stages.media.read.observers import Observer, finished
 from clipmill.stages.media.read.seek import SpannedVideo
+from clipmill.stages.media.read.shots.measures import ShotMeasures
 from clipmill.stages.media.read.signals.picture_signals import PictureSignals
 from clipmill.stages.media.read.signals.places import bytes_of_pictures, fill_signals
 
@@ -127,6 +128,8 @@ def _opened(path: Path, settings: ScanSettings) -> DecodedVideo:
 def _observers(settings: ScanSettings, measured: Measures | LeanMeasures) -> list[Observer]:
     """All that look at the pictures; they are asked in this order."""
     observers: list[Observer] = [measured]
+    if settings.lean:
+        observers.append(ShotMeasures())
     if settings.signals:
         observers.append(PictureSignals())
     return observers
