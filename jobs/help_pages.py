@@ -65,7 +65,7 @@ class Command(_Page, TyperCommand):
             raise
         except TyperException as error:
             if error.message.startswith("Got unexpected extra argument"):
-                error.message += self._about_quotes(args)
+                error.message += self._about_quotes(args) or self._about_sources()
             raise
 
     def _about_quotes(self, args: list[str]) -> str:
@@ -74,6 +74,14 @@ class Command(_Page, TyperCommand):
         if (last and last[0].name in ("query", "where")) or "--where" in args:
             return '; put the SQL in quotes, e.g. "SELECT count(*) FROM clips"'
         return ""
+
+    def _about_sources(self) -> str:
+        if not any("--sources" in param.opts for param in self.params):
+            return ""
+        return (
+            "; name each file, folder or list after a --sources of its own, and put globs in "
+            "quotes: --sources 'films/*.mp4'"
+        )
 
 
 def _said_plainly(error: BadParameter) -> str:

@@ -55,6 +55,10 @@ def said(place: Path, *words: str) -> str:
             ["export", "PLACE/my-dataset", "--format", "webdatset", "--output", "PLACE/out"],
             ["'webdatset' is not one of", "did you mean webdataset?"],
         ),
+        (
+            ["run", "timestamps-only", "one.mp4", "two.mp4"],
+            ["--sources of its own", "--sources 'films/*.mp4'"],
+        ),
         (["stauts", "PLACE/my-dataset"], ["Did you mean 'status'?"]),
     ],
 )
