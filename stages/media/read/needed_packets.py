@@ -21,8 +21,9 @@ LARGE = 1.5
 """A packet is large from this many times the median of the last ones of its kind."""
 
 _LAST = 12
-# Of pictures further apart, one in between is decoded: kept frames and motion need some.
-LONGEST_SECONDS = 0.2
+# Of pictures further apart (four frames at 24 per second), one in between is decoded: kept frames
+# and motion need some.
+LONGEST_SECONDS = 0.17
 # Leaving out fewer pictures than this share is not worth the trouble.
 _LEAST_SHARE = 0.05
 
