@@ -163,7 +163,7 @@ class NeededVideo(FastVideo):
             if place in self._places and self._is_worth_it:
                 self._spared_frames += 1
                 continue
-            if place in self._number_of:
+            if place in self._number_of and packet.pts is not None:
                 self._packets += 1
                 self._waiting[place] = packet.pts
             put_place(packet, place)
