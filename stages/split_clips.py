@@ -201,6 +201,11 @@ class SplitClips(ReadingStage):
         description="cascade: clips end where a fade, dissolve or wipe begins; otherwise the "
         "shots meet in its middle",
     )
+    decode: Literal["needed", "all"] = Field(
+        "needed",
+        description="cascade: decode only the pictures that others need or that may show something "
+        "new, or all; other detectors see all",
+    )
     exact: bool = Field(
         False,
         description="make cuts equal to those of PySceneDetect's own command, to the frame; slower",
@@ -281,6 +286,11 @@ class SplitClips(ReadingStage):
                 "exact makes cuts as PySceneDetect's command does, which has no detector cascade; "
                 "turn exact off or choose another detector"
             )
+        if self.detector != CASCADE and self.decode == "all":
+            raise ValueError(
+                f"decode: the detector {self.detector} sees all pictures anyway; leave it out, or "
+                "set detector to cascade"
+            )
         if self.max_clip_seconds is not None and self.max_clip_seconds < self.min_clip_seconds:
             raise ValueError("max_clip_seconds must not be below min_clip_seconds")
         return self
@@ -302,6 +312,7 @@ class SplitClips(ReadingStage):
             hash_lowpass=self.lowpass if self.detector == "hash" else None,
             signals=self.signals,
             shots=self.detector == CASCADE,
+            decode=self.decode if self.detector == CASCADE else "needed",
             cpus=self.scan_cpus,
             workers=self.scan_workers,
             stall_seconds=self.stall_seconds,

@@ -12,9 +12,11 @@ from clipmill.stages.media.read.fast import FastVideo
 from clipmill.stages.media.read.needed import NeededVideo
 from clipmill.stages.media.read.needed_packets import LONGEST_SECONDS
 from clipmill.stages.media.read.packets import read_packets
+from clipmill.stages.split_clips import SplitClips
 from tests.media import Scene, cuts_of, draw
 from tests.numbered import number_in, render_numbered
 from tests.odd_keys import FILES, render_odd
+from tests.scanning import run
 from tests.stages.media.test_strict_decoding import damaged
 
 SIZE = (200, 120)
@@ -99,7 +101,11 @@ def film(folder):
     return made, cuts_of(scenes, 25)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def kinds(*quick: str):
+    return [pytest.param(kind, marks=() if kind in quick else pytest.mark.slow) for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", kinds("pyramid", "flat"))
 def test_both_frames_of_each_cut_are_decoded(kind, film):
     made, cuts = film
     video = NeededVideo(made(kind))
@@ -148,3 +154,28 @@ def test_damage_in_what_is_left_out_is_not_seen(folder):
     video = NeededVideo(path)
     assert len(list(video.pictures())) + len(left_out) == 60
     assert video.corrupt_seconds == []
+
+
+@pytest.mark.parametrize("kind", kinds("pyramid"))
+def test_shots_and_measures_are_those_of_decoding_all(kind, film, tmp_path):
+    """Cuts on the same frames; brightness and sharpness nearly equal, and motion alike."""
+    made, cuts = film
+    both = [run(made(kind), tmp_path, detector="cascade", decode=how) for how in ("needed", "all")]
+    needed, full = (found["scan_videos"][0] for found in both)
+    assert needed["decoded_frames"] < 0.9 * needed["source_frames"]
+    assert full["decoded_frames"] == full["source_frames"] == needed["source_frames"]
+    for column in ("frame_numbers", "seconds", "end_seconds", "corrupt_seconds", "holes"):
+        assert needed[column] == full[column]
+    starts = [[shot["start_frame"] for shot in found["shots"]] for found in both]
+    assert starts[0] == starts[1]
+    assert set(cuts) <= set(starts[0])
+    for one, other in zip(*(found["split_clips"] for found in both), strict=True):
+        assert one["clip_id"] == other["clip_id"]
+        assert one["brightness"] == pytest.approx(other["brightness"], rel=0.01)
+        assert one["sharpness"] == pytest.approx(other["sharpness"], rel=0.1)
+        assert one["motion"] == pytest.approx(other["motion"], rel=0.5)
+
+
+def test_other_detectors_refuse_to_be_told_what_to_decode():
+    with pytest.raises(ValueError, match="sees all pictures anyway"):
+        SplitClips(decode="all")
