@@ -398,7 +398,7 @@ class SplitClips(ReadingStage):
         self, row: dict[str, Any], kept: dict[str, pa.Scalar], shots: list[Part]
     ) -> VideoSignals | None:
         """What was kept of a video for signals; None if they aren't wanted."""
-        if not self.signals or not kept:
+        if not self.signals or not kept or not kept["signals"].is_valid:
             return None
         is_given = bool(row["spans"]) and self.boundaries in ("auto", "given")
         were_detected = not is_given and self.boundaries != "whole"
