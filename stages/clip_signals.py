@@ -95,8 +95,9 @@ _STATIC_PART_SECONDS, _STATIC_SECONDS = 60.0, 50.0
 _FROZEN, _STILL = 0.001, 0.05
 # What lies this near is compared with, to find what stands out.
 _NEAR_SECONDS = 0.5
-# How the difference of two pictures grows with the number of frames between them.
-_GROWTH = 0.7
+# How the differences of two pictures grow with the number of frames between them: the medians over
+# real footage, at 2 to 4 frames.
+_MOTION_GROWTH, _CHANGE_GROWTH = 0.85, 0.6
 _FLASH_PICTURES = 30
 _LEAST_NEAR = 0.2
 # Bars are of some width on both sides, about equal, and where they are in most pictures.
@@ -107,7 +108,7 @@ _LEAST_MOVING, _LEAST_OVERLAYS = 0.5, 2
 _FEW_PICTURES = "it has too few pictures to compare"
 _NOT_SAMPLED = "none of its pictures was sampled"
 _NOT_IN_FULL = "none of its pictures was looked at in full size"
-_NO_PLANE = "its file's pixel format has no luma plane"
+_NO_PLANE = "its file does not store luma and chroma as planes"
 
 
 @dataclass
@@ -172,13 +173,12 @@ class VideoSignals:
 
         # The difference at the first picture is that across the cut.
         later = slice(pictures.start + 1, pictures.stop)
-        frames = np.diff(self._numbers[pictures])
-        per_frame = np.maximum(frames, 1) ** -_GROWTH
-        motion = self._values["vmaf_motion"][later] * per_frame
+        frames = np.maximum(np.diff(self._numbers[pictures]), 1).astype(float)
+        motion = self._values["vmaf_motion"][later] / frames**_MOTION_GROWTH
         found.add("vmaf_motion", _mean(motion, frames), _FEW_PICTURES)
         found.add("vmaf_motion_max", _most(motion), _FEW_PICTURES)
         found.add("motion_jump", _jump(motion, self._seconds[later]), _FEW_PICTURES)
-        change = self._values["temporal_information"][later] * per_frame
+        change = self._values["temporal_information"][later] / frames**_CHANGE_GROWTH
         found.add("temporal_information", _mean(change, frames), _FEW_PICTURES)
         frozen = self._values["frozen"][pictures] <= _FROZEN
         still = _frozen_seconds(frozen, self._seconds[pictures], part.end_seconds, STILL_SECONDS)

@@ -122,3 +122,26 @@ def test_odd_sizes_work(size):
         parts = parts_of(frame.reformat(*size, format=pixels))
         assert parts.luma.ndim == 2
         assert parts.tiny.shape == (27, 48, 3)
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p", "nv12", "yuv420p10le", "yuvj420p"])
+def test_full_luma_is_upright_and_cropped_with_the_files_own_codes(pixels):
+    orientation = Orientation(1, is_mirrored=True)
+    framing = Framing(left=64, right=32, top=16, bottom=48, pixel_aspect=Fraction(1))
+    image = image_of()
+    frame = av.VideoFrame.from_ndarray(image, "bgr24").reformat(format=pixels)
+    stored = parts_of(frame, orientation, framing).full_luma
+    assert stored is not None
+    shown = orientation.upright(np.ascontiguousarray(framing.cropped(image)))
+    grey = cv2.cvtColor(shown, cv2.COLOR_BGR2GRAY).astype(float)
+    assert stored.plane.shape == grey.shape
+    assert stored.plane.dtype == np.uint8
+    levels = stored.plane if stored.is_full_range else (stored.plane - 16.0) * 255 / 219
+    assert np.abs(levels - grey).mean() < 1.5
+    assert stored.is_full_range == (pixels == "yuvj420p")
+    assert stored.code_of(16) == (0 if stored.is_full_range else 16)
+
+
+def test_pictures_in_rgb_have_no_luma_in_full_size():
+    frame = av.VideoFrame.from_ndarray(image_of(), "bgr24")
+    assert parts_of(frame).full_luma is None
