@@ -402,7 +402,7 @@ class SplitClips(ReadingStage):
             return None
         is_given = bool(row["spans"]) and self.boundaries in ("auto", "given")
         were_detected = not is_given and self.boundaries != "whole"
-        cuts = [shot.first for shot in shots] if were_detected else self._cuts(row)
+        cuts = [shot.first for shot in shots] if were_detected else self._cuts(row)[0]
         return VideoSignals(row, kept, cuts, is_whole=not is_given)
 
     def _shots(self, row: dict[str, Any]) -> list[Part]:

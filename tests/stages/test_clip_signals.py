@@ -228,8 +228,9 @@ def test_bytes_go_to_the_pictures_that_show_them():
 def test_a_file_has_signals_however_it_is_read(tmp_path: Path):
     path, _ = cached(THREE_SHOTS)
     rows = {}
-    for name in ("content", "exact"):
-        tables = run(path, tmp_path, signals=True, keep_frames=False, exact=name == "exact")
+    ways = {"content": {}, "exact": {"exact": True}, "cascade": {"detector": "cascade"}}
+    for name, settings in ways.items():
+        tables = run(path, tmp_path, signals=True, keep_frames=False, **settings)
         rows[name] = tables["split_clips"]
         assert len(rows[name]) == 3
         for clip in rows[name]:

@@ -1,7 +1,7 @@
 """Detail of single pictures: FFmpeg's siti (SI), blockdetect and blurdetect; noise.
 
-blockdetect, blurdetect and noise are about pixels as they are stored, so they look at a part of
-the picture in its full size.
+Blocks, blur and noise are about pixels as they are stored, so they are looked for in full size: in
+some lines, and in a part of the picture.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ CROP = (256, 144)
 """Width and height of that part, the middle of the picture: divisible by 16."""
 
 _PERIODS = range(3, 25)
+# Of more lines, some spread evenly have the same profile.
+_LINES = 256
 _BLUR_KERNEL = np.array(
     [[2, 4, 5, 4, 2], [4, 9, 12, 9, 4], [5, 12, 15, 12, 5], [4, 9, 12, 9, 4], [2, 4, 5, 4, 2]],
     np.float32,
@@ -76,7 +78,11 @@ def blockiness(luma: np.ndarray) -> float | None:
     """
     if min(luma.shape) < 2 * _PERIODS.stop:
         return None
-    return max(_blockiness(_profile(luma[1:], 1)), _blockiness(_profile(luma[:, 1:], 0)))
+    down, across = (-(-(side - 1) // _LINES) for side in luma.shape)
+    return max(
+        _blockiness(_profile(np.ascontiguousarray(luma[1::down]), 1)),
+        _blockiness(_profile(np.ascontiguousarray(luma[:, 1::across]), 0)),
+    )
 
 
 def _profile(luma: np.ndarray, axis: int) -> np.ndarray:

@@ -21,9 +21,11 @@ BARS_SECONDS = 1.0
 DETAIL_SECONDS = 4.0
 """Between pictures that are looked at in full size for bars, and for all that is dearer."""
 SOON_SECONDS = 0.25
-"""The wait after a picture that may begin a shot."""
+"""The wait after the last one, with a picture that may begin a shot."""
+SETTLED_SECONDS = 1.0
+"""The wait after that picture."""
 JUMP = 8.0
-"""The rise of VMAF motion with which a picture may begin a shot."""
+"""A picture may begin a shot if its colours change by this many levels more than those before."""
 
 EVERY_PICTURE = ("mean", "vmaf_motion", "temporal_information", "black", "white", "frozen", "flash")
 SAMPLED = (
@@ -52,24 +54,27 @@ class _Seen:
     planes: Planes
     blurred: np.ndarray
     mean: float
-    motion: float = math.inf
+    tiny: np.ndarray
+    change: float = math.inf
 
 
 class _Due:
     """Whether another picture should be looked at: after some seconds, and soon in a new shot."""
 
     def __init__(self, seconds: float) -> None:
-        self._usual = self._wait = seconds
+        self._usual = self._wait = self._after = seconds
         self._last: float | None = None
 
     def begin_shot(self) -> None:
         self._wait = min(self._usual, SOON_SECONDS)
+        # A shot may begin with a transition, which is no part of its clip.
+        self._after = min(self._usual, SETTLED_SECONDS)
 
     def __call__(self, seconds: float) -> bool:
         # Half a millisecond: times of pictures are rounded.
         if self._last is not None and 0 <= seconds - self._last < self._wait - 0.0005:
             return False
-        self._last, self._wait = seconds, self._usual
+        self._last, self._wait, self._after = seconds, self._after, self._usual
         return True
 
 
@@ -102,7 +107,8 @@ class PictureSignals:
 
     def add(self, picture: Picture) -> None:
         planes = Planes(picture.luma, *picture.chroma)
-        now = _Seen(planes, movement.blurred(planes.luma), cv2.mean(planes.luma)[0])
+        blurred = movement.blurred(planes.luma)
+        now = _Seen(planes, blurred, cv2.mean(planes.luma)[0], picture.tiny)
         values = self._values
         values["mean"].append(now.mean)
         values["black"].append(light.black_share(planes.luma, now.mean))
@@ -130,11 +136,12 @@ class PictureSignals:
     def _compare(self, now: _Seen) -> None:
         before, motion, change = self._before, None, None
         if before is not None:
-            now.motion = motion = movement.vmaf_motion(now.blurred, before.blurred)
+            motion = movement.vmaf_motion(now.blurred, before.blurred)
             change = movement.temporal_information(
                 now.planes.luma, before.planes.luma, now.mean, before.mean
             )
-            if motion > before.motion + JUMP:
+            now.change = cv2.norm(now.tiny, before.tiny, cv2.NORM_L1) / now.tiny.size
+            if now.change > before.change + JUMP:
                 self._begin_shot()
         self._values["vmaf_motion"].append(motion)
         self._values["temporal_information"].append(change)
@@ -209,7 +216,7 @@ def _add_detail(stored: StoredLuma | None, found: dict[str, float | None]) -> No
     if stored is None:
         return
     part = detail.middle(stored.plane)
-    found["blockiness"] = detail.blockiness(part)
+    found["blockiness"] = detail.blockiness(stored.plane)
     found["blur"] = detail.blur(part)
     noise = detail.noise(part)
     found["noise"] = None if noise is None else noise * stored.levels_per_code
