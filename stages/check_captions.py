@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.tables import clip_table
+from clipmill.stages.clip_signals import CLIP_SIGNALS
 from clipmill.stages.models.outputs.claims import (
     camera_named,
     colors_named,
@@ -106,13 +107,19 @@ class CheckCaptions(Stage):
         8.0, ge=0, description="stillness that the caption names is unseen above this motion"
     )
     camera_pan: str | None = Field(
-        None, description="a column with the camera's turn, negative to the left"
+        None,
+        description="a column with the camera's turn, negative to the left, such as "
+        "split_clips.camera_pan",
     )
     camera_tilt: str | None = Field(
-        None, description="a column with the camera's tilt, negative downwards"
+        None,
+        description="a column with the camera's tilt, negative downwards, such as "
+        "split_clips.camera_tilt",
     )
     camera_zoom: str | None = Field(
-        None, description="a column with the camera's zoom, negative outwards"
+        None,
+        description="a column with the camera's zoom, negative outwards, such as "
+        "split_clips.camera_zoom",
     )
     least_camera_motion: float = Field(
         0.0,
@@ -144,9 +151,11 @@ class CheckCaptions(Stage):
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         for name, place in self._wired().items():
-            label = place.partition(".")[0]
+            label, _, column = place.partition(".")
             if label not in before:
                 raise ValueError(f"{name} is {place}, but no stage {label!r} comes before it")
+            if column in CLIP_SIGNALS.names and column not in before[label].table_schema.names:
+                raise ValueError(f"{name} is {place}, which is there with {label}.signals: true")
         label, _, column = self.caption.partition(".")
         schema = before[label].table_schema if label in before else pa.schema([])
         if column in schema.names and not pa.types.is_string(schema.field(column).type):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from clipmill.stages.clip_camera import CAMERA_SIGNALS, CAMERA_UNITS, camera_signals
 from clipmill.stages.clip_parts import Part
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ CLIP_SIGNALS = pa.schema(
         ("safe_right", pa.float64()),
         ("safe_bottom", pa.float64()),
         ("overlay_share", pa.float32()),
+        *CAMERA_SIGNALS,
         ("signal_reasons", pa.map_(pa.string(), pa.string())),
     ]
 )
@@ -80,10 +82,11 @@ SIGNAL_UNITS = {
     "laplacian_variance": "variance of the Laplacian in full size",
     "bits_per_pixel": "bits of the video's packets per pixel and frame",
     "overlay_share": "share of the picture with edges that never change",
+    **CAMERA_UNITS,
 }
 """What the numbers among them are, with their units, in the order of CLIP_SIGNALS."""
 
-KEPT = ("signals", "overlays", "packet_bytes")
+KEPT = ("signals", "overlays", "packet_bytes", "camera")
 """The columns of scan_videos that they are made from."""
 
 STILL_SECONDS = 0.5
@@ -149,6 +152,7 @@ class VideoSignals:
         self._seconds = np.asarray(row["seconds"], np.float64)[self._decoded]
         self._numbers = np.asarray(row["frame_numbers"], np.int64)[self._decoded]
         self._overlays = kept["overlays"].as_py() or []
+        self._camera = kept["camera"].as_py()
         self._bytes = kept["packet_bytes"].as_py()
         self._static_share = self._static() if is_whole else None
 
@@ -166,6 +170,7 @@ class VideoSignals:
         self._add_bits(part, found)
         self._add_bars(pictures, found)
         self._add_overlay(part, found)
+        self._add_camera(part, found)
         return {**found.columns, "signal_reasons": found.reasons or None}
 
     def _add_motion(self, part: Part, pictures: slice, found: _Found) -> None:
@@ -283,6 +288,11 @@ class VideoSignals:
         box = [found.columns[f"safe_{side}"] for side in ("left", "top", "right", "bottom")]
         share = _overlay_share(inside, None if box[0] is None else box)
         found.add("overlay_share", share, "too little of it moves to tell what stays the same")
+
+    def _add_camera(self, part: Part, found: _Found) -> None:
+        size = self._row["width"], self._row["height"]
+        for signal in camera_signals(self._camera, part.start_seconds, part.end_seconds, size):
+            found.add(*signal)
 
     def _static(self) -> float:
         """The share of a video's minutes that stay the same, as FineVideo counts them."""

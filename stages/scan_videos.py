@@ -35,6 +35,22 @@ OVERLAY = pa.struct(
 
 THUMBNAILS = pa.struct([("frame_numbers", pa.list_(pa.int64())), ("jpeg", pa.binary())])
 
+# How the camera moved between two pictures, % of the frame and degrees per second; null where they
+# don't show it. `subject` is how fast things move apart from it, % of the longer side per second,
+# `following` the share of what was followed that moves with it.
+CAMERA_PAIR = pa.struct(
+    [
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("pan", pa.float32()),
+        ("tilt", pa.float32()),
+        ("zoom", pa.float32()),
+        ("roll", pa.float32()),
+        ("subject", pa.float32()),
+        ("following", pa.float32()),
+    ]
+)
+
 # One row per video. The lists run parallel: one entry per frame, in presentation order.
 # `frame_numbers` count from the file's first frame. A scan for shots may leave frames out where
 # nothing happens: `motion`, `sharpness` and `brightness` then have values from their neighbours,
@@ -44,7 +60,8 @@ THUMBNAILS = pa.struct([("frame_numbers", pa.list_(pa.int64())), ("jpeg", pa.bin
 # `tone_mapped`: kept frames show ordinary dynamic range, the video has a high one.
 # `signals`, `overlays` and `packet_bytes` are what the signals of clips are made from, null unless
 # they are wanted: numbers of some or all pictures, bits of cells (see media/read/signals), and the
-# bytes of the video's packets that are shown from a picture until the next.
+# bytes of the video's packets that are shown from a picture until the next. `camera` has pairs of
+# pictures, a few per second.
 # `corrupt_seconds` are the times of pictures that were decoded with errors, or are lost, and
 # `corrupt_frames` how many these are; null in exact mode, whose readers do not tell.
 # `thumbnails` are pictures of 48x27 pixels around places at which shots may end, null unless the
@@ -72,6 +89,7 @@ SCANS = pa.schema(
         ("overlays", pa.list_(OVERLAY)),
         ("packet_bytes", pa.list_(pa.int64())),
         ("thumbnails", pa.list_(THUMBNAILS)),
+        ("camera", pa.list_(CAMERA_PAIR)),
         *OUTCOME,
     ]
 )

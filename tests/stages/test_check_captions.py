@@ -20,6 +20,7 @@ from clipmill.stages.models.outputs.claims import (
     names_text,
 )
 from clipmill.stages.protocol import Workspace
+from clipmill.stages.split_clips import SplitClips
 
 # A typical colour for each name, RGB.
 TYPICAL = {
@@ -216,3 +217,13 @@ def test_settings_name_columns_of_stages_before_it():
         CheckCaptions(caption="caption_frames.captions_fine").check_upstream(
             {"caption_frames": CaptionFrames(model="./x")}
         )
+
+
+def test_signals_of_the_camera_are_compared_where_they_are_measured():
+    stage = CheckCaptions(camera_pan="split_clips.camera_pan", least_camera_motion=1.0)
+    stage.check_upstream({"split_clips": SplitClips(signals=True)})
+    with pytest.raises(ValueError, match=r"with split_clips\.signals: true"):
+        stage.check_upstream({"split_clips": SplitClips()})
+    for caption, unseen in (("pans right", []), ("pans left", ["pan_left"])):
+        row = checked(f"The camera {caption} over a field.", stage=stage, camera_pan=12.0)
+        assert row["camera_unseen"] == unseen

@@ -26,6 +26,7 @@ from clipmill.stages.media.read.needed import NeededVideo
 from clipmill.stages.media.read.observers import Observer, finished
 from clipmill.stages.media.read.seek import SpannedVideo
 from clipmill.stages.media.read.shots.measures import ShotMeasures
+from clipmill.stages.media.read.signals.camera import CameraMotion
 from clipmill.stages.media.read.signals.picture_signals import PictureSignals
 from clipmill.stages.media.read.signals.places import bytes_of_pictures, fill_signals
 
@@ -131,7 +132,7 @@ def _observers(settings: ScanSettings, measured: Measures | LeanMeasures) -> lis
     if settings.lean:
         observers.append(ShotMeasures())
     if settings.signals:
-        observers.append(PictureSignals())
+        observers += [PictureSignals(), CameraMotion()]
     return observers
 
 
