@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from clipmill.stages.clip_camera import CAMERA_SIGNALS, CAMERA_UNITS, camera_signals
 from clipmill.stages.clip_parts import Part
+from clipmill.stages.clip_sound import SOUND_SIGNALS, SOUND_UNITS, sound_signals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,7 @@ CLIP_SIGNALS = pa.schema(
         ("safe_bottom", pa.float64()),
         ("overlay_share", pa.float32()),
         *CAMERA_SIGNALS,
+        *SOUND_SIGNALS,
         ("signal_reasons", pa.map_(pa.string(), pa.string())),
     ]
 )
@@ -83,10 +85,11 @@ SIGNAL_UNITS = {
     "bits_per_pixel": "bits of the video's packets per pixel and frame",
     "overlay_share": "share of the picture with edges that never change",
     **CAMERA_UNITS,
+    **SOUND_UNITS,
 }
 """What the numbers among them are, with their units, in the order of CLIP_SIGNALS."""
 
-KEPT = ("signals", "overlays", "packet_bytes", "camera")
+KEPT = ("signals", "overlays", "packet_bytes", "camera", "sound", "sound_problem")
 """The columns of scan_videos that they are made from."""
 
 STILL_SECONDS = 0.5
@@ -153,6 +156,7 @@ class VideoSignals:
         self._numbers = np.asarray(row["frame_numbers"], np.int64)[self._decoded]
         self._overlays = kept["overlays"].as_py() or []
         self._camera = kept["camera"].as_py()
+        self._sound = kept["sound"].as_py(), kept["sound_problem"].as_py()
         self._bytes = kept["packet_bytes"].as_py()
         self._static_share = self._static() if is_whole else None
 
@@ -171,6 +175,8 @@ class VideoSignals:
         self._add_bars(pictures, found)
         self._add_overlay(part, found)
         self._add_camera(part, found)
+        for signal in sound_signals(*self._sound, part.start_seconds, part.end_seconds):
+            found.add(*signal)
         return {**found.columns, "signal_reasons": found.reasons or None}
 
     def _add_motion(self, part: Part, pictures: slice, found: _Found) -> None:

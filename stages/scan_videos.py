@@ -51,6 +51,20 @@ CAMERA_PAIR = pa.struct(
     ]
 )
 
+# Uninterrupted sound in blocks of 0.1 s, the last may be shorter: loudness of the 0.4 s that end
+# with a block, LUFS, null before and in digital silence; largest sample, where 1 is full scale;
+# zero crossings, the mean of the channels. `silences` are quieter than -60 dBFS for 0.1 s.
+SOUND = pa.struct(
+    [
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("loudness", pa.list_(pa.float32())),
+        ("peaks", pa.list_(pa.float32())),
+        ("crossings", pa.list_(pa.float32())),
+        ("silences", pa.list_(HOLE)),
+    ]
+)
+
 # One row per video. The lists run parallel: one entry per frame, in presentation order.
 # `frame_numbers` count from the file's first frame. A scan for shots may leave frames out where
 # nothing happens: `motion`, `sharpness` and `brightness` then have values from their neighbours,
@@ -61,7 +75,7 @@ CAMERA_PAIR = pa.struct(
 # `signals`, `overlays` and `packet_bytes` are what the signals of clips are made from, null unless
 # they are wanted: numbers of some or all pictures, bits of cells (see media/read/signals), and the
 # bytes of the video's packets that are shown from a picture until the next. `camera` has pairs of
-# pictures, a few per second.
+# pictures, a few per second, `sound` one or more stretches, `sound_problem` why it is null.
 # `corrupt_seconds` are the times of pictures that were decoded with errors, or are lost, and
 # `corrupt_frames` how many these are; null in exact mode, whose readers do not tell.
 # `thumbnails` are pictures of 48x27 pixels around places at which shots may end, null unless the
@@ -90,6 +104,8 @@ SCANS = pa.schema(
         ("packet_bytes", pa.list_(pa.int64())),
         ("thumbnails", pa.list_(THUMBNAILS)),
         ("camera", pa.list_(CAMERA_PAIR)),
+        ("sound", pa.list_(SOUND)),
+        ("sound_problem", pa.string()),
         *OUTCOME,
     ]
 )

@@ -29,6 +29,7 @@ from clipmill.stages.media.read.shots.measures import ShotMeasures
 from clipmill.stages.media.read.signals.camera import CameraMotion
 from clipmill.stages.media.read.signals.picture_signals import PictureSignals
 from clipmill.stages.media.read.signals.places import bytes_of_pictures, fill_signals
+from clipmill.stages.media.read.signals.sound_levels import measure_sound
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def scan_video(
         fill_signals(columns, numbers)
         packets = [(video.facts.seconds(stamp), size) for stamp, size in video.packets]
         columns["packet_bytes"] = bytes_of_pictures(packets, columns["seconds"])
+        columns |= measure_sound(path, settings.spans, settings.starts_at_seconds)
     if settings.spans is None and video.facts is not None:
         found = find_holes(path, video.facts, columns["seconds"], in_pieces=settings.in_pieces)
         columns["holes"] = [{"start_seconds": a, "end_seconds": b} for a, b in found] or None

@@ -31,12 +31,12 @@ class Sound:
     """
 
     def __init__(self, path: Path) -> None:
-        self._container = open_container(path)
-        best = self._container.streams.best("audio")
+        self.container = open_container(path)
+        best = self.container.streams.best("audio")
         self.stream: av.AudioStream | None = None
         if isinstance(best, av.AudioStream) and best.codec_context is not None:
             self.stream = best
-        for other in self._container.streams:
+        for other in self.container.streams:
             if self.stream is None or other.index != self.stream.index:
                 other.discard = Discard.all
 
@@ -44,7 +44,7 @@ class Sound:
         return self
 
     def __exit__(self, *details: object) -> None:
-        self._container.close()
+        self.container.close()
 
     def packets(
         self, start_seconds: float, end_seconds: float
@@ -55,9 +55,9 @@ class Sound:
             return
         with passing_over():
             position = (start_seconds - _RUN_UP_SECONDS) / time_base_of(stream)
-            self._container.seek(int(position), stream=stream)
+            self.container.seek(int(position), stream=stream)
         with passing_over():
-            for packet in packets(self._container, stream):
+            for packet in packets(self.container, stream):
                 if packet.size and packet.pts is not None:
                     if float(packet.pts * packet.time_base) >= end_seconds:
                         return

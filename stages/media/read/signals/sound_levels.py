@@ -1,0 +1,265 @@
+"""Measures the sound of a file in blocks of 100 ms: loudness, peaks, silence, zero crossings.
+
+FFmpeg's own filters do it, so that the results equal theirs: `ebur128` gives the loudness of the
+400 ms that end with each block, from which a clip's integrated loudness is computed later.
+
+The sound is read from a container of its own, like that of exported clips (see `sound`): files
+interleave it loosely with the pictures, and its errors must not cost any of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.filter
+import numpy as np
+
+from clipmill.stages.media.isolation.out_of_memory import raise_if_out
+from clipmill.stages.media.read.opening import packets
+from clipmill.stages.media.read.sound import Sound
+
+_WINDOW_BLOCKS = 4  # that a block's loudness is measured over
+_SILENCE = "n=-60dB:d=0.1"
+# Shorter gaps and overlaps are a container's rounding, or a lost packet.
+_LEAST_GAP_SECONDS = 0.1
+# The loudness that the filter gives for digital silence is below this.
+_NOTHING = -120.0
+
+# What headers say beyond these is wrong, and would take gigabytes.
+_LOWEST_RATE, _HIGHEST_RATE = 1_000, 768_000
+# The same as FFmpeg's.
+_USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+
+Span = tuple[float | None, float | None]
+
+
+def measure_sound(
+    path: Path, spans: Sequence[Span] | None, file_zero_seconds: float | None
+) -> dict[str, Any]:
+    """The columns `sound` and `sound_problem` of SCANS.
+
+    `sound` are the uninterrupted stretches of the track that exported clips get, in time order;
+    those inside the `spans` if they are given. `file_zero_seconds` is the video time of the file's
+    time 0.
+    """
+    zero = file_zero_seconds or 0.0
+    stretches: list[dict[str, Any]] = []
+    first_error = None
+    with Sound(path) as sound:
+        if sound.stream is None:
+            return {"sound": None, "sound_problem": "it has no sound track that can be decoded"}
+        try:
+            for start, end in _joined(spans):
+                reader = _Reader(sound, start - zero, end - zero)
+                for stretch in _stretches(reader.frames()):
+                    stretch.move(zero)
+                    stretches.append(stretch.columns())
+                first_error = first_error or reader.first_error
+        except (av.FFmpegError, ValueError) as error:
+            raise_if_out(error)
+            return {"sound": None, "sound_problem": f"its sound cannot be measured ({error})"}
+    if not stretches and first_error:
+        return {"sound": None, "sound_problem": f"its sound cannot be decoded ({first_error})"}
+    return {"sound": stretches, "sound_problem": None}
+
+
+def _joined(spans: Sequence[Span] | None) -> list[tuple[float, float]]:
+    """The spans in time order, without overlaps; one without ends for the whole file."""
+    if spans is None:
+        return [(float("-inf"), float("inf"))]
+    joined: list[tuple[float, float]] = []
+    for start, end in sorted(
+        (float("-inf") if a is None else a, float("inf") if b is None else b) for a, b in spans
+    ):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
+
+
+class _Reader:
+    """Decodes a track from one time of the file to another, over whatever is broken."""
+
+    def __init__(self, sound: Sound, start_seconds: float, end_seconds: float) -> None:
+        self._sound = sound
+        self._start, self._end = start_seconds, end_seconds
+        self.first_error: str | None = None
+
+    def frames(self) -> Iterator[av.AudioFrame]:
+        stream = self._sound.stream
+        assert stream is not None
+        stream.codec_context.flush_buffers()
+        try:
+            for packet in self._packets():
+                try:
+                    decoded = packet.decode()
+                except av.FFmpegError as error:
+                    raise_if_out(error)
+                    self.first_error = self.first_error or error.strerror
+                    continue
+                for frame in decoded:
+                    if frame.samples and frame.time is not None and self._is_inside(frame):
+                        yield frame
+        except av.FFmpegError as error:
+            raise_if_out(error)
+            self.first_error = self.first_error or error.strerror
+
+    def _packets(self) -> Iterator[av.Packet[Any]]:
+        stream = self._sound.stream
+        assert stream is not None
+        if self._start == float("-inf"):
+            yield from packets(self._sound.container, stream)
+        else:
+            yield from self._sound.packets(self._start, self._end)
+
+    def _is_inside(self, frame: av.AudioFrame) -> bool:
+        assert frame.time is not None
+        middle = frame.time + frame.samples / frame.sample_rate / 2
+        return self._start <= middle < self._end
+
+
+def _stretches(frames: Iterable[av.AudioFrame]) -> Iterator[_Stretch]:
+    """What follows each other without a gap and in one format."""
+    stretch: _Stretch | None = None
+    for frame in frames:
+        assert frame.time is not None
+        if stretch is not None and not stretch.continues_with(frame):
+            stretch.end()
+            yield stretch
+            stretch = None
+        if stretch is None:
+            stretch = _Stretch(frame)
+        stretch.add(frame)
+    if stretch is not None:
+        stretch.end()
+        yield stretch
+
+
+class _Stretch:
+    """Uninterrupted sound, measured by filters."""
+
+    def __init__(self, first: av.AudioFrame) -> None:
+        assert first.time is not None
+        if not _LOWEST_RATE <= first.sample_rate <= _HIGHEST_RATE:
+            raise ValueError(f"{first.sample_rate:,} samples per second")
+        self._began = first.time
+        self._format = _format(first)
+        self._rate = first.sample_rate
+        self._samples = 0
+        self._loudness: list[float | None] = []
+        self._peaks: list[float] = []
+        self._crossings: list[float] = []
+        self._silences: list[dict[str, float]] = []
+        self._silent_from: float | None = None
+        self._signs: np.ndarray | None = None
+        self._graph = av.filter.Graph()
+        self._graph.threads = 1
+        self._source = self._graph.add_abuffer(
+            sample_rate=self._rate,
+            format=first.format.name,
+            layout=_layout(first),
+            time_base=Fraction(1, self._rate),
+        )
+        loudness = self._graph.add("ebur128", "metadata=1:framelog=quiet:peak=none")
+        silence = self._graph.add("silencedetect", _SILENCE)
+        self._sink = self._graph.add("abuffersink")
+        self._source.link_to(loudness)
+        loudness.link_to(silence)
+        silence.link_to(self._sink)
+        self._graph.configure()
+
+    @property
+    def _seconds(self) -> float:
+        return self._samples / self._rate
+
+    def continues_with(self, frame: av.AudioFrame) -> bool:
+        assert frame.time is not None
+        gap = frame.time - (self._began + self._seconds)
+        return abs(gap) < _LEAST_GAP_SECONDS and _format(frame) == self._format
+
+    def add(self, frame: av.AudioFrame) -> None:
+        # Filters count from the stretch's start, over the container's rounding.
+        frame.pts, frame.time_base = self._samples, Fraction(1, self._rate)
+        self._samples += frame.samples
+        self._source.push(frame)
+        self._pull()
+
+    def end(self) -> None:
+        self._source.push(None)
+        self._pull()
+        if self._silent_from is not None:
+            self._silences.append(_silence(self._silent_from, self._seconds))
+
+    def move(self, seconds: float) -> None:
+        """Counts the stretch's time from another zero, this much earlier."""
+        self._began += seconds
+
+    def columns(self) -> dict[str, Any]:
+        """A struct of the column `sound`."""
+        return {
+            "start_seconds": self._began,
+            "end_seconds": self._began + self._seconds,
+            "loudness": self._loudness,
+            "peaks": self._peaks,
+            "crossings": self._crossings,
+            "silences": [
+                {name: self._began + seconds for name, seconds in silence.items()}
+                for silence in self._silences
+            ],
+        }
+
+    def _pull(self) -> None:
+        while True:
+            try:
+                block = self._sink.pull()
+            except (BlockingIOError, EOFError):
+                return
+            assert isinstance(block, av.AudioFrame)
+            self._measure(block)
+
+    def _measure(self, block: av.AudioFrame) -> None:
+        told = block.metadata
+        samples = block.to_ndarray().reshape(-1, block.layout.nb_channels)
+        loudness = float(told.get("lavfi.r128.M", _NOTHING))
+        is_full = len(self._peaks) >= _WINDOW_BLOCKS - 1 and loudness > _NOTHING
+        self._loudness.append(loudness if is_full else None)
+        self._peaks.append(float(max(samples.max(), -samples.min())))
+        self._crossings.append(self._count_crossings(samples))
+        if (end := told.get("lavfi.silence_end")) and self._silent_from is not None:
+            self._silences.append(_silence(self._silent_from, float(end)))
+            self._silent_from = None
+        if start := told.get("lavfi.silence_start"):
+            self._silent_from = float(start)
+
+    def _count_crossings(self, samples: np.ndarray) -> float:
+        """How often the sign changes, the mean of the channels; 0 has none."""
+        if self._signs is None:
+            self._signs = np.zeros(samples.shape[1])
+        count = 0
+        for channel, values in enumerate(samples.T):
+            signs = np.sign(values)
+            signs = signs[signs != 0]
+            if len(signs):
+                count += np.count_nonzero(signs[1:] != signs[:-1])
+                count += self._signs[channel] * signs[0] < 0
+                self._signs[channel] = signs[-1]
+        return float(count) / samples.shape[1]
+
+
+def _format(frame: av.AudioFrame) -> tuple[int, str, str]:
+    return frame.sample_rate, frame.format.name, frame.layout.name
+
+
+def _layout(frame: av.AudioFrame) -> str:
+    """The frame's layout; the usual one for its number of channels if the file doesn't say."""
+    is_told = all(channel.name != "NONE" for channel in frame.layout.channels)
+    return frame.layout.name if is_told else _USUAL.get(frame.layout.nb_channels, frame.layout.name)
+
+
+def _silence(start_seconds: float, end_seconds: float) -> dict[str, float]:
+    return {"start_seconds": start_seconds, "end_seconds": end_seconds}
