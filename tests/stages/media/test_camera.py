@@ -166,6 +166,11 @@ def test_camera_that_goes_there_and_back_is_mixed():
     assert columns_of([*there, *there[::-1]])["camera_motion"] == "mixed"
 
 
+def test_the_same_pictures_have_the_same_motion():
+    frames = list(filmed(PICTURE, Move(pan=6, sprites=8), rate=RATE))
+    assert pairs_of(frames) == pairs_of(frames)
+
+
 def test_a_pair_after_one_without_motion_stands_for_both():
     shown = {"pan": 2.0, "tilt": 0.0, "zoom": 0.0, "roll": 0.0, "subject": 0.0, "following": 1.0}
     pairs = [
