@@ -47,7 +47,9 @@ def theirs(path: Path) -> dict[str, float]:
         assert sound.stream is not None
         track = sound.stream.index
     words = [*ffmpeg(path), "-map", f"0:{track}", "-af", f"{FILTERS},{LOUDNESS}", "-f", "null", "-"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
     crossings = [float(word) for word in re.findall(r"Zero crossings: (\d+)", done.stderr)]
     silences = re.findall(r"silence_duration: ([\d.]+)", done.stderr)
     return {
@@ -65,7 +67,7 @@ def ffmpeg(path: Path) -> list[str]:
 def decoding_seconds(path: Path) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     words = [*ffmpeg(path), "-map", "0:v:0", "-f", "null", "-"]
-    subprocess.run(words, capture_output=True, check=True)
+    subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

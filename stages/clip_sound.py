@@ -96,9 +96,8 @@ def _loudness(energies: Sequence[float]) -> float:
 
 
 def _overlap(span: Mapping[str, Any], start_seconds: float, end_seconds: float) -> float:
-    return max(
-        0.0, min(span["end_seconds"], end_seconds) - max(span["start_seconds"], start_seconds)
-    )
+    first = max(float(span["start_seconds"]), start_seconds)
+    return max(0.0, min(float(span["end_seconds"]), end_seconds) - first)
 
 
 def _windows(stretch: Stretch, start_seconds: float, end_seconds: float) -> Sequence[float | None]:
@@ -112,7 +111,7 @@ def _windows(stretch: Stretch, start_seconds: float, end_seconds: float) -> Sequ
 
 
 def _full_blocks(stretch: Stretch) -> int:
-    length = stretch["end_seconds"] - stretch["start_seconds"]
+    length: float = stretch["end_seconds"] - stretch["start_seconds"]
     return math.floor(length / BLOCK_SECONDS + 1e-6)
 
 

@@ -172,7 +172,7 @@ def _camera(
         # Where little changes, subjects may be all that moves.
         if following >= _LEAST_COVER * cells.count and (agreed or unchanged.mean() < _STILL):
             return fit
-    detailed = cells.means(cv2.absdiff(before, 0.0)) >= _DETAILED
+    detailed = cells.means(np.abs(before)) >= _DETAILED
     stands = unchanged.mean() >= _STILL and (detailed & unchanged).sum() >= _LEAST_CELLS
     return _STANDING if stands else None
 
@@ -219,8 +219,8 @@ class _Cells:
     def corners(self, response: np.ndarray) -> np.ndarray:
         """The place of each cell's largest response, as x and y, where it is large enough."""
         inside = self._inside(response)
-        by_cell = inside.reshape(self.rows, _CELL, self.columns, _CELL).swapaxes(1, 2)
-        by_cell = by_cell.reshape(self.rows * self.columns, _CELL * _CELL)
+        squares = inside.reshape(self.rows, _CELL, self.columns, _CELL).swapaxes(1, 2)
+        by_cell = squares.reshape(self.rows * self.columns, _CELL * _CELL)
         best = by_cell.argmax(axis=1)
         large = by_cell[np.arange(len(best)), best] >= _LEAST_CORNER
         row, column = np.divmod(np.flatnonzero(large), self.columns)
@@ -254,7 +254,9 @@ def _tracks(before: np.ndarray, after: np.ndarray, cells: _Cells) -> tuple[np.nd
     starts = cells.corners(response)
     if not len(starts):
         return starts, starts
-    ends, found, errors = cv2.calcOpticalFlowPyrLK(
+    # Its types don't have the None that it wants for ends to be found.
+    follow: Any = cv2.calcOpticalFlowPyrLK
+    ends, found, errors = follow(
         before, after, starts, None, winSize=_WINDOW, maxLevel=_LEVELS, criteria=_UNTIL
     )
     good = (found.ravel() == 1) & (errors.ravel() < _LOST) & _inside(ends, before.shape)
@@ -268,7 +270,9 @@ def _fit(
     if len(starts) < _LEAST_TRACKS:
         return None
     way = float(np.median(np.linalg.norm(ends - starts, axis=1)))
-    fit, inliers = cv2.estimateAffinePartial2D(
+    # Its types don't have the None that it returns for points without a fit.
+    estimate: Any = cv2.estimateAffinePartial2D
+    fit, inliers = estimate(
         starts,
         ends,
         method=cv2.RANSAC,
@@ -299,9 +303,9 @@ def _described(
     turn = float(np.degrees(np.arctan2(fit[1, 0], fit[0, 0])))
     carried = starts @ fit[:, :2].T + fit[:, 2]
     seen = _inside(carried, shape)
-    off = np.linalg.norm(carried - ends, axis=1)[seen]
-    way = np.linalg.norm(ends - starts, axis=1)[seen]
-    strays = off > _NEAR + _NEAR_SHARE * way
+    off = np.linalg.norm((carried - ends)[seen], axis=1)
+    way = np.linalg.norm((ends - starts)[seen], axis=1)
+    strays: np.ndarray = off > _NEAR + _NEAR_SHARE * way
     cells = _Cells(shape).count
     return Motion(
         right=-float(right) / frame[0],

@@ -103,6 +103,7 @@ class _Reader:
                     self.first_error = self.first_error or error.strerror
                     continue
                 for frame in decoded:
+                    assert isinstance(frame, av.AudioFrame)
                     if frame.samples and frame.time is not None and self._is_inside(frame):
                         yield frame
         except av.FFmpegError as error:
@@ -240,15 +241,15 @@ class _Stretch:
         """How often the sign changes, the mean of the channels; 0 has none."""
         if self._signs is None:
             self._signs = np.zeros(samples.shape[1])
-        count = 0
+        count = 0.0
         for channel, values in enumerate(samples.T):
             signs = np.sign(values)
             signs = signs[signs != 0]
             if len(signs):
-                count += np.count_nonzero(signs[1:] != signs[:-1])
-                count += self._signs[channel] * signs[0] < 0
+                count += float(np.count_nonzero(signs[1:] != signs[:-1]))
+                count += bool(self._signs[channel] * signs[0] < 0)
                 self._signs[channel] = signs[-1]
-        return float(count) / samples.shape[1]
+        return count / int(samples.shape[1])
 
 
 def _format(frame: av.AudioFrame) -> tuple[int, str, str]:
