@@ -320,8 +320,7 @@ def _described(
 def _inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     height, width = shape
     last = (width - 1 - _EDGE, height - 1 - _EDGE)
-    inside: np.ndarray = ((points >= _EDGE) & (points <= last)).all(axis=1)
-    return inside
+    return np.asarray(((points >= _EDGE) & (points <= last)).all(axis=1))
 
 
 def _is_slight(fit: np.ndarray, shape: tuple[int, ...]) -> bool:

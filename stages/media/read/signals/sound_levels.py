@@ -103,14 +103,13 @@ class _Reader:
                     self.first_error = self.first_error or error.strerror
                     continue
                 for frame in decoded:
-                    assert isinstance(frame, av.AudioFrame)
                     if frame.samples and frame.time is not None and self._is_inside(frame):
                         yield frame
         except av.FFmpegError as error:
             raise_if_out(error)
             self.first_error = self.first_error or error.strerror
 
-    def _packets(self) -> Iterator[av.Packet[Any]]:
+    def _packets(self) -> Iterator[av.Packet[av.AudioStream]]:
         stream = self._sound.stream
         assert stream is not None
         if self._start == float("-inf"):
