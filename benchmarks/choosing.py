@@ -33,7 +33,8 @@ from clipmill.pipeline.ingest.sources import list_source_shards
 from clipmill.pipeline.recipes.plan import Plan, ShardList, pending
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import load_recipe
-from clipmill.pipeline.subsets.choosing import Wish, choose
+from clipmill.pipeline.subsets.choosing import choose
+from clipmill.pipeline.subsets.wishes import Wish
 from clipmill.schemas.folders import CHOICES, RETRIES, RUNS
 from clipmill.schemas.step_tables import NOT_ASKED
 

@@ -18,7 +18,7 @@ from clipmill.pipeline.engine.standstill import Seen
 from clipmill.pipeline.recipes.overrides import Settings, as_overrides
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.pipeline.status import StageStatus, Status
-from clipmill.pipeline.subsets.choosing import Wish
+from clipmill.pipeline.subsets.wishes import Wish
 from clipmill.schemas.errors import ERROR_KINDS, UsageError
 
 _log = logging.getLogger("clipmill.run")

@@ -20,7 +20,8 @@ from clipmill.pipeline.engine.interrupts import interruption_behind, leave_at_on
 from clipmill.pipeline.recipes.ready_made import recipe_path
 from clipmill.pipeline.recipes.recipe import LoadedRecipe, load_recipe
 from clipmill.pipeline.recipes.stage_classes import class_reference
-from clipmill.pipeline.subsets.choosing import Wish, check_limit, check_wish
+from clipmill.pipeline.subsets.choosing import check_wish
+from clipmill.pipeline.subsets.wishes import Wish, check_limit
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.folders import is_dataset

@@ -53,7 +53,7 @@ from clipmill.pipeline.ingest.sources import fixed_shards_note, ingest, list_sou
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, build_plan, pending
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
 from clipmill.pipeline.removal.purge import finish_removals, left_notes
-from clipmill.pipeline.subsets.choosing import Wish, check_limit, choose, describe
+from clipmill.pipeline.subsets.wishes import Wish, check_limit
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.storage import writing_to
@@ -201,6 +201,8 @@ class _Run:
         """Limits the run to what is wished for, and says how much that is."""
         if not wish:
             return None
+        from clipmill.pipeline.subsets.choosing import choose, describe  # all of subsets
+
         with self.watcher.busy("choosing …"):
             self._choice = choose(self.dataset, self.plan, wish)
         return self._say(describe(self._choice))

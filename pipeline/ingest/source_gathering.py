@@ -25,7 +25,6 @@ from clipmill.pipeline.ingest.source_lists import clean
 from clipmill.pipeline.ingest.source_rows import Source
 from clipmill.pipeline.ingest.source_shards import (
     FAILED,
-    KEPT,
     REJECTED,
     KnownSources,
     in_order,
@@ -48,6 +47,7 @@ FIXED_RULE = "sources.fixed"
 
 _MEMORY = "512MB"
 _BATCH_ROWS = 10_000
+_KINDS = 6  # each outcome, of a new source or a known one
 _MOST_BYTES_IN_MEMORY = 64 << 20
 _HELPERS = pa.schema(
     [
@@ -226,14 +226,19 @@ class Gathering:
         yield from self._ended(connection, failures)
 
     def _count(self, table: pa.Table, became: pa.ChunkedArray, is_new: pa.ChunkedArray) -> None:
-        outcomes = pa.table({"row_of": table["row_of"], "became": became, "is_new": is_new})
-        found = outcomes.group_by(["row_of", "became", "is_new"]).aggregate([([], "count_all")])
-        for row in found.to_pylist():
-            outcome = {KEPT: "sources", REJECTED: "rejected", FAILED: "failed"}[row["became"]]
-            self.count(row["row_of"], outcome, row["count_all"])
-            if not row["is_new"]:
-                self.count(row["row_of"], "known", row["count_all"])
-                self.known += row["count_all"]
+        # As one number each, which `value_counts` takes; grouping would import pyarrow.dataset.
+        row_of = pc.fill_null(table["row_of"].cast(pa.int64()), -1)
+        is_new = pc.fill_null(is_new, False)
+        kind = pc.add(pc.multiply(became.cast(pa.int64()), 2), is_new.cast(pa.int64()))
+        found = pc.value_counts(pc.add(pc.multiply(row_of, _KINDS), kind))
+        for one in found.to_pylist():
+            number, kind_of = divmod(one["values"], _KINDS)
+            listed_in = None if number < 0 else number
+            outcome = ("sources", "rejected", "failed")[kind_of // 2]
+            self.count(listed_in, outcome, one["counts"])
+            if kind_of % 2 == 0:
+                self.count(listed_in, "known", one["counts"])
+                self.known += one["counts"]
 
     # Sources with several rows
 

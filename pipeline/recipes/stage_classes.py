@@ -15,6 +15,7 @@ from types import ModuleType
 
 from clipmill import stages
 from clipmill.schemas.errors import UsageError
+from clipmill.schemas.pandas_import import allow_pandas
 from clipmill.schemas.words import did_you_mean
 from clipmill.stages.built_in import built_in_stage, built_in_stage_names
 from clipmill.stages.protocol import Stage
@@ -45,6 +46,7 @@ def stage_class(name: str, folder: Path) -> type[Stage]:
 
 
 def _own_stage(name: str, folder: Path) -> type[Stage]:
+    allow_pandas()  # it may use them in this process
     place, _, class_name = name.partition(":")
     if place.endswith(".py"):
         try:

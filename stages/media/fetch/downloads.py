@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import functools
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -24,8 +25,6 @@ from clipmill.stages.media.fetch.exclusions import Exclusions, names_of
 from clipmill.stages.media.fetch.extractors import video_id_of
 from clipmill.stages.media.fetch.files_on_disk import FilesOnDisk, FoundFile, check_folders, covers
 from clipmill.stages.media.fetch.guards import hosts_of, limits_of
-from clipmill.stages.media.fetch.http import fetch
-from clipmill.stages.media.fetch.http_client import open_client
 from clipmill.stages.media.fetch.media_store import (
     Media,
     MediaStore,
@@ -47,6 +46,8 @@ from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES
 from clipmill.stages.references import file_sha256
 
 if TYPE_CHECKING:
+    import httpx
+
     from clipmill.stages.media.fetch.ytdlp import Asked, Page, Video
 
 # The former default of `subtitle_languages`.
@@ -76,21 +77,34 @@ class Downloader:
             if settings.cookies_file
             else None
         )
-        self._client = open_client(
-            self._hosts,
-            allowed=self._limits.allowed,
-            cookies=cookie_jar(self._cookies),
-            proxy=settings.proxy,
-            headers={"User-Agent": settings.user_agent} if settings.user_agent else {},
-            timeout=settings.timeout_seconds,
-        )
+        self._jar = cookie_jar(self._cookies)
+        self._opening = threading.Lock()
+        self._client: httpx.Client | None = None
 
     def __enter__(self) -> Downloader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
         end_spare_fetchers()
+
+    def _opened(self) -> httpx.Client:
+        """The client; its libraries are not imported where all files are on disk."""
+        from clipmill.stages.media.fetch.http_client import open_client
+
+        with self._opening:
+            if self._client is None:
+                agent, proxy = self._settings.user_agent, self._settings.proxy
+                self._client = open_client(
+                    self._hosts,
+                    allowed=self._limits.allowed,
+                    cookies=self._jar,
+                    proxy=proxy,
+                    headers={"User-Agent": agent} if agent else {},
+                    timeout=self._settings.timeout_seconds,
+                )
+            return self._client
 
     def bring(self, row: dict[str, Any]) -> Media:
         """The source's complete, checked file; raises RowRejected or RowFailed."""
@@ -234,11 +248,13 @@ class Downloader:
             return self._take_in(row, file, origin=origin, sha256=sha256_of(file), **known)
 
     def _by_http(self, row: dict[str, Any], url: str, *, page_is_bad_media: bool) -> Media:
+        from clipmill.stages.media.fetch.http import fetch
+
         with self._store.work_folder(row["source_key"], go_on=True) as folder:
             suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
             name = "download" + (suffix if suffix in MEDIA_SUFFIXES else "")
             fetched = fetch(
-                self._client,
+                self._opened(),
                 url,
                 folder / name,
                 hosts=self._hosts,
