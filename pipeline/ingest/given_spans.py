@@ -69,6 +69,7 @@ _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,4}):(\d{1,2}(?:[.,]\d+)?)")
 _ONLY_IN_JSON = re.compile("NaN|Infinity|null|true|false")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*(?:s|secs?|seconds?)?", re.I)
 _BETWEEN = re.compile(r"\s*(?:-->|->|–|—|;|,|\bto\b|(?<=[\d\s])-)\s*")
+_JSON = json.JSONEncoder(ensure_ascii=False, default=str)
 
 Span = dict[str, Any]
 """A row of the type SPAN in schemas/tables.py."""
@@ -385,5 +386,5 @@ def text_of(value: Any) -> str | None:
     if value is None or value != value:
         return None
     if isinstance(value, dict | list):
-        return clean(json.dumps(value, ensure_ascii=False, default=str))
+        return clean(_JSON.encode(value))
     return clean(str(value))

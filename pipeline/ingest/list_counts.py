@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmill.pipeline.dataset.shards import write_json
-from clipmill.pipeline.ingest.source_rows import ListNote
+from clipmill.pipeline.ingest.listed_rows import ListNote
 from clipmill.schemas.damage import read_json, reading
 from clipmill.schemas.folders import LIST_COUNTS, json_files
 from clipmill.schemas.words import counted

@@ -86,6 +86,10 @@ class Ahead:
         for _ in range(count):
             self._seen.popleft()
 
+    def __len__(self) -> int:
+        """How many lines were inspected and not consumed."""
+        return len(self._seen)
+
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
@@ -158,6 +162,15 @@ class Records:
                     counts.rows += 1
                     counts.row_lines += 1
                     yield number, cells, None
+
+    def of_cells(self, number: int, cells: list[str], *, quoted: bool) -> Iterator[Record]:
+        """The record of a line that was split elsewhere; `quoted` if it contains a quote."""
+        if quoted or self._dialect.delimiter.join(cells) == self._header_text:
+            yield from self._fitted(number, cells, 1)
+        else:
+            self._counts.rows += 1
+            self._counts.row_lines += 1
+            yield number, cells, None
 
     def _learned(self) -> set[str]:
         """The forms of source names, learned from the first rows without quotes."""

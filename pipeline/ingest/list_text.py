@@ -9,7 +9,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -36,6 +36,15 @@ _MARKS = re.compile("[\udc00-\udcff]")
 
 Line = tuple[int, str, str | None]
 """A line's number, its text without its end, and why it is invalid (None if it is not)."""
+Block = tuple[int, str]
+"""The number of the first of several whole lines, and their text."""
+
+
+def is_sound(text: str) -> bool:
+    """Whether a text has no invalid bytes, no NUL and no byte order mark inside."""
+    return "\0" not in text and (
+        text.isascii() or (_MARKS.search(text) is None and "\ufeff" not in text)
+    )
 
 
 def _mark(error: UnicodeError) -> tuple[str, int]:
@@ -91,8 +100,13 @@ class TextLines:
         self._unsound = 0
 
     def __iter__(self) -> Iterator[Line]:
-        try:
+        with self._checked():
             yield from self._lines()
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise UsageError(
                 f"cannot read {self._path}: {error}; it is truncated, or not in the "
@@ -116,25 +130,31 @@ class TextLines:
         return "\n".join(found)
 
     def _lines(self) -> Iterator[Line]:
-        number = 0
+        for first, block in self._numbered():
+            yield from self.lines_of(first, block)
+
+    def blocks(self) -> Iterator[Block]:
+        """The same lines in blocks of text; `lines_of` gives those of a block."""
+        with self._checked():
+            yield from self._numbered()
+
+    def _numbered(self) -> Iterator[Block]:
         for block in self._blocks():
-            lines = block.split("\n")
-            lines.pop()
-            self.lines += len(lines)
-            if block.isascii() and "\0" not in block:
-                for line in lines:
-                    number += 1
-                    yield number, line, None
-                continue
-            is_odd = _MARKS.search(block) is not None or "\0" in block or "\ufeff" in block
-            for line in lines:
-                number += 1
-                if is_odd:
-                    # A mark is at the start of a file, and so of a line if files were
-                    # concatenated.
-                    yield number, line.lstrip("\ufeff"), self._problem(line)
-                else:
-                    yield number, line, None
+            first = self.lines + 1
+            self.lines += block.count("\n")
+            yield first, block
+
+    def lines_of(self, first: int, block: str) -> Iterator[Line]:
+        """The lines of a block whose first line has this number; once, for they are counted."""
+        lines = block.split("\n")
+        lines.pop()
+        if is_sound(block):
+            for number, line in enumerate(lines, first):
+                yield number, line, None
+        else:
+            for number, line in enumerate(lines, first):
+                # A mark is at the start of a file, and so of a line if files were concatenated.
+                yield number, line.lstrip("\ufeff"), self._problem(line)
 
     def _problem(self, line: str) -> str | None:
         match = _MARKS.search(line)

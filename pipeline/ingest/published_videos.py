@@ -6,30 +6,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from clipmill.pipeline.ingest.listed_rows import Source
 from clipmill.pipeline.ingest.locators import WATCH_URL
-from clipmill.pipeline.ingest.source_rows import Source
 from clipmill.pipeline.ingest.source_shards import sources_table
 from clipmill.pipeline.ingest.sources import exclusion
+from clipmill.pipeline.ingest.text_columns import starts_of
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.tables import SOURCES as SOURCES_SCHEMA
 from clipmill.schemas.tables import SPAN
 
 OF_SPANS = ["start_seconds", "end_seconds", "caption", "extra"]
-
-
-def starts_of(table: pa.Table, *columns: str) -> np.ndarray:
-    """Indexes of the rows that differ from the previous one in some of the columns."""
-    if not table.num_rows:
-        return np.zeros(0, np.int64)
-    differs = np.zeros(table.num_rows, bool)
-    differs[0] = True
-    for name in columns:
-        values = table[name].combine_chunks()
-        changed = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1))
-        differs[1:] |= pc.fill_null(changed, False).to_numpy(zero_copy_only=False)
-    return np.flatnonzero(differs)
 
 
 class Videos:

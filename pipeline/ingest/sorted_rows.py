@@ -8,7 +8,7 @@ size of a run and not on the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -37,11 +37,21 @@ class _Batch:
     size: int = 0
 
 
-class SortedRows:
-    """Takes good rows as tables of `ROWS`, then gives them in order."""
+@dataclass(frozen=True)
+class Sorting:
+    """What rows are sorted by: numbers that runs are sorted by, and the whole order of a few."""
 
-    def __init__(self, scratch: Path) -> None:
+    schema: pa.Schema
+    keys: Callable[[pa.Table], np.ndarray]
+    order: Callable[[pa.Table], np.ndarray]
+
+
+class SortedRows:
+    """Takes tables of rows, then gives them in order: good ones of `ROWS` unless said otherwise."""
+
+    def __init__(self, scratch: Path, sorting: Sorting | None = None) -> None:
         self._path = scratch / "sorted"
+        self._sorting = sorting or Sorting(ROWS, _keys, _order)
         self._file: BinaryIO | None = None
         self._waiting: list[pa.Table] = []
         self._waiting_rows = self._waiting_bytes = 0
@@ -56,7 +66,7 @@ class SortedRows:
             self._store()
 
     def tables(self) -> Iterator[pa.Table]:
-        """All rows by id, start, end, file and row; none is added afterwards."""
+        """All rows, by id, start, end, file and row if they are of `ROWS`; none is added later."""
         batches = self._batches
         for keys, rows in self._run():
             batches.append(_Batch(int(keys[0]), rows))
@@ -67,12 +77,13 @@ class SortedRows:
             loaded = 0
             while at < len(batches) and loaded < _STEP_ROWS:
                 rows = self._load(batches[at])
-                held.append((id_keys(rows["id"].combine_chunks())[0], rows))
+                held.append((self._sorting.keys(rows), rows))
                 loaded += rows.num_rows
                 at += 1
             ready, held = _below(held, batches[at].first if at < len(batches) else None)
             if ready:
-                yield _in_order(pa.concat_tables(ready).combine_chunks())
+                rows = pa.concat_tables(ready).combine_chunks()
+                yield rows.take(pa.array(self._sorting.order(rows)))
         self.close()
 
     def close(self) -> None:
@@ -90,7 +101,7 @@ class SortedRows:
         self._runs += 1
         rows = pa.concat_tables(self._waiting).combine_chunks()
         self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
-        keys = id_keys(rows["id"].combine_chunks())[0]
+        keys = self._sorting.keys(rows)
         order = np.argsort(keys)
         rows, keys = rows.take(pa.array(order)), keys[order]
         size = max(_FEWEST_ROWS, _STEP_ROWS // self._runs)
@@ -119,7 +130,9 @@ class SortedRows:
             data = self._file.read(batch.size)
         except OSError as error:
             raise ClipmillError(f"the rows could not be sorted: {error}") from error
-        return pa.Table.from_batches([pa.ipc.read_record_batch(pa.py_buffer(data), ROWS)])
+        return pa.Table.from_batches(
+            [pa.ipc.read_record_batch(pa.py_buffer(data), self._sorting.schema)]
+        )
 
 
 def _below(
@@ -138,8 +151,8 @@ def _below(
     return ready, others
 
 
-def _in_order(rows: pa.Table) -> pa.Table:
-    return rows.take(pa.array(_order(rows)))
+def _keys(rows: pa.Table) -> np.ndarray:
+    return id_keys(rows["id"].combine_chunks())[0]
 
 
 def _order(rows: pa.Table) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Merges the rows of one source: its spans and captions, wherever they are listed.
 
 The rows of a source may be anywhere in lists of any size. They are kept as Arrow tables, on disk
-above a certain size, and DuckDB finds the sources with several rows; only those are merged row by
-row.
+above a certain size, and given by the sources' first rows. Plain rows are merged column-wise, those
+of other sources with several rows one by one.
 """
 
 from __future__ import annotations
@@ -11,18 +11,28 @@ import contextlib
 import itertools
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from clipmill.pipeline.dataset.shards import shard_path
+from clipmill.pipeline.dataset.shards import shard_name, shard_path
+from clipmill.pipeline.ingest.gathered_rows import (
+    DUPLICATE_RULE,
+    GATHERED_ROWS,
+    HELPERS,
+    SpooledRows,
+)
+from clipmill.pipeline.ingest.listed_rows import ListPart, Source
+from clipmill.pipeline.ingest.plain_gathering import PlainRowsInOrder, side_by_side, whole_sources
+from clipmill.pipeline.ingest.plain_merging import Merging, Origin, split_by_seq
+from clipmill.pipeline.ingest.sorted_rows import SortedRows, Sorting
 from clipmill.pipeline.ingest.source_lists import clean
-from clipmill.pipeline.ingest.source_rows import Source
 from clipmill.pipeline.ingest.source_shards import (
     FAILED,
     REJECTED,
@@ -32,67 +42,24 @@ from clipmill.pipeline.ingest.source_shards import (
     sources_table,
     states,
 )
+from clipmill.pipeline.ingest.text_columns import starts_of
 from clipmill.pipeline.ingest.together import SAID, Together, captions_of
 from clipmill.schemas.damage import reading
 from clipmill.schemas.folders import SOURCES, scratch_folder
 from clipmill.schemas.ids import source_key
-from clipmill.schemas.sql_text import escaped_for_glob, literal
 from clipmill.schemas.step_tables import EXPANDED_RULE, REMOVED_RULE
 from clipmill.schemas.tables import SOURCES as SOURCES_SCHEMA
 from clipmill.schemas.words import counted
 
-DUPLICATE_RULE = "sources.duplicate"
 FIXED_RULE = "sources.fixed"
 """A span or caption that a list adds to a source which the dataset already has without it."""
 
 _MEMORY = "512MB"
 _BATCH_ROWS = 10_000
 _KINDS = 6  # each outcome, of a new source or a known one
-_MOST_BYTES_IN_MEMORY = 64 << 20
-_HELPERS = pa.schema(
-    [
-        ("seq", pa.int64()),
-        ("row_of", pa.int32()),
-        ("again", pa.bool_()),
-        ("place", pa.string()),
-        ("locator", pa.string()),
-    ]
-)
-_ROWS = pa.schema([*_HELPERS, *SOURCES_SCHEMA])
-
-
-class SpooledRows:
-    """Tables of one schema, in memory while they are small, then in a file."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._path = path
-        self._schema = schema
-        self._tables: list[pa.Table] = []
-        self._bytes = 0
-        self._writer: pq.ParquetWriter | None = None
-
-    def append(self, table: pa.Table) -> None:
-        self._tables.append(table)
-        self._bytes += table.nbytes
-        if self._bytes > _MOST_BYTES_IN_MEMORY:
-            if self._writer is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._writer = pq.ParquetWriter(self._path, self._schema, compression="lz4")
-            for one in self._tables:
-                self._writer.write_table(one)
-            self._tables, self._bytes = [], 0
-
-    def relation(self, connection: duckdb.DuckDBPyConnection, name: str) -> str:
-        """The name of a view of all rows; no rows are added afterwards."""
-        memory = pa.concat_tables([self._schema.empty_table(), *self._tables])
-        connection.register(f"{name}_in_memory", memory)
-        parts = [f"SELECT * FROM {name}_in_memory"]
-        if self._writer is not None:
-            self._writer.close()
-            place = literal(escaped_for_glob(str(self._path.absolute())))
-            parts.insert(0, f"SELECT * FROM read_parquet({place})")
-        connection.execute(f"CREATE TEMP VIEW {name} AS {' UNION ALL '.join(parts)}")
-        return name
+_MOST_BYTES_AHEAD = 64 << 20
+_WITH_FIRST = pa.schema([*GATHERED_ROWS, ("first", pa.int64())])
+_RELISTED = pa.schema([*GATHERED_ROWS, ("shard", pa.int64())])
 
 
 class Gathering:
@@ -109,14 +76,34 @@ class Gathering:
         self._folder = dataset / SOURCES
         self._scratch = scratch_folder(dataset, "ingest")
         self._known = known
-        self._waiting: list[tuple[str, Source]] = []
-        self._rows = SpooledRows(self._scratch / "rows.parquet", _ROWS)
+        self._waiting: list[tuple[int, str, Source]] = []
+        self._rows = SpooledRows(self._scratch / "rows.parquet", GATHERED_ROWS)
+        self._plain = PlainRowsInOrder(self._scratch)
+        self._origins: dict[int, Origin] = {}
         self._seq = 0
 
     def add(self, key: str, source: Source) -> None:
-        self._waiting.append((key, source))
+        self._add(self._seq, key, source)
+        self._seq += 1
+
+    def _add(self, seq: int, key: str, source: Source) -> None:
+        self._waiting.append((seq, key, source))
         if len(self._waiting) == _BATCH_ROWS:
             self._put_away()
+
+    def add_part(self, part: ListPart, others: Sequence[tuple[int, str, Source]]) -> None:
+        """Adds the plain rows of a part of a list, and other rows of it by their numbers."""
+        numbers = part.plain["number"].to_numpy()
+        others = sorted(others, key=lambda other: other[0])
+        among = np.array([number for number, *_ in others], np.int64)
+        if len(numbers):
+            seq = self._seq + np.arange(len(numbers)) + np.searchsorted(among, numbers)
+            self._plain.append(part.plain.set_column(0, "seq", pa.array(seq, pa.int64())))
+            self._origins[part.row_of] = Origin(clean(part.start), part.names)
+        before = np.searchsorted(numbers, among)
+        for place, (at, (_, key, source)) in enumerate(zip(before.tolist(), others, strict=True)):
+            self._add(self._seq + at + place, key, source)
+        self._seq += len(numbers) + len(others)
 
     def count(self, row_of: int | None, outcome: str, number: int = 1) -> None:
         if row_of is not None:
@@ -125,15 +112,14 @@ class Gathering:
     def _put_away(self) -> None:
         rows, self._waiting = self._waiting, []
         helpers = [
-            pa.array(range(self._seq, self._seq + len(rows)), pa.int64()),
-            pa.array([source.row_of for _, source in rows], pa.int32()),
-            pa.array([source.again for _, source in rows], pa.bool_()),
-            pa.array([clean(source.place) for _, source in rows], pa.string()),
-            pa.array([clean(source.locator) for _, source in rows], pa.string()),
+            pa.array([seq for seq, *_ in rows], pa.int64()),
+            pa.array([source.row_of for *_, source in rows], pa.int32()),
+            pa.array([source.again for *_, source in rows], pa.bool_()),
+            pa.array([clean(source.place) for *_, source in rows], pa.string()),
+            pa.array([clean(source.locator) for *_, source in rows], pa.string()),
         ]
-        self._seq += len(rows)
-        table = sources_table(rows)
-        self._rows.append(pa.Table.from_arrays([*helpers, *table.columns], schema=_ROWS))
+        table = sources_table((key, source) for _, key, source in rows)
+        self._rows.append(pa.Table.from_arrays([*helpers, *table.columns], schema=GATHERED_ROWS))
 
     def __enter__(self) -> Gathering:
         for folder in self._scratch.parent.glob("ingest-*"):
@@ -142,6 +128,7 @@ class Gathering:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._plain.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._scratch.parent.rmdir()
@@ -152,77 +139,48 @@ class Gathering:
         Those of the `failures` that no row names are resolved.
         """
         self._put_away()
-        config: dict[str, Any] = {
-            "memory_limit": _MEMORY,
-            "temp_directory": str(self._scratch),
-            "autoload_known_extensions": False,
-        }
-        with duckdb.connect(":memory:", config=config) as connection:
+        for name in ("rows", "known", "relisted"):
+            (self._scratch / name).mkdir(parents=True, exist_ok=True)
+        with _database(self._scratch / "rows") as connection:
             yield from self._new(connection, failures)
 
     def _new(
         self, connection: duckdb.DuckDBPyConnection, failures: Iterable[str]
     ) -> Iterator[pa.Table]:
-        rows = self._rows.relation(connection, "listed")
-        known = self._known.table.append_column(
-            "number", pa.array(range(self._known.table.num_rows), pa.int64())
-        )
-        connection.register("known_rows", known)
+        self._rows.relation(connection, "listed")
+        self._plain.heads(connection)
+        known = _Known(self._scratch / "known", self._known)
         connection.execute(
-            "CREATE TEMP TABLE known AS SELECT key, arg_max(state, number) AS state, "
-            "arg_min(shard, number) FILTER (state = 0) AS shard FROM known_rows GROUP BY key"
+            "CREATE TEMP TABLE firsts AS SELECT source_key, min(seq) AS first, count(*) AS n FROM "
+            "(SELECT source_key, seq FROM listed UNION ALL SELECT source_key, seq FROM heads) "
+            "GROUP BY source_key"
         )
-        connection.execute(
-            f"CREATE TEMP TABLE several AS SELECT source_key AS key FROM {rows} "
-            "GROUP BY source_key HAVING count(*) > 1"
-        )
-        order = ""
-        if connection.execute("SELECT 1 FROM several LIMIT 1").fetchall():
-            together = SpooledRows(self._scratch / "together.parquet", _ROWS)
-            for table in self._put_together(connection, rows):
-                together.append(table)
-            others = together.relation(connection, "together")
-            rows = (
-                f"(SELECT * FROM {rows} ANTI JOIN several ON source_key = key "
-                f"UNION ALL SELECT * FROM {others})"
-            )
-            order = "ORDER BY seq"
-        relisted = SpooledRows(self._scratch / "relisted.parquet", _ROWS)
-        reader = connection.sql(
-            f"SELECT r.*, k.state AS known_state FROM {rows} AS r LEFT JOIN known AS k "
-            f"ON k.key = r.source_key {order}"
-        ).to_arrow_reader(_BATCH_ROWS)
-        for batch in reader:
-            table = pa.Table.from_batches([batch])
-            known_states = table["known_state"]
-            table = table.select(_ROWS.names).cast(_ROWS)
-            became = states(table)
-            # A resolved failure has failed again: the newest row counts.
-            again = pc.or_(
-                table["again"],
-                pc.fill_null(
-                    pc.and_(pc.equal(became, FAILED), pc.equal(known_states, REJECTED)), False
-                ),
-            )
-            is_new = pc.or_(pc.is_null(known_states), again)
-            self._count(table, pc.if_else(is_new, became, known_states), is_new)
-            self.ended += (
-                pc.sum(pc.equal(pc.struct_field(table["rejection"], "rule"), EXPANDED_RULE)).as_py()
-                or 0
-            )
-            if pc.any(pc.invert(is_new)).as_py():
-                relisted.append(
-                    table.filter(
-                        pc.and_(
-                            pc.invert(is_new),
-                            pc.or_(pc.is_valid(table["spans"]), pc.is_valid(table["caption"])),
-                        )
-                    )
+        by_shard = Sorting(_RELISTED, _by_shard, _by_shard_and_seq)
+        with contextlib.closing(SortedRows(self._scratch / "relisted", by_shard)) as relisted:
+            for table in self._merged(connection):
+                known_states, shards = known.of(table["source_key"])
+                became = states(table)
+                # A resolved failure has failed again: the newest row counts.
+                again = pc.or_(
+                    table["again"],
+                    pc.fill_null(
+                        pc.and_(pc.equal(became, FAILED), pc.equal(known_states, REJECTED)), False
+                    ),
                 )
-            fresh = table.filter(is_new)
-            if fresh.num_rows:
-                yield fresh.select(SOURCES_SCHEMA.names)
-        yield from self._beyond_known(connection, relisted)
+                is_new = pc.or_(pc.is_null(known_states), again)
+                self._count(table, pc.if_else(is_new, became, known_states), is_new)
+                rules = pc.struct_field(table["rejection"], "rule")
+                self.ended += pc.sum(pc.equal(rules, EXPANDED_RULE)).as_py() or 0
+                if not pc.all(is_new).as_py():
+                    says = pc.or_(pc.is_valid(table["spans"]), pc.is_valid(table["caption"]))
+                    late = pc.and_(pc.and_(pc.invert(is_new), says), pc.is_valid(shards))
+                    found = table.append_column("shard", shards).filter(late)
+                    if found.num_rows:
+                        relisted.add(found)
+                fresh = table.filter(is_new)
+                if fresh.num_rows:
+                    yield fresh.select(SOURCES_SCHEMA.names)
+            yield from self._beyond_known(known, relisted)
         yield from self._ended(connection, failures)
 
     def _count(self, table: pa.Table, became: pa.ChunkedArray, is_new: pa.ChunkedArray) -> None:
@@ -242,28 +200,59 @@ class Gathering:
 
     # Sources with several rows
 
-    def _put_together(self, connection: duckdb.DuckDBPyConnection, rows: str) -> Iterator[pa.Table]:
-        reader = connection.sql(
-            f"SELECT r.* FROM {rows} AS r SEMI JOIN several "
-            "ON source_key = key ORDER BY source_key, seq"
-        )
-        batches = reader.to_arrow_reader(_BATCH_ROWS)
-        listed = itertools.chain.from_iterable(
-            pa.Table.from_batches([batch]).cast(_ROWS).to_pylist() for batch in batches
-        )
-        out: list[dict[str, Any]] = []
-        for key, group in itertools.groupby(listed, lambda row: row["source_key"]):
-            out += self._one(key, group)
-            if len(out) >= _BATCH_ROWS:
-                yield pa.Table.from_pylist(out, _ROWS)
-                out = []
-        if out:
-            yield pa.Table.from_pylist(out, _ROWS)
+    def _merged(self, connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
+        """Tables of `GATHERED_ROWS`, with each source once, by `seq`.
 
-    def _one(self, key: str, group: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        A row that adds nothing is a rejection at its own place, unless too many are ahead of it.
+        """
+        merging = Merging(self._origins)
+        plain = self._plain.tables(connection) if self._plain.rows else iter(())
+        ahead = GATHERED_ROWS.empty_table()
+        for rows, others, bound in side_by_side(plain, _others(connection)):
+            tables = self._of_sources(merging, rows, others)
+            ready, ahead = split_by_seq(pa.concat_tables([ahead, *tables]).combine_chunks(), bound)
+            yield ready
+            if ahead.nbytes > _MOST_BYTES_AHEAD:
+                yield ahead
+                ahead = GATHERED_ROWS.empty_table()
+        yield ahead
+
+    def _of_sources(self, merging: Merging, plain: pa.Table, others: pa.Table) -> list[pa.Table]:
+        """What becomes of all rows of some sources."""
+        found: list[pa.Table] = []
+        slow: list[pa.Table] = []
+        in_both = np.intersect1d(plain["first"].to_numpy(), others["first"].to_numpy())
+        if plain.num_rows:
+            is_shared = np.isin(plain["first"].to_numpy(), in_both)
+            left = plain.filter(pa.array(is_shared))
+            merged = merging.merge(plain.filter(pa.array(~is_shared)) if len(in_both) else plain)
+            found += [merged.sources, merged.repeats]
+            for number, count in merged.gathered.items():
+                self.count(number, "gathered", count)
+                self.gathered_rows += count
+            left = pa.concat_tables([left, merged.left]).combine_chunks()
+            if left.num_rows:
+                slow.append(merging.one_by_one(left).append_column("first", left["first"]))
+        if others.num_rows:
+            first, rows = np.unique(others["first"].to_numpy(), return_counts=True)
+            is_slow = np.isin(others["first"].to_numpy(), np.union1d(first[rows > 1], in_both))
+            slow.append(others.filter(pa.array(is_slow)))
+            found.append(others.filter(pa.array(~is_slow)).drop_columns("first"))
+        if any(table.num_rows for table in slow):
+            table = pa.concat_tables(slow)
+            order = np.lexsort((table["seq"].to_numpy(), table["first"].to_numpy()))
+            table = table.take(pa.array(order))
+            out: list[dict[str, Any]] = []
+            for _, group in itertools.groupby(table.to_pylist(), lambda row: row["first"]):
+                out += self._one(group)
+            found.append(pa.Table.from_pylist(out, GATHERED_ROWS))
+        return found
+
+    def _one(self, group: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Merges the rows of one source; rows that add nothing are rejected under new keys."""
         rows = iter(group)
         first = next(rows)
+        key = first["source_key"]
         together = Together(first)
         found = []
         for number, row in enumerate(rows, 1):
@@ -274,7 +263,7 @@ class Gathering:
             # The repeat has its own key, the same each time the same list is read.
             own_key = source_key(f"{row['locator']}\0repeat {number}")
             if _is_removed(first):  # only its keys remain
-                kept = {name: row[name] for name in _HELPERS.names}
+                kept = {name: row[name] for name in HELPERS.names}
                 kept["rejection"] = first["rejection"]
             else:
                 kept = row | {
@@ -291,48 +280,41 @@ class Gathering:
 
     # Sources that the dataset already has
 
-    def _beyond_known(
-        self, connection: duckdb.DuckDBPyConnection, relisted: SpooledRows
-    ) -> Iterator[pa.Table]:
+    def _beyond_known(self, known: _Known, relisted: SortedRows) -> Iterator[pa.Table]:
         """Rejections of spans and captions that come too late: sources are never changed."""
-        rows = relisted.relation(connection, "relisted")
-        shards = connection.execute(
-            f"SELECT DISTINCT shard FROM {rows} JOIN known ON key = source_key "
-            "WHERE shard IS NOT NULL ORDER BY shard"
-        ).fetchall()
         said = (
             "list_transform({0}.spans, lambda s: {{'a': s.start_seconds, 'b': s.end_seconds, "
             "'c': s.caption, 'd': s.captions}}), {0}.caption, {0}.captions"
         )
-        for (shard,) in shards:
-            path = shard_path(self._folder, shard)
-            with reading(path):
-                stored = pq.read_table(path, schema=SOURCES_SCHEMA, columns=["source_key", *SAID])
-            connection.register("stored", stored)
-            differ = connection.sql(
-                f"SELECT r.*, {{'spans': s.spans, 'caption': s.caption, 'captions': s.captions}} "
-                f"AS stored FROM {rows} AS r JOIN stored AS s USING (source_key) JOIN known AS k "
-                f"ON k.key = r.source_key AND k.shard = {literal(shard)} "
-                f"WHERE ({said.format('r')}) IS DISTINCT FROM ({said.format('s')}) ORDER BY seq"
-            )
-            reader = differ.to_arrow_reader(_BATCH_ROWS)
-            late = [
-                row
-                for batch in reader
-                for each in pa.Table.from_batches([batch]).to_pylist()
-                if (row := _late(each)) is not None
-            ]
-            connection.unregister("stored")
-            yield from self._not_known(connection, late)
+        for table in relisted.tables():
+            edges = [*starts_of(table, "shard"), table.num_rows]
+            for begin, end in itertools.pairwise(edges):
+                path = shard_path(self._folder, shard_name(table["shard"][int(begin)].as_py()))
+                with reading(path):
+                    stored = pq.read_table(
+                        path, schema=SOURCES_SCHEMA, columns=["source_key", *SAID]
+                    )
+                known.connection.register("stored", stored)
+                known.connection.register("relisted", table.slice(begin, end - begin))
+                differ = known.connection.sql(
+                    "SELECT r.*, {'spans': s.spans, 'caption': s.caption, 'captions': s.captions} "
+                    "AS stored FROM relisted AS r JOIN stored AS s USING (source_key) "
+                    f"WHERE ({said.format('r')}) IS DISTINCT FROM ({said.format('s')}) ORDER BY seq"
+                ).to_arrow_table()
+                late = [row for each in differ.to_pylist() if (row := _late(each)) is not None]
+                yield from self._not_known(known, late)
 
-    def _not_known(
-        self, connection: duckdb.DuckDBPyConnection, rows: list[dict[str, Any]]
-    ) -> Iterator[pa.Table]:
+    def _not_known(self, known: _Known, rows: list[dict[str, Any]]) -> Iterator[pa.Table]:
         self.fixed += len(rows)
+        if not rows:
+            return
         by_key = {row["source_key"]: row for row in rows}
-        connection.register("late", pa.table({"key": pa.array(list(by_key), pa.string())}))
-        known = connection.execute("SELECT key FROM late SEMI JOIN known USING (key)").fetchall()
-        fresh = [row for key, row in by_key.items() if (key,) not in set(known)]
+        states, _ = known.of(pa.array(list(by_key), pa.string()))
+        fresh = [
+            row
+            for row, state in zip(by_key.values(), states.to_pylist(), strict=True)
+            if state is None
+        ]
         if fresh:
             yield pa.Table.from_pylist(fresh, SOURCES_SCHEMA)
 
@@ -342,11 +324,71 @@ class Gathering:
         """Rows that resolve earlier failures that are no longer listed."""
         connection.register("failures", pa.table({"key": pa.array(list(failures), pa.string())}))
         found = connection.execute(
-            "SELECT key FROM failures ANTI JOIN listed ON key = source_key"
+            "SELECT key FROM failures ANTI JOIN firsts ON key = source_key"
         ).fetchall()
         self.ended += len(found)
         if found:
             yield sources_table([(key, mended()) for (key,) in found])
+
+
+class _Known:
+    """The sources that a dataset has, in a database of their own: the other's results stay open."""
+
+    def __init__(self, scratch: Path, known: KnownSources) -> None:
+        self.connection = _database(scratch)
+        self._is_empty = not known.table.num_rows
+        numbers = pa.array(np.arange(known.table.num_rows))
+        self.connection.register("known_rows", known.table.append_column("number", numbers))
+        self.connection.execute(
+            "CREATE TABLE known AS SELECT key, arg_max(state, number) AS state, "
+            "CAST(arg_min(shard, number) FILTER (state = 0) AS BIGINT) AS shard "
+            "FROM known_rows GROUP BY key"
+        )
+
+    def of(self, keys: pa.Array | pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        """The states and the shards' numbers of some keys; null if they are new, or not kept."""
+        if self._is_empty:
+            nothing = pa.chunked_array([pa.nulls(len(keys), pa.int64())])
+            return nothing.cast(pa.int8()), nothing
+        asked = pa.table({"key": keys, "place": pa.array(np.arange(len(keys)))})
+        self.connection.register("asked", asked)
+        found = self.connection.sql(
+            "SELECT state, shard FROM asked LEFT JOIN known USING (key) ORDER BY place"
+        ).to_arrow_table()
+        return found["state"], found["shard"]
+
+
+def _database(scratch: Path) -> duckdb.DuckDBPyConnection:
+    config: dict[str, Any] = {
+        "memory_limit": _MEMORY,
+        "temp_directory": str(scratch),
+        "autoload_known_extensions": False,
+    }
+    return duckdb.connect(":memory:", config=config)
+
+
+def _others(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
+    """The rows that are not plain, with their source's first row, in its order."""
+    ((several,),) = connection.execute("SELECT count(*) FROM firsts WHERE n > 1").fetchall()
+    query = "SELECT *, seq AS first FROM listed"
+    if several:
+        query = (
+            "SELECT l.*, first FROM listed AS l JOIN firsts USING (source_key) ORDER BY first, seq"
+        )
+    batches = connection.sql(query).to_arrow_reader(_BATCH_ROWS)
+    yield from whole_sources(
+        pa.Table.from_batches([batch]).select(_WITH_FIRST.names).cast(_WITH_FIRST)
+        for batch in batches
+        if batch.num_rows
+    )
+
+
+def _by_shard(rows: pa.Table) -> np.ndarray:
+    return np.asarray(rows["shard"].to_numpy(), np.uint64)
+
+
+def _by_shard_and_seq(rows: pa.Table) -> np.ndarray:
+    return np.lexsort((rows["seq"].to_numpy(), rows["shard"].to_numpy()))
 
 
 def _is_removed(row: dict[str, Any]) -> bool:

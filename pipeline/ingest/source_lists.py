@@ -126,19 +126,11 @@ class ListFile:
         reading.lines = lines.lines
 
     def _csv(self, candidates: Sequence[str], reading: Reading) -> Iterator[ListRow]:
-        lines = TextLines(self.path, self.encoding)
+        lines = self.lines()
         ahead = Ahead(lines)
-        names, dialect, text = read_header(
-            self.path,
-            ahead,
-            reading.counts,
-            self.names,
-            list_suffix(self.path),
-            lambda names: find_column(names, self.column, candidates) is not None,
-        )
-        chosen = reading.column = self._choose(names, candidates)
-        if dialect.delimiter == "\t" and not writer_quotes(ahead, dialect, text):
-            dialect = Dialect("\t", quoted=False)
+        names, dialect, text = self.header(ahead, candidates, reading)
+        chosen = reading.column
+        assert chosen is not None
         start = f"{self.path}:"
         for number, cells, problem in Records(
             ahead, dialect, names, names.index(chosen), reading.counts, text
@@ -149,6 +141,26 @@ class ListFile:
                 row = dict(zip(names, cells, strict=True))
                 yield ListRow(f"{start}{number}", row.pop(chosen).strip() or None, row)
         reading.lines = lines.lines
+
+    def lines(self) -> TextLines:
+        return TextLines(self.path, self.encoding)
+
+    def header(
+        self, ahead: Ahead, candidates: Sequence[str], reading: Reading
+    ) -> tuple[list[str], Dialect, str]:
+        """Reads a CSV or TSV up to its first row: names, dialect, the header's own text."""
+        names, dialect, text = read_header(
+            self.path,
+            ahead,
+            reading.counts,
+            self.names,
+            list_suffix(self.path),
+            lambda names: find_column(names, self.column, candidates) is not None,
+        )
+        reading.column = self.choose(names, candidates)
+        if dialect.delimiter == "\t" and not writer_quotes(ahead, dialect, text):
+            dialect = Dialect("\t", quoted=False)
+        return names, dialect, text
 
     # JSON
 
@@ -195,12 +207,12 @@ class ListFile:
                     reading.column = reading.column or chosen
                 found_any = found_any or chosen is not None
                 first = first or list(row)
-                locator = None if chosen is None else _text(row.pop(chosen))
+                locator = None if chosen is None else text_of_locator(row.pop(chosen))
                 yield ListRow(place, locator, row)
             else:
                 yield ListRow(place, None, problem="neither an object nor a string")
         if first is not None and not found_any:
-            self._choose(first, candidates)
+            self.choose(first, candidates)
 
     # Parquet
 
@@ -214,24 +226,27 @@ class ListFile:
             raise UsageError(f"{self.path} is not a Parquet file: {error}") from error
         with file:
             schema = file.schema_arrow
-            chosen = reading.column = self._choose(schema.names, candidates)
+            chosen = reading.column = self.choose(schema.names, candidates)
             # Bytes of videos and pictures are not metadata.
             wanted = [
-                each.name for each in schema if each.name == chosen or not _holds_bytes(each.type)
+                each.name for each in schema if each.name == chosen or not holds_bytes(each.type)
             ]
             number = 0
             try:
                 for batch in file.iter_batches(_PARQUET_ROWS, columns=wanted):
-                    for row, problem in _rows_of_batch(batch):
+                    for row, problem in rows_of_batch(batch):
                         number += 1
                         reading.counts.rows += 1
                         yield ListRow(
-                            f"{self.path}:row {number}", _text(row.pop(chosen, None)), row, problem
+                            f"{self.path}:row {number}",
+                            text_of_locator(row.pop(chosen, None)),
+                            row,
+                            problem,
                         )
             except (pa.ArrowException, OSError) as error:
                 raise UsageError(f"cannot read {self.path} after row {number}: {error}") from error
 
-    def _choose(self, present: Sequence[str], candidates: Sequence[str]) -> str:
+    def choose(self, present: Sequence[str], candidates: Sequence[str]) -> str:
         """The column with the locators, by its exact name or, for usual names, in any case."""
         found = find_column(present, self.column, candidates)
         if found is not None:
@@ -261,13 +276,13 @@ def word_of(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
-def _holds_bytes(kind: Any) -> bool:
+def holds_bytes(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        return any(_holds_bytes(each.type) for each in kind)
+        return any(holds_bytes(each.type) for each in kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _holds_bytes(kind.value_type)
+        return holds_bytes(kind.value_type)
     return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
@@ -275,7 +290,7 @@ def _holds_bytes(kind: Any) -> bool:
     )
 
 
-def _rows_of_batch(batch: Any) -> Iterator[tuple[dict[str, Any], str | None]]:
+def rows_of_batch(batch: Any) -> Iterator[tuple[dict[str, Any], str | None]]:
     try:
         rows = batch.to_pylist()
     except UnicodeDecodeError:  # Parquet writers don't validate text
@@ -289,7 +304,7 @@ def _rows_of_batch(batch: Any) -> Iterator[tuple[dict[str, Any], str | None]]:
         yield row, None
 
 
-def _text(value: Any) -> str | None:
+def text_of_locator(value: Any) -> str | None:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     return None if value is None else clean(str(value)).strip() or None

@@ -10,15 +10,20 @@ import glob
 import os
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+import pyarrow as pa
+
 from clipmill.pipeline.ingest.given_spans import Roles, given, roles_of, text_of
+from clipmill.pipeline.ingest.list_pieces import Piece, pieces
 from clipmill.pipeline.ingest.list_text import list_suffix
+from clipmill.pipeline.ingest.listed_rows import ListNote, ListPart, Source
 from clipmill.pipeline.ingest.locators import YOUTUBE, url_or_path
+from clipmill.pipeline.ingest.ordered_threads import in_threads
+from clipmill.pipeline.ingest.plain_rows import Named, PlainForm
 from clipmill.pipeline.ingest.platforms import Identity, identify, looks_like_url
 from clipmill.pipeline.ingest.playlists import Expander
 from clipmill.pipeline.ingest.source_files import ALL_SUFFIXES, Finder
@@ -41,49 +46,6 @@ from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES, has_media_head
 
 DEFAULT_SEARCH_RESULTS = 20
 _SEARCHES_AT_A_TIME = 4
-
-
-@dataclass(slots=True)
-class Source:
-    """One interpreted row of input; `problem` if it can't become a source.
-
-    `locator` is what the row names, the same for all spellings. `is_list` marks a playlist or
-    channel; `again` a row that is written although the dataset has its key; `listed_in` is the
-    list or folder that it is in. `row_of` is the number of the list that counts this row: if a row
-    expands to several videos, only the first has it. `captions` has all captions if the row gives
-    several.
-    """
-
-    place: str
-    locator: str = ""
-    url: str | None = None
-    path: str | None = None
-    extractor: str | None = None
-    platform_id: str | None = None
-    video_id: str | None = None
-    title: str | None = None
-    category: str | None = None
-    language: str | None = None
-    query: str | None = None
-    caption: str | None = None
-    extra: dict[str, str] | None = None
-    spans: list[dict[str, Any]] | None = None
-    problem: RowFailed | None = None
-    rejection: dict[str, str] | None = None
-    is_list: bool = False
-    again: bool = False
-    listed_in: str | None = None
-    captions: list[str] | None = None
-    row_of: int | None = None
-
-
-@dataclass(slots=True)
-class ListNote:
-    """What was read from one list, and how its columns were interpreted."""
-
-    name: str
-    reading: Reading
-    said: dict[tuple[str, str], None] = field(default_factory=dict)
 
 
 def list_of(spec: SourceSpec, folder: Path) -> str | None:
@@ -122,6 +84,67 @@ class Reader:
         for source in self._rows(spec):
             source.listed_in = listed_in
             yield source
+
+    def parts(self, spec: SourceSpec) -> Iterator[Source | ListPart]:
+        """The same rows, those of lists as columns where that is possible."""
+        path = None if spec.path is None else self._absolute(spec.path)
+        if path is not None and path.is_file() and list_suffix(path) in LIST_SUFFIXES:
+            note = ListNote(clean(str(path)), Reading(path))
+            found = pieces(_list_file(spec, path), note.reading)
+            if found is not None:
+                self.lists.append(note)
+                yield from self._of_pieces(spec, path, note, found)
+                return
+        yield from self.rows(spec)
+
+    def _of_pieces(
+        self, spec: SourceSpec, path: Path, note: ListNote, found: Iterator[Piece]
+    ) -> Iterator[ListPart]:
+        number, listed_in = len(self.lists) - 1, list_of(spec, self._base)
+        form: PlainForm | None = None
+
+        def read(piece: Piece) -> tuple[PlainForm, Piece, pa.Table, np.ndarray]:
+            assert form is not None
+            return form, piece, *form.read(piece)
+
+        def with_form() -> Iterator[Piece]:
+            nonlocal form
+            for piece in found:
+                form = form or self._form(spec, path, number, piece)
+                yield piece
+
+        with in_threads(read, with_form()) as tables:
+            for how, piece, plain, is_plain in tables:
+                others = piece.others + [
+                    (int(piece.numbers[at]), piece.row(at))
+                    for at in np.flatnonzero(~is_plain).tolist()
+                ]
+                if len(piece.numbers) or any(row.columns for _, row in others):
+                    note.said.update(dict.fromkeys(how.roles.said()))
+                platform = YOUTUBE if how.bare_ids else None
+                sources = []
+                for place, row in sorted(others, key=lambda other: other[0]):
+                    made = self._of_row(spec, row, path.parent, roles=how.roles, platform=platform)
+                    for at, source in enumerate(made):
+                        source.row_of = number if at == 0 else None
+                        source.listed_in = listed_in
+                        sources.append((place, source))
+                yield ListPart(number, piece.start, how.names, plain, sources)
+
+    def _form(self, spec: SourceSpec, path: Path, number: int, piece: Piece) -> PlainForm:
+        names = tuple(name for name in piece.names if name != piece.column)
+        roles = _roles(spec, path, names, piece.column, is_first=True)
+        platform = YOUTUBE if word_of(piece.column) in YOUTUBE_COLUMNS else spec.platform
+        folder = str(path.parent)
+        return PlainForm(
+            roles,
+            number,
+            folder,
+            platform == YOUTUBE,
+            spec.category,
+            spec.language,
+            lambda text: _named(text, folder, platform),
+        )
 
     def _rows(self, spec: SourceSpec) -> Iterator[Source]:
         if spec.path is not None:
@@ -375,6 +398,18 @@ def _take_locator(
     source.platform_id = identity.platform_id
     source.is_list = identity.is_list
     return identity.span
+
+
+def _named(text: str, folder: str, platform: str | None) -> Named | None:
+    """What a locator names; None if it is invalid, or names a list or a part of a video."""
+    source = Source("")
+    try:
+        span = _take_locator(source, text, Path(folder), platform)
+    except ValueError:
+        return None
+    if span is not None or source.is_list or source.problem is not None or source.url is None:
+        return None
+    return source.locator, source.url, source.path, source.extractor, source.platform_id
 
 
 @functools.lru_cache(4096)

@@ -24,7 +24,7 @@ from clipmill.pipeline.dataset.shards import (
     shard_name,
     shard_path,
 )
-from clipmill.pipeline.ingest.source_rows import Source
+from clipmill.pipeline.ingest.listed_rows import Source
 from clipmill.schemas.damage import reading
 from clipmill.schemas.errors import MAX_MESSAGE_CHARACTERS
 from clipmill.schemas.step_tables import EXPANDED_RULE, MENDED_RULE, REMOVED_RULE

@@ -7,7 +7,8 @@ failure; a source that the dataset already has is left unchanged.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,14 @@ from clipmill.pipeline.dataset.run_records import latest_run
 from clipmill.pipeline.dataset.shards import committed_shards
 from clipmill.pipeline.dataset.tombstones import removed_sources, removed_videos
 from clipmill.pipeline.ingest.list_counts import ListCounts, keep_counts
+from clipmill.pipeline.ingest.listed_rows import ListPart, Source
 from clipmill.pipeline.ingest.locators import bare
 from clipmill.pipeline.ingest.platforms import identify, looks_like_url
 from clipmill.pipeline.ingest.playlists import Expander
 from clipmill.pipeline.ingest.source_files import describe_passed_over
 from clipmill.pipeline.ingest.source_gathering import Gathering
 from clipmill.pipeline.ingest.source_lists import ListFile
-from clipmill.pipeline.ingest.source_rows import Reader, Source, list_of
+from clipmill.pipeline.ingest.source_rows import Reader, list_of
 from clipmill.pipeline.ingest.source_shards import (
     KEPT,
     KnownSources,
@@ -37,6 +39,7 @@ from clipmill.pipeline.ingest.source_spec import SourceSpec, source_from_argumen
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.folders import SOURCES
 from clipmill.schemas.ids import platform_video_id, source_key
+from clipmill.schemas.processors import usable_cpus
 from clipmill.schemas.step_tables import REMOVED_RULE
 from clipmill.schemas.words import counted
 from clipmill.stages.media.fetch.data_files import local_file
@@ -49,6 +52,9 @@ if TYPE_CHECKING:
     from clipmill.stages.download_videos import DownloadVideos
 
 __all__ = ["IngestReport", "SourceSpec", "ingest", "list_source_shards", "source_from_argument"]
+
+
+_NAMES = ("locator", "url", "extractor", "platform_id", "video_id")
 
 
 def fixed_shards_note(
@@ -174,8 +180,12 @@ def ingest(
                 }
             )
             before = listing.rows
-            for row in reader.rows(spec):
-                listing.add(row)
+            # A limit is about sources, in the order of their rows.
+            for part in reader.rows(spec) if limit is not None else reader.parts(spec):
+                if isinstance(part, ListPart):
+                    listing.add_part(part)
+                else:
+                    listing.add(part)
             if listing.rows == before and not listing.full:
                 why = describe_passed_over(reader.finder.passed_over) or _hint(spec)
                 raise UsageError(f"sources: {_name(spec)} gives no sources; {why}")
@@ -189,9 +199,9 @@ def ingest(
             and key not in listing.failing_over_limit
         ]
         write_exclusions(dataset, excluded)
-        shards = NewShards(folder)
-        for table in _shards_of(gathering.gathered(ended), shard_videos):
-            shards.commit(table)
+        with ThreadPoolExecutor(usable_cpus()) as writers, NewShards(folder, writers) as shards:
+            for table in _shards_of(gathering.gathered(ended), shard_videos):
+                shards.commit(table)
     lists = tuple(
         ListCounts.of(note, gathering.counts.get(number, {}))
         for number, note in enumerate(reader.lists)
@@ -262,15 +272,50 @@ class _Listing:
             if source.problem is not None:
                 self.failing_over_limit.add(key)
             return
-        if source.problem is None and source.rejection is None:
-            source.rejection = _removal(key, source, self._removed) or exclusion(
-                source, self._excluded
-            )
+        self._judge(key, source)
         if self._limit is not None and key not in self._seen:
             self._seen.add(key)
             is_kept = source.problem is None and source.rejection is None
             self._taken += self._became.get(key, KEPT if is_kept else None) == KEPT
         self._gathering.add(key, source)
+
+    def _judge(self, key: str, source: Source) -> None:
+        """Rejects a source that was removed or is excluded."""
+        if source.problem is None and source.rejection is None:
+            source.rejection = _removal(key, source, self._removed) or exclusion(
+                source, self._excluded
+            )
+
+    def add_part(self, part: ListPart) -> None:
+        """Adds rows of a list, without a limit."""
+        others = []
+        if self._removed or self._excluded:
+            part, refused = self._without_refused(part)
+            others += refused
+        for number, source in part.sources:
+            key = source_key(source.locator)
+            self._judge(key, source)
+            others.append((number, key, source))
+        self.rows += part.plain.num_rows + len(others)
+        self._gathering.add_part(part, others)
+
+    def _without_refused(self, part: ListPart) -> tuple[ListPart, list[tuple[int, str, Source]]]:
+        """A part without the plain rows that are rejected, and these."""
+        refused = []
+        is_refused = np.zeros(part.plain.num_rows, bool)
+        names = part.plain.select(["source_key", *_NAMES])
+        for at, row in enumerate(names.to_pylist()):
+            key = row.pop("source_key")
+            source = Source("", **row)
+            self._judge(key, source)
+            if source.rejection is not None:
+                is_refused[at] = True
+                full = part.source(at)
+                full.rejection = source.rejection
+                refused.append((part.plain["number"][at].as_py(), key, full))
+        if not refused:
+            return part, refused
+        return replace(part, plain=part.plain.filter(pa.array(~is_refused))), refused
 
 
 def _removal(key: str, source: Source, removed: dict[str, str]) -> dict[str, str] | None:

@@ -23,14 +23,14 @@ import pyarrow.parquet as pq
 
 from clipmill.pipeline.catalog.damaged_files import damage_named
 from clipmill.pipeline.dataset.shards import committed_shards, shard_path, table_folders
+from clipmill.pipeline.ingest.gathered_rows import SpooledRows
 from clipmill.pipeline.ingest.internvid import ROWS, PublishedRows, open_published
 from clipmill.pipeline.ingest.known_videos import KNOWN_ROWS, REMOVED, KnownVideos
 from clipmill.pipeline.ingest.line_blocks import ReportBytes
-from clipmill.pipeline.ingest.published_videos import OF_SPANS, Videos, starts_of
+from clipmill.pipeline.ingest.listed_rows import Source
+from clipmill.pipeline.ingest.published_videos import OF_SPANS, Videos
 from clipmill.pipeline.ingest.sorted_rows import SortedRows
-from clipmill.pipeline.ingest.source_gathering import SpooledRows
 from clipmill.pipeline.ingest.source_lists import clean
-from clipmill.pipeline.ingest.source_rows import Source
 from clipmill.pipeline.ingest.source_shards import (
     NewShards,
     known_sources,
@@ -39,6 +39,7 @@ from clipmill.pipeline.ingest.source_shards import (
     write_sources,
 )
 from clipmill.pipeline.ingest.sources import excluded_ids
+from clipmill.pipeline.ingest.text_columns import starts_of
 from clipmill.pipeline.ingest.together import Together
 from clipmill.schemas.damage import reading
 from clipmill.schemas.errors import ClipmillError, RowFailed

@@ -20,7 +20,25 @@ _CLOCK = 12  # HH:MM:SS.mmm
 _DIGITS_OF_CLOCK = [0, 1, 3, 4, 6, 7, 9, 10, 11]
 # As texts, so that they are rounded as such.
 _THOUSANDTHS = np.array([float(f"0.{number:03d}") for number in range(1000)])
+_ANY_CLOCK = (
+    r"^(?:(?P<hours>[0-9]{1,9}):)?(?P<minutes>[0-9]{1,4}):"
+    r"(?P<seconds>[0-9]{1,2})(?:[.,](?P<fraction>[0-9]{1,17}))?$"
+)
+_ANY_DECIMAL = r"^[0-9]{1,15}(\.[0-9]{1,20})?$"
 _DECIMAL = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"
+
+
+def starts_of(table: pa.Table, *columns: str) -> np.ndarray:
+    """Indexes of the rows that differ from the previous one in some of the columns."""
+    if not table.num_rows:
+        return np.zeros(0, np.int64)
+    differs = np.zeros(table.num_rows, bool)
+    differs[0] = True
+    for name in columns:
+        values = table[name].combine_chunks()
+        changed = pc.not_equal(values.slice(1), values.slice(0, len(values) - 1))
+        differs[1:] |= pc.fill_null(changed, False).to_numpy(zero_copy_only=False)
+    return np.flatnonzero(differs)
 
 
 def are_video_ids(texts: pa.StringArray) -> np.ndarray:
@@ -52,6 +70,52 @@ def seconds_in(texts: pa.StringArray) -> np.ndarray:
     if is_clock.any():
         found[is_clock] = _clock_seconds(_square(texts.filter(pa.array(is_clock)), _CLOCK))
     is_decimal = pc.match_substring_regex(texts, _DECIMAL)
+    picked = is_decimal.to_numpy(zero_copy_only=False)
+    if picked.any():
+        found[picked] = texts.filter(is_decimal).cast(pa.float64()).to_numpy()
+    return found
+
+
+def times_in(texts: pa.StringArray) -> np.ndarray:
+    """The seconds of times like 0:01:02.5, 01:02 or 62.345; not a number for all others."""
+    found = np.full(len(texts), np.nan)
+    if texts.null_count:
+        is_there = pc.is_valid(texts).to_numpy(zero_copy_only=False)
+        found[is_there] = times_in(texts.filter(pa.array(is_there)))
+        return found
+    is_clock = _have_length(texts, _CLOCK)
+    if is_clock.any():
+        found[is_clock] = _clock_seconds(_square(texts.filter(pa.array(is_clock)), _CLOCK))
+    for read in (_any_clock, _any_decimal):
+        at = np.flatnonzero(np.isnan(found))
+        if not len(at):
+            break
+        found[at] = read(texts.take(pa.array(at)))
+    return found
+
+
+def _any_clock(texts: pa.StringArray) -> np.ndarray:
+    parts = pc.extract_regex(texts, _ANY_CLOCK)
+    found = np.full(len(texts), np.nan)
+    is_clock = pc.is_valid(parts).to_numpy(zero_copy_only=False)
+    if is_clock.any():
+        parts = parts.filter(pa.array(is_clock))
+        hours, minutes, seconds, fraction = (
+            pc.struct_field(parts, name) for name in ("hours", "minutes", "seconds", "fraction")
+        )
+        hours, minutes, seconds = (
+            pc.if_else(pc.equal(part, ""), "0", part).cast(pa.int64()).to_numpy()
+            for part in (hours, minutes, seconds)
+        )
+        rest = pc.binary_join_element_wise("0.", fraction, "0", "").cast(pa.float64())
+        whole = hours * 3600 + minutes * 60 + seconds
+        found[is_clock] = whole.astype(np.float64) + rest.to_numpy()
+    return found
+
+
+def _any_decimal(texts: pa.StringArray) -> np.ndarray:
+    found = np.full(len(texts), np.nan)
+    is_decimal = pc.match_substring_regex(texts, _ANY_DECIMAL)
     picked = is_decimal.to_numpy(zero_copy_only=False)
     if picked.any():
         found[picked] = texts.filter(is_decimal).cast(pa.float64()).to_numpy()

@@ -354,7 +354,7 @@ def test_all_captions_are_kept_and_the_first_is_the_caption(tmp_path):
 
 
 def test_rows_are_gathered_across_lists_in_the_order_of_the_lists(tmp_path, monkeypatch):
-    monkeypatch.setattr("clipmill.pipeline.ingest.source_gathering._MOST_BYTES_IN_MEMORY", 1)
+    monkeypatch.setattr("clipmill.pipeline.ingest.gathered_rows._MOST_BYTES_IN_MEMORY", 1)
     monkeypatch.setattr("clipmill.pipeline.ingest.source_gathering._BATCH_ROWS", 3)
     for name, first in (("a.csv", 0), ("b.csv", 1)):
         lines = [
