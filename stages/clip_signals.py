@@ -179,6 +179,22 @@ class VideoSignals:
             found.add(*signal)
         return {**found.columns, "signal_reasons": found.reasons or None}
 
+    def _sampled(self, name: str, pictures: slice) -> float | None:
+        return self._over_time(self._values[name], pictures)
+
+    def _over_time(self, values: np.ndarray, pictures: slice) -> float | None:
+        """The mean of what was sampled: each value counts for the time until the next."""
+        import numpy as np
+
+        inside, seconds = values[pictures], self._seconds[pictures]
+        known = np.flatnonzero(np.isfinite(inside))
+        if not known.size:
+            return None
+        times = seconds[known]
+        times[0] = seconds[0]
+        lengths = np.maximum(np.diff(times, append=seconds[-1]), 1e-3)
+        return _mean(inside[known], lengths)
+
     def _add_motion(self, part: Part, pictures: slice, found: _Found) -> None:
         import numpy as np
 
@@ -203,9 +219,9 @@ class VideoSignals:
         import numpy as np
 
         for name in ("luminance", "shadows_clipped", "highlights_clipped", "spatial_information"):
-            found.add(name, _mean(self._values[name][pictures]), _NOT_SAMPLED)
-        contrast = self._values["high"][pictures] - self._values["low"][pictures]
-        found.add("contrast", _mean(contrast), _NOT_SAMPLED)
+            found.add(name, self._sampled(name, pictures), _NOT_SAMPLED)
+        contrast = self._values["high"] - self._values["low"]
+        found.add("contrast", self._over_time(contrast, pictures), _NOT_SAMPLED)
         seconds = self._seconds[pictures]
         shown = np.maximum(np.diff(seconds, append=part.end_seconds), 0)
         for name in ("black", "white"):
@@ -221,8 +237,8 @@ class VideoSignals:
         import numpy as np
 
         saturation = self._values["saturation"][pictures]
-        found.add("saturation", _mean(saturation), _NOT_SAMPLED)
-        found.add("colorfulness", _mean(self._values["colorfulness"][pictures]), _NOT_SAMPLED)
+        found.add("saturation", self._sampled("saturation", pictures), _NOT_SAMPLED)
+        found.add("colorfulness", self._sampled("colorfulness", pictures), _NOT_SAMPLED)
         angles = np.radians(self._values["hue"][pictures])
         known = np.isfinite(angles)
         if known.any():
@@ -240,7 +256,7 @@ class VideoSignals:
             ("blur", "its pictures have no edges"),
             ("laplacian_variance", _NOT_IN_FULL),
         ):
-            found.add(name, _mean(self._values[name][pictures]), missing or reason)
+            found.add(name, self._sampled(name, pictures), missing or reason)
 
     def _missing_in_full(self, pictures: slice) -> str | None:
         """Why nothing of pictures was measured in full size; None if something was."""

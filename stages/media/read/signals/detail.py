@@ -16,7 +16,7 @@ CROP = (256, 144)
 
 _PERIODS = range(3, 25)
 # Of more lines, some spread evenly have the same profile.
-_LINES = 256
+_LINES = 160
 _BLUR_KERNEL = np.array(
     [[2, 4, 5, 4, 2], [4, 9, 12, 9, 4], [5, 12, 15, 12, 5], [4, 9, 12, 9, 4], [2, 4, 5, 4, 2]],
     np.float32,
@@ -24,7 +24,7 @@ _BLUR_KERNEL = np.array(
 _WEAK_EDGE, _STRONG_EDGE = 15, 30
 _SEARCH_PIXELS = 50
 # Of more pixels on edges, some spread evenly have the same mean width.
-_MOST_EDGES = 3000
+_MOST_EDGES = 2000
 _DIAGONAL = 0.7
 # Tangents of 22.5 and 67.5 degrees.
 _TAN_LOW, _TAN_HIGH = math.sqrt(2) - 1, math.sqrt(2) + 1

@@ -14,14 +14,14 @@ from clipmill.stages.media.read.planes import StoredLuma
 from clipmill.stages.media.read.signals import bars, detail, light, movement, overlay
 from clipmill.stages.media.read.signals.movement import Freezes, Planes
 
-SAMPLE_SECONDS = 0.5
-"""Between pictures whose light, colours and spatial information are measured, and whose cells are
-compared."""
-BARS_SECONDS = 1.0
+SAMPLE_SECONDS = 1.0
+"""Between pictures whose light, colours, spatial information and bars are measured."""
+OVERLAY_SECONDS = 0.5
+"""Between pictures that are compared for what stays the same."""
 DETAIL_SECONDS = 4.0
-"""Between pictures that are looked at in full size for bars, and for all that is dearer."""
-SOON_SECONDS = 0.25
-"""The wait after the last one, with a picture that may begin a shot."""
+"""Between pictures that are looked at in full size for blocks, blur and noise."""
+SOON_SHARE = 0.25
+"""Of these waits, with a picture that may begin a shot; at most half a second."""
 SETTLED_SECONDS = 1.0
 """The wait after that picture."""
 JUMP = 8.0
@@ -44,7 +44,7 @@ FULL_SIZE = ("left", "top", "right", "bottom", "blockiness", "blur", "noise", "l
 """The names in `scan_videos.signals`, whose lists run parallel to the pictures; docs/signals.md
 says what they are."""
 
-_BATCH = 64
+_MOST_SOON_SECONDS = 0.5
 
 
 @dataclass
@@ -54,7 +54,7 @@ class _Seen:
     planes: Planes
     blurred: np.ndarray
     mean: float
-    tiny: np.ndarray
+    grid: np.ndarray
     change: float = math.inf
 
 
@@ -66,7 +66,7 @@ class _Due:
         self._last: float | None = None
 
     def begin_shot(self) -> None:
-        self._wait = min(self._usual, SOON_SECONDS)
+        self._wait = min(self._usual * SOON_SHARE, _MOST_SOON_SECONDS)
         # A shot may begin with a transition, which is no part of its clip.
         self._after = min(self._usual, SETTLED_SECONDS)
 
@@ -88,7 +88,6 @@ class PictureSignals:
         self._values: dict[str, list[float | None]] = {name: [] for name in EVERY_PICTURE}
         self._samples: list[tuple[int, dict[str, float | None]]] = []
         self._overlays: list[dict[str, Any]] = []
-        self._flashes = _Flashes(self._values["flash"])
         self._count = 0
         self._before: _Seen | None = None
         self._overlay: tuple[int, np.ndarray] | None = None
@@ -96,32 +95,30 @@ class PictureSignals:
         self._still = Freezes(movement.STILL)
         self._still_part = 0.0
         self._sample = _Due(SAMPLE_SECONDS)
-        self._look_at_bars = _Due(BARS_SECONDS)
+        self._sample_overlay = _Due(OVERLAY_SECONDS)
         self._look_at_detail = _Due(DETAIL_SECONDS)
 
     def interrupt(self) -> None:
         self._before = self._overlay = None
         self._frozen.reference = self._still.reference = None
-        self._flashes.interrupt()
         self._begin_shot()
 
     def add(self, picture: Picture) -> None:
         planes = Planes(picture.luma, *picture.chroma)
         blurred = movement.blurred(planes.luma)
-        now = _Seen(planes, blurred, cv2.mean(planes.luma)[0], picture.tiny)
+        grid = light.flash_grid(picture.tiny)
+        now = _Seen(planes, blurred, cv2.mean(planes.luma)[0], grid)
         values = self._values
         values["mean"].append(now.mean)
         values["black"].append(light.black_share(planes.luma, now.mean))
         values["white"].append(light.white_share(planes.luma, now.mean))
         values["frozen"].append(self._frozen.add(planes))
-        self._flashes.add(picture.tiny)
         self._compare(now)
         self._look_closer(picture, planes)
         self._before = now
         self._count += 1
 
     def finish(self) -> dict[str, Any]:
-        self._flashes.flush()
         for name in (*SAMPLED, *FULL_SIZE):
             self._values[name] = [None] * self._count
         for place, found in self._samples:
@@ -130,33 +127,34 @@ class PictureSignals:
         return {"signals": list(self._values.items()), "overlays": self._overlays}
 
     def _begin_shot(self) -> None:
-        for due in (self._sample, self._look_at_bars, self._look_at_detail):
+        for due in (self._sample, self._sample_overlay, self._look_at_detail):
             due.begin_shot()
 
     def _compare(self, now: _Seen) -> None:
-        before, motion, change = self._before, None, None
+        before, motion, change, flash = self._before, None, None, None
         if before is not None:
             motion = movement.vmaf_motion(now.blurred, before.blurred)
             change = movement.temporal_information(
                 now.planes.luma, before.planes.luma, now.mean, before.mean
             )
-            now.change = cv2.norm(now.tiny, before.tiny, cv2.NORM_L1) / now.tiny.size
+            now.change, flash = light.flash(now.grid, before.grid)
             if now.change > before.change + JUMP:
                 self._begin_shot()
         self._values["vmaf_motion"].append(motion)
         self._values["temporal_information"].append(change)
+        self._values["flash"].append(flash)
 
     def _look_closer(self, picture: Picture, planes: Planes) -> None:
         found: dict[str, float | None] = {}
         if self._sample(picture.seconds):
+            _add_sample(planes, picture.tiny, found)
+            _add_bars(picture.full_luma, found)
+        if self._sample_overlay(picture.seconds):
             part = picture.seconds // movement.STILL_PART_SECONDS
             if part != self._still_part:
                 self._still.reference, self._still_part = None, part
             found["still"] = self._still.add(planes)
-            _add_sample(planes, picture.tiny, found)
             self._add_overlay(planes.luma)
-        if self._look_at_bars(picture.seconds):
-            _add_bars(picture.full_luma, found)
         if self._look_at_detail(picture.seconds):
             _add_detail(picture.full_luma, found)
         if found:
@@ -168,33 +166,6 @@ class PictureSignals:
             bits = overlay.cells(luma, before)
             self._overlays.append({"first": number, "last": self._count, **bits})
         self._overlay = (self._count, luma)
-
-
-class _Flashes:
-    """Compares pictures in batches, because each call of numpy costs more than its numbers."""
-
-    def __init__(self, values: list[float | None]) -> None:
-        self._values = values
-        self._waiting: list[np.ndarray] = []
-        self._is_first = True
-
-    def add(self, tiny: np.ndarray) -> None:
-        self._waiting.append(tiny)
-        if len(self._waiting) > _BATCH:
-            self.flush()
-
-    def interrupt(self) -> None:
-        self.flush()
-        self._waiting, self._is_first = [], True
-
-    def flush(self) -> None:
-        """Stores the values of all pictures so far; the last one waits for the next."""
-        if self._is_first and self._waiting:
-            self._values.append(None)
-            self._is_first = False
-        if len(self._waiting) > 1:
-            self._values += light.flashes(np.array(self._waiting)).tolist()
-            del self._waiting[:-1]
 
 
 def _add_sample(planes: Planes, tiny: np.ndarray, found: dict[str, float | None]) -> None:
