@@ -454,7 +454,8 @@ def _overlay_share(pairs: Sequence[dict[str, Any]], box: Sequence[float] | None)
         count = unpacked.shape[1] // columns * columns
         return unpacked[:, :count].reshape(len(pairs), -1, columns).astype(bool)
 
-    changed, edges = bits("changed").any(axis=0), bits("edges").all(axis=0)
+    changed = np.asarray(bits("changed").any(axis=0))
+    edges = np.asarray(bits("edges").all(axis=0))
     if box is not None:
         rows = len(changed)
         top, bottom = round(box[1] * rows), round(box[3] * rows)

@@ -94,7 +94,7 @@ def _profile(luma: np.ndarray, axis: int) -> np.ndarray:
         steps = cv2.absdiff(luma[1:], luma[:-1])
         near = cv2.boxFilter(steps, cv2.CV_32F, (1, 7), normalize=False)
     cv2.subtract(near, steps, dst=near, dtype=cv2.CV_32F)
-    cv2.max(near, 1.0, dst=near)
+    np.maximum(near, 1.0, out=near)
     shares = cv2.divide(steps, near, dtype=cv2.CV_32F)
     sums = cv2.reduce(shares, 1 - axis, cv2.REDUCE_SUM).ravel()
     # The first three and the last three have too few neighbours.

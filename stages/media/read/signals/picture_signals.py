@@ -18,12 +18,13 @@ SAMPLE_SECONDS = 1.0
 """Between pictures whose light, colours, spatial information and bars are measured."""
 OVERLAY_SECONDS = 0.5
 """Between pictures that are compared for what stays the same."""
-DETAIL_SECONDS = 4.0
+DETAIL_SECONDS = 3.0
 """Between pictures that are looked at in full size for blocks, blur and noise."""
-SOON_SHARE = 0.25
-"""Of these waits, with a picture that may begin a shot; at most half a second."""
-SETTLED_SECONDS = 1.0
-"""The wait after that picture."""
+SOON_SECONDS = 0.25
+"""The shortest wait, for a picture that may begin a shot."""
+SETTLED_SECONDS = 1.0, 0.6
+"""After that picture another is sampled, because a shot may begin with a transition that is no part
+of its clip; detail, which costs most, is looked at only then, and sooner."""
 JUMP = 8.0
 """A picture may begin a shot if its colours change by this many levels more than those before."""
 
@@ -44,8 +45,6 @@ FULL_SIZE = ("left", "top", "right", "bottom", "blockiness", "blur", "noise", "l
 """The names in `scan_videos.signals`, whose lists run parallel to the pictures; docs/signals.md
 says what they are."""
 
-_MOST_SOON_SECONDS = 0.5
-
 
 @dataclass
 class _Seen:
@@ -59,22 +58,29 @@ class _Seen:
 
 
 class _Due:
-    """Whether another picture should be looked at: after some seconds, and soon in a new shot."""
+    """Says of which pictures more is measured: after some seconds, and in each new shot."""
 
-    def __init__(self, seconds: float) -> None:
-        self._usual = self._wait = self._after = seconds
-        self._last: float | None = None
+    def __init__(self, seconds: float, *, only_settled: bool = False) -> None:
+        self._usual = seconds
+        self._only_settled = only_settled
+        self._last = self._next = -math.inf
+        self._again = False
 
-    def begin_shot(self) -> None:
-        self._wait = min(self._usual * SOON_SHARE, _MOST_SOON_SECONDS)
-        # A shot may begin with a transition, which is no part of its clip.
-        self._after = min(self._usual, SETTLED_SECONDS)
+    def begin_part(self) -> None:
+        """The next picture is the first after a gap."""
+        self._last = self._next = -math.inf
+
+    def begin_shot(self, seconds: float) -> None:
+        wait = SETTLED_SECONDS[1] if self._only_settled else 0.0
+        self._next = min(self._next, max(seconds + wait, self._last + SOON_SECONDS))
+        self._again = not self._only_settled
 
     def __call__(self, seconds: float) -> bool:
         # Half a millisecond: times of pictures are rounded.
-        if self._last is not None and 0 <= seconds - self._last < self._wait - 0.0005:
+        if seconds < self._next - 0.0005:
             return False
-        self._last, self._wait, self._after = seconds, self._after, self._usual
+        wait = min(self._usual, SETTLED_SECONDS[0]) if self._again else self._usual
+        self._last, self._next, self._again = seconds, seconds + wait, False
         return True
 
 
@@ -96,12 +102,14 @@ class PictureSignals:
         self._still_part = 0.0
         self._sample = _Due(SAMPLE_SECONDS)
         self._sample_overlay = _Due(OVERLAY_SECONDS)
-        self._look_at_detail = _Due(DETAIL_SECONDS)
+        self._look_at_detail = _Due(DETAIL_SECONDS, only_settled=True)
+        self._dues = (self._sample, self._sample_overlay, self._look_at_detail)
 
     def interrupt(self) -> None:
         self._before = self._overlay = None
         self._frozen.reference = self._still.reference = None
-        self._begin_shot()
+        for due in self._dues:
+            due.begin_part()
 
     def add(self, picture: Picture) -> None:
         planes = Planes(picture.luma, *picture.chroma)
@@ -113,7 +121,7 @@ class PictureSignals:
         values["black"].append(light.black_share(planes.luma, now.mean))
         values["white"].append(light.white_share(planes.luma, now.mean))
         values["frozen"].append(self._frozen.add(planes))
-        self._compare(now)
+        self._compare(now, picture.seconds)
         self._look_closer(picture, planes)
         self._before = now
         self._count += 1
@@ -126,11 +134,7 @@ class PictureSignals:
                 self._values[name][place] = value
         return {"signals": list(self._values.items()), "overlays": self._overlays}
 
-    def _begin_shot(self) -> None:
-        for due in (self._sample, self._sample_overlay, self._look_at_detail):
-            due.begin_shot()
-
-    def _compare(self, now: _Seen) -> None:
+    def _compare(self, now: _Seen, seconds: float) -> None:
         before, motion, change, flash = self._before, None, None, None
         if before is not None:
             motion = movement.vmaf_motion(now.blurred, before.blurred)
@@ -139,7 +143,8 @@ class PictureSignals:
             )
             now.change, flash = light.flash(now.grid, before.grid)
             if now.change > before.change + JUMP:
-                self._begin_shot()
+                for due in self._dues:
+                    due.begin_shot(seconds)
         self._values["vmaf_motion"].append(motion)
         self._values["temporal_information"].append(change)
         self._values["flash"].append(flash)
