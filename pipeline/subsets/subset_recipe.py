@@ -18,7 +18,7 @@ from clipmill.pipeline.recipes.recipe import explain, read_yaml
 from clipmill.pipeline.recipes.strict_yaml import parse_yaml
 from clipmill.pipeline.subsets.published import PublishedFunnel, unknown_rule
 from clipmill.pipeline.subsets.rules import VERBS, Rule, Where
-from clipmill.pipeline.subsets.scorers import ScorerSpec
+from clipmill.pipeline.subsets.scorer_specs import ScorerSpec
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.sql_text import literal
 from clipmill.schemas.words import near_or_known

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from clipmill.pipeline.catalog.catalog import open_catalog
-from clipmill.pipeline.subsets.scorers import ResolvedScorer, ScorerSpec, resolve
+from clipmill.pipeline.subsets.scorer_specs import ScorerSpec
+from clipmill.pipeline.subsets.scorers import ResolvedScorer, resolve
 from clipmill.schemas.errors import UsageError
 from tests.scored_catalog import (
     HEAD_V1,
