@@ -109,6 +109,7 @@ class DownloadVideos(DownloadSettings):
     )
     writes: ClassVar[pa.Schema] = VIDEOS
     error_kind: ClassVar[ErrorKind] = "transient"
+    robust: ClassVar[bool] = True
 
     @contextlib.contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
@@ -132,6 +133,9 @@ class DownloadVideos(DownloadSettings):
 
             try:
                 yield transform
+            except BaseException:
+                is_waited_for = False  # as where the transform itself is interrupted
+                raise
             finally:
                 pool.shutdown(wait=is_waited_for, cancel_futures=True)
 

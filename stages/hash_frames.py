@@ -49,6 +49,7 @@ class HashFrames(Stage):
 
     name: ClassVar[str] = "hash_frames"
     writes: ClassVar[pa.Schema] = FRAME_HASHES
+    robust: ClassVar[bool] = True
 
     frames_per_clip: int = Field(4, ge=1, le=64, description="frames to hash per clip")
     min_contrast: float = Field(

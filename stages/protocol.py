@@ -6,9 +6,10 @@ columns that it reads, and gets back a table with its key and the columns that i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,10 +53,16 @@ class Workspace:
     dataset: Path
     scratch: Path
     decoded_frames: int = 0
+    _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def media(self) -> Path:
         return self.dataset / MEDIA
+
+    def count_decoded(self, frames: int) -> None:
+        """Adds to `decoded_frames`, from any thread."""
+        with self._counting:
+            self.decoded_frames += frames
 
     def resolve(self, path: str) -> Path:
         """The file on this machine for a stored `path`."""
@@ -114,6 +121,10 @@ class Stage(BaseModel):
                is a failure
       error_kind  the kind recorded for an exception that names none
       fragile  its rows may crash the worker: they run one by one, with a journal
+      robust   no row can end its worker or fill its memory, since what might (decoders, yt-dlp)
+               runs in helper processes: a small run of such stages needs no processes of Ray's
+      in_helpers  its rows are computed in helper processes, and its transform is thread-safe: a
+               worker with several CPUs has as many calls of it at a time
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
@@ -128,6 +139,8 @@ class Stage(BaseModel):
     score: ClassVar[str | None] = None
     error_kind: ClassVar[ErrorKind] = "model"
     fragile: ClassVar[bool] = False
+    robust: ClassVar[bool] = False
+    in_helpers: ClassVar[bool] = False
 
     batch_rows: int = resource(64, ge=1, description="rows passed to the stage at a time")
     cpus: float = resource(1.0, gt=0, description="CPUs per worker")

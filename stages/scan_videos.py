@@ -146,6 +146,8 @@ class ScanVideos(ReadingStage):
     error_kind: ClassVar[ErrorKind] = "bad_media"
     # The decoder has a separate process; this is for anything else that happens to the worker.
     fragile: ClassVar[bool] = True
+    robust: ClassVar[bool] = True
+    in_helpers: ClassVar[bool] = True
 
     exact: bool = Field(False, description="read and scale exactly as PySceneDetect's command")
     spans: Literal["use", "ignore", "require"] = Field(
@@ -239,10 +241,9 @@ class ScanVideos(ReadingStage):
             signals=self.signals,
         )
 
-        def count(frames: int) -> None:
-            workspace.decoded_frames += frames
-
-        return collect_isolated(scan_video, path, settings, limits=self.limits, counted=count)
+        return collect_isolated(
+            scan_video, path, settings, limits=self.limits, counted=workspace.count_decoded
+        )
 
     @property
     def limits(self) -> Limits:

@@ -142,6 +142,7 @@ class SplitClips(ReadingStage):
     writes: ClassVar[pa.Schema] = CLIPS
     more_tables: ClassVar[dict[str, pa.Schema]] = {"shots": SHOTS}
     error_kind: ClassVar[ErrorKind] = "bad_media"
+    robust: ClassVar[bool] = True
 
     boundaries: Literal["auto", "detect", "given", "whole"] = Field(
         "auto",

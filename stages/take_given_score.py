@@ -32,6 +32,7 @@ class TakeGivenScore(Stage):
     )
     writes: ClassVar[pa.Schema] = GIVEN_SCORE
     score: ClassVar[str | None] = "given_score"
+    robust: ClassVar[bool] = True
 
     column: str = Field(
         min_length=1, description="the source's name for the score, a key of the clip's `extra`"

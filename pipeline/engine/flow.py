@@ -15,7 +15,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -33,13 +33,15 @@ class Stopped(Exception):
     """The worker is ending because of an error elsewhere: nothing more is begun."""
 
 
-def shards_at_once(steps: Sequence[PlannedStep], rows_a_shard: int) -> int:
-    """How many shards of this size keep a worker's calls busy while some are read or committed."""
-    rows = [
-        step.stage.calls_at_once * step.stage.rows_at_once
-        for step in steps
-        if step.stage.calls_at_once > 1
-    ]
+def shards_at_once(
+    steps: Sequence[PlannedStep], rows_a_shard: int, calls: Mapping[str, int] | None = None
+) -> int:
+    """How many shards of this size keep a worker's calls busy while some are read or committed.
+
+    `calls` are the calls at a time of some steps, by label, if not as many as their stages say.
+    """
+    counts = [(step, (calls or {}).get(step.label, step.stage.calls_at_once)) for step in steps]
+    rows = [count * step.stage.rows_at_once for step, count in counts if count > 1 or calls]
     if not rows:
         return 1
     return min(_MOST_SHARDS, 2 + len(steps) + 2 * max(rows) // max(1, rows_a_shard))
@@ -48,7 +50,9 @@ def shards_at_once(steps: Sequence[PlannedStep], rows_a_shard: int) -> int:
 class Flow:
     """The turns and calls of a worker's steps; usable from any thread."""
 
-    def __init__(self, steps: Sequence[PlannedStep]) -> None:
+    def __init__(
+        self, steps: Sequence[PlannedStep], calls: Mapping[str, int] | None = None
+    ) -> None:
         self.lock = threading.RLock()
         self._gate = threading.Condition(self.lock)
         self.error: BaseException | None = None
@@ -57,8 +61,12 @@ class Flow:
         self._running = 0
         self._wish_alone = 0
         self._is_alone = False
-        self.lanes = {step.label: Lane(self, step) for step in steps}
-        self.overlaps = any(lane.calls > 1 for lane in self.lanes.values())
+        calls = calls or {}
+        self.lanes = {
+            step.label: Lane(self, step, calls.get(step.label, step.stage.calls_at_once))
+            for step in steps
+        }
+        self.overlaps = bool(calls) or any(lane.calls > 1 for lane in self.lanes.values())
         """Whether several shards are in flight; otherwise they are run one after the other."""
 
     def wait_until(self, changed: threading.Condition, ready: Callable[[], bool]) -> None:
@@ -136,9 +144,9 @@ class Flow:
 class Lane:
     """One step's place in a worker: whose turn it is, and the threads that call its transform."""
 
-    def __init__(self, flow: Flow, step: PlannedStep) -> None:
+    def __init__(self, flow: Flow, step: PlannedStep, calls: int) -> None:
         self.flow = flow
-        self.calls = step.stage.calls_at_once
+        self.calls = calls
         # Some more are prepared, so that no thread waits for its next batch.
         self._places = self.calls + max(1, self.calls // 4)
         self.rows_ahead = self.calls * step.stage.rows_at_once

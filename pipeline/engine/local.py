@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clipmill.pipeline.dataset.run_logs import LogLimits
 from clipmill.pipeline.engine.activity import Activity, Beat, ProcessFinding
+from clipmill.pipeline.engine.engines import calls_here
 from clipmill.pipeline.engine.runner import Report, Worker
 from clipmill.pipeline.engine.standstill import Lookout, Standstills
 from clipmill.pipeline.engine.step_inputs import rows_a_shard
@@ -32,14 +33,23 @@ def run_locally(
 ) -> None:
     """Runs what is pending; returns when everything is committed.
 
-    Shards run one after the other, or several at a time where a step takes calls at once. Those
-    that were kept back come last.
+    Shards run one after the other, or several at a time where steps take calls at once or compute
+    in helper processes. Those that were kept back come last.
     """
     todo = pending(plan, steps, shards, dataset)
     names = sorted({shard for missing in todo.values() for shard in missing})
     plan = replace(plan, keeps_back=plan.stop_after > 0 and len(names) > 1)
     with null_input():
-        worker = Worker(plan, steps, dataset, run_id, shards, report, log_limits=log_limits)
+        worker = Worker(
+            plan,
+            steps,
+            dataset,
+            run_id,
+            shards,
+            report,
+            log_limits=log_limits,
+            calls=calls_here([step for step in steps if todo[step.label]]),
+        )
         try:
             with _looked_after(worker.activity, lookout):
                 size = rows_a_shard(dataset, names)

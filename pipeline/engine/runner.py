@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.folders import FRAMES, scratch_folder
 from clipmill.schemas.step_tables import NOT_ASKED, REMOVED_RULE
 from clipmill.schemas.storage import writing_to
+from clipmill.stages.media.isolation.isolated import abandon_calls
 from clipmill.stages.models.device_errors import DeviceBroken
 from clipmill.stages.models.places import noted_places
 from clipmill.stages.protocol import Transform, Workspace
@@ -73,13 +74,15 @@ class Worker:
     journal_over_runs: bool = True
     log_limits: LogLimits = NO_LOGS
     activity: Activity = field(default_factory=Activity)
+    calls: Mapping[str, int] = field(default_factory=dict)
+    """Calls at a time of some steps, by label; with any, several shards are in flight."""
     _open: dict[str, _OpenStage] = field(default_factory=dict)
     _commit_seconds: float = 0.0
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __post_init__(self) -> None:
         labels = [step.label for step in self.steps]
-        self._flow = Flow(self.steps)
+        self._flow = Flow(self.steps, self.calls)
         self._time = WorkTime()
         self._opening, self._asking, self._telling = (threading.Lock() for _ in range(3))
         self._fence = Fence(self.dataset, self.run_id)
@@ -95,7 +98,7 @@ class Worker:
 
     def run_all(self, shards: Sequence[str], rows_a_shard: int) -> None:
         """Runs all shards, of about so many rows, as many at a time as the steps can use."""
-        at_once = min(len(shards), shards_at_once(self.steps, rows_a_shard))
+        at_once = min(len(shards), shards_at_once(self.steps, rows_a_shard, self.calls))
         if at_once <= 1:
             for shard in shards:
                 self.run(shard)
@@ -169,13 +172,20 @@ class Worker:
         )
 
     def close(self) -> None:
-        failed = self._flow.error is not None
+        error = self._flow.error
+        failed = error is not None
         self._flow.stop()
-        if not failed:
+        if error is None:
             self._flow.join()
+        elif self.calls:
+            abandon_calls()
         self._open.clear()
-        self._stack.close()
-        if failed and not isinstance(self._flow.error, DeviceBroken):
+        if error is not None and self.calls:
+            # Then stages don't wait for what they have begun in other threads.
+            self._stack.__exit__(type(error), error, error.__traceback__)
+        else:
+            self._stack.close()
+        if failed and not isinstance(error, DeviceBroken):
             # Closing the stages has cut what they were waiting for.
             self._flow.join(self._threads)
         self._log.write("worker_end")

@@ -71,8 +71,11 @@ class ShardRows:
     def outputs(self, turn: Turn) -> Generator[Output, None, None]:
         """Every batch with its output tables, in the order of the rows."""
         seen = _started_before(self._journal, None if self.journal_over_runs else self.run_id)
-        if self._lane.calls > 1 and not self.step.stage.fragile:
-            yield from _together(self._at_once(seen, turn), self.step)
+        stage = self.step.stage
+        if self._lane.calls > 1 and (stage.in_helpers or not stage.fragile):
+            outputs = self._at_once(seen, turn)
+            # Rows of a further table, such as a video's frames, are many already.
+            yield from outputs if stage.more_tables else _together(outputs, self.step)
         elif self.step.stage.fragile or seen:
             yield from self._one_by_one(seen)
         else:

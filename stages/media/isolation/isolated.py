@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from clipmill.schemas.errors import ClipmillError, RowFailed
+from clipmill.schemas.processors import usable_cpus
 from clipmill.stages.media.isolation.helper_processes import (
     START_SECONDS,
     Died,
@@ -37,7 +39,8 @@ LEAST_MEMORY_BYTES = 256 << 20
 """The decoders' libraries alone need this much."""
 
 _STARTS = 3  # what kills one (such as lack of memory) need not kill the next
-_MOST_IDLE = 4
+_MOST_IDLE = max(4, usable_cpus() + 2)
+"""A worker with all CPUs reads as many files at a time, and probes others meanwhile."""
 _MOST_IDLE_FETCHERS = 64
 
 Part = TypeVar("Part")
@@ -185,12 +188,15 @@ def _stream(
 ) -> Generator[Part, None, Value]:
     ends = time.monotonic() + limits.time_limit_seconds
     deaths, fresh = 0, False
+    calls = _CALLS
     while True:
+        calls.check()
         try:
             request = _Request(function, arguments(), limits, ends)
-            value: Value = yield from _try(task, request, fresh, counted, answer)
+            value: Value = yield from _try(task, request, fresh, counted, answer, calls)
             return value
         except Died as died:
+            calls.check()
             deaths += 1
             if deaths > 1:
                 problem = f"{task.crashes}: it ended twice, the last time {died}"
@@ -223,9 +229,48 @@ def end_helpers() -> None:
         task.idle.close()
 
 
+def abandon_calls() -> None:
+    """Ends the calls that other threads are waiting for, with a ClipmillError in these threads."""
+    global _CALLS
+    calls, _CALLS = _CALLS, _Calls()
+    calls.abandon()
+
+
 def end_spare_fetchers() -> None:
     """Ends the idle processes of yt-dlp but one, for a stage that is over."""
     FETCHING.idle.close(but=1)
+
+
+class _Calls:
+    """The helpers at work for calls that are abandoned together."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._helpers: set[Helper] = set()
+        self._are_abandoned = False
+
+    def check(self) -> None:
+        if self._are_abandoned:
+            raise ClipmillError("the run was stopped")
+
+    def begin(self, helper: Helper) -> None:
+        with self._lock:
+            self._helpers.add(helper)
+            if self._are_abandoned:
+                helper.end()
+
+    def end(self, helper: Helper) -> None:
+        with self._lock:
+            self._helpers.discard(helper)
+
+    def abandon(self) -> None:
+        with self._lock:
+            self._are_abandoned = True
+            for helper in self._helpers:
+                helper.end()
+
+
+_CALLS = _Calls()
 
 
 class _NoMemory(Exception):
@@ -271,6 +316,7 @@ def _try(
     fresh: bool,
     counted: Callable[[int], None],
     answer: Callable[[str, tuple[Any, ...]], Any],
+    calls: _Calls,
 ) -> Generator[Any, None, Any]:
     """One call in one helper, which is reused only if it came to its end."""
     limits = request.limits
@@ -283,6 +329,7 @@ def _try(
         use(STARTING_CPU_SECONDS, cpu_before)
         cpu_before = 0.0
     try:
+        calls.begin(helper)
         while True:
             left = request.ends - time.monotonic()
             if left <= 0:
@@ -313,6 +360,7 @@ def _try(
                 error.add_note(f"in {task.process}:\n{trace}")
             raise error
     finally:
+        calls.end(helper)
         counted(decoded)
         use(HELPER_CPU_SECONDS, max(0.0, helper.cpu_seconds() - cpu_before))
         if is_spent:
