@@ -11,9 +11,9 @@ from clipmill.pipeline.dataset.locks import dataset_lock, remove_if_empty
 from clipmill.pipeline.dataset.run_records import check_place
 from clipmill.pipeline.ingest.layouts import INTERNVID, LAYOUTS, hint_of, specs_of
 from clipmill.pipeline.ingest.list_import import import_lists
+from clipmill.pipeline.ingest.shard_sizes import SHARD_VIDEOS
 from clipmill.pipeline.ingest.sources import fixed_shards_note
 from clipmill.pipeline.ingest.span_import import ImportReport, import_spans
-from clipmill.pipeline.recipes.recipe import SHARD_VIDEOS
 from clipmill.schemas.errors import UsageError
 
 Files = Sequence[str | os.PathLike[str]]

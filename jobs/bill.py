@@ -47,6 +47,9 @@ def show_plan(found: Bill) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if found.engine is not None:
+        why = "" if found.engine_reason is None else f" (auto: {found.engine_reason})"
+        console.print(f"Engine: {found.engine}{why}", markup=False, soft_wrap=True)
     columns = [
         (name, heading, words)
         for name, heading, words in _AMOUNTS

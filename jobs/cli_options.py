@@ -11,6 +11,7 @@ from clipmill.jobs import completion
 from clipmill.schemas.errors import ERROR_KINDS, UsageError
 
 Engine = Literal["ray", "local"]
+RunEngine = Literal["auto", "ray", "local"]
 Format = Literal["table", "csv", "json", "jsonl", "parquet"]
 ExportFormat = Literal[
     "webdataset", "parquet", "huggingface", "internvid", "csv", "jsonl", "interleaved"

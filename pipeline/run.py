@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,15 @@ from clipmill.pipeline.dataset.leftovers import (
     remove_unfinished_downloads,
 )
 from clipmill.pipeline.dataset.locks import Hold, dataset_lock, remove_if_empty
-from clipmill.pipeline.dataset.run_logs import python_messages
 from clipmill.pipeline.engine.alike import AllRows
 from clipmill.pipeline.engine.asked import shards_of
 from clipmill.pipeline.engine.driver_log import DriverLog
+from clipmill.pipeline.engine.engines import MOST_VIDEOS, Engine, engine_for
 from clipmill.pipeline.engine.gated_run import GatedRun, RunPhase, is_another
-from clipmill.pipeline.engine.gpus import gpus_here, with_gpus_of
+from clipmill.pipeline.engine.gpus import with_gpus_of
 from clipmill.pipeline.engine.halting import end_halt, halt
 from clipmill.pipeline.engine.having import describe_folders
 from clipmill.pipeline.engine.interrupts import interruption_behind
-from clipmill.pipeline.engine.local import run_locally
 from clipmill.pipeline.engine.new_record import new_record
 from clipmill.pipeline.engine.newly_asked import newly_asked, request
 from clipmill.pipeline.engine.preflight import check_models
@@ -44,11 +43,14 @@ from clipmill.pipeline.engine.retry import (
     unfinished_retries,
 )
 from clipmill.pipeline.engine.standstill import Lookout, Seen
+from clipmill.pipeline.engine.started import ToRun, started
 from clipmill.pipeline.engine.starting import dataset_folder as dataset_folder
 from clipmill.pipeline.engine.starting import load as load
-from clipmill.pipeline.engine.thresholds import Phase, describe_phases, phases
+from clipmill.pipeline.engine.step_inputs import pending_sources
+from clipmill.pipeline.engine.thresholds import Phase, describe_phases
 from clipmill.pipeline.engine.watching import Progress as Progress
 from clipmill.pipeline.engine.watching import Watcher as Watcher
+from clipmill.pipeline.ingest.shard_sizes import SHARD_VIDEOS, FittedShards
 from clipmill.pipeline.ingest.sources import fixed_shards_note, ingest, list_source_shards
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, build_plan, pending
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
@@ -64,6 +66,8 @@ from clipmill.stages.models.places import ModelPlace
 
 # Workers report their activity every two seconds.
 _MOVED_SECONDS = 3.0
+# A cluster isn't asked before sources come in.
+_CLUSTERS_CPUS = 16
 
 
 def run(
@@ -283,7 +287,7 @@ class _Run:
         report = ingest(
             self.dataset,
             recipe.sources,
-            shard_videos=recipe.shard_videos,
+            shard_videos=self._shard_videos(),
             exclude_ids=recipe.exclude_ids,
             limit=limit,
             base_folder=self.loaded.folder,
@@ -302,6 +306,15 @@ class _Run:
         said = "\n".join(filter(None, (report.describe_lists(), report.describe())))
         self.watcher.say(said)
         return said
+
+    def _shard_videos(self) -> int | FittedShards:
+        recipe = self.loaded.recipe
+        if recipe.shard_videos is not None:
+            return recipe.shard_videos
+        if not any(step.stage.in_helpers for step in self.plan.steps):
+            return SHARD_VIDEOS
+        machine = machine_of(recipe)
+        return FittedShards(_CLUSTERS_CPUS if machine is None else int(machine.cpus))
 
     def retry(self, hold: Hold, kinds: Sequence[str]) -> bool:
         """Retries failed rows; unfinished work of an earlier retry comes first."""
@@ -352,15 +365,16 @@ class _Run:
             return False
         self.check_models_of(todo)
         with contextlib.suppress(ClipmillError, OSError):  # the run itself meets the problem
-            if said := describe_briefly(self.estimate(self.dataset, groups=GROUPS_AT_START)):
+            if said := describe_briefly(self.estimate(self.dataset, todo, groups=GROUPS_AT_START)):
                 self.watcher.say(said)
         # A new record: now that the models are here, their revisions are known.
-        record = self.new_record(gated)
+        engine = self.engine(shards, todo)
+        record = self.new_record(gated, engine)
         hold.begin(record["run_id"])
         kept_record = records.RecordOfThisRun(self.dataset, record)
         log = DriverLog(self.loaded, self.dataset, record, todo, before)
         try:
-            self._run_engine(gated, shards, kept_record, todo, log, hold)
+            self._run_engine(engine, gated, shards, kept_record, todo, log, hold)
             left = sum(map(len, self.pending(shards).values()))
             if left:
                 raise ClipmillError(
@@ -390,23 +404,38 @@ class _Run:
         latest = records.latest_run(self.dataset)
         return GatedRun(self.plan, self.steps, self.dataset, latest, self.shards, self.watcher.say)
 
-    def estimate(self, dataset: Path, **details: Any) -> Bill:
+    def estimate(
+        self, dataset: Path, todo: dict[str, list[str]] | None = None, **details: Any
+    ) -> Bill:
         """What is pending, as an estimate; `dataset` is the one that this one stands for."""
         choice = self._choice.record if self._choice is not None else None
         plan, machine = self.plan, machine_of(self.loaded.recipe)
         if machine is not None:
             plan, _ = with_gpus_of(plan, machine.gpus, self.loaded.recipe)
         steps = tuple(plan.by_label[step.label] for step in self.steps)
-        work = Pending(plan, steps, self.shards(), self.dataset, choice)
-        return estimate(work, self.loaded.recipe, dataset, **details)
+        shards = self.shards()
+        engine = self.engine(shards, self.pending(shards) if todo is None else todo)
+        recipe = self.loaded.recipe.model_copy(update={"engine": engine.name})
+        found = estimate(
+            Pending(plan, steps, shards, self.dataset, choice), recipe, dataset, **details
+        )
+        return replace(found, engine=engine.name, engine_reason=engine.why)
 
-    def new_record(self, gated: GatedRun) -> records.RunRecord:
+    def engine(self, shards: ShardList, todo: Mapping[str, Sequence[str]]) -> Engine:
+        """The engine for what is pending."""
+        steps = [step for step in self.steps if todo[step.label]]
+        videos = pending_sources(self.dataset, shards, todo, MOST_VIDEOS)
+        return engine_for(self.loaded.recipe, steps, videos)
+
+    def new_record(self, gated: GatedRun, engine: Engine | None = None) -> records.RunRecord:
+        name = engine.name if engine is not None else None
         return new_record(
-            self.loaded, self.plan, self.steps, self.shards(), gated.may_skip, self._choice
+            self.loaded, self.plan, self.steps, self.shards(), gated.may_skip, self._choice, name
         )
 
     def _run_engine(
         self,
+        engine: Engine,
         gated: GatedRun,
         shards: ShardList,
         record: records.RecordOfThisRun,
@@ -445,74 +474,24 @@ class _Run:
             self.watcher.say("\n".join(lines))
             log.plan(lines)
 
-        lookout = Lookout(recipe.stall_seconds, show, say)
+        run = ToRun(
+            self.plan,
+            self.steps,
+            shards,
+            todo,
+            recipe,
+            self.dataset,
+            record.run_id,
+            report,
+            Lookout(recipe.stall_seconds, show, say),
+            log.log,
+            log.limits,
+        )
         watched = self.watcher.progress(shown, recipe.progress_seconds)
-        if recipe.engine == "local":
-            lines = ["Plan: every stage in this process."]
-            wants_gpus = any(step.stage.gpus for step in self.steps)
-            gpus = gpus_here() if wants_gpus else 0
-            moved = with_gpus_of(self.plan, gpus, recipe)[1]
-            tell([*lines, *moved, *describe_phases(self.steps), *gated.notes(todo)])
-
-            def run_here(plan: Plan, steps: Phase, shards: ShardList) -> None:
-                plan, _ = with_gpus_of(plan, gpus, recipe)
-                steps = tuple(plan.by_label[step.label] for step in steps)
-                run_locally(
-                    plan, steps, shards, self.dataset, record.run_id, report, log.limits, lookout
-                )
-
+        with started(engine, run, self.watcher.busy) as found:
+            tell([*found.lines, *describe_phases(self.steps), *gated.notes(todo)])
             with watched as progress:
-                gated.run(self._ended(run_here), record, note)
-            return
-        address = recipe.ray.address or os.environ.get("RAY_ADDRESS")
-        with contextlib.ExitStack() as stack:
-            with self.watcher.busy(
-                f"joining the Ray cluster at {address} …" if address else "starting Ray …"
-            ):
-                from clipmill.pipeline.engine.on_ray import cluster, legs_of, run_on_ray
-
-                stack.enter_context(python_messages(log.log))
-                machine = stack.enter_context(cluster(recipe.ray))
-            fitted, moved = with_gpus_of(self.plan, machine.gpus, recipe)
-            of_run = tuple(fitted.by_label[step.label] for step in self.steps)
-            legs = [
-                leg
-                for phase in phases(of_run)
-                for leg in legs_of(fitted, phase, shards, self.dataset, machine)
-            ]
-            beside = f" and {machine.gpus:g} GPUs" if machine.gpus else ""
-            lines = [*moved, f"Plan for {machine.cpus:g} CPUs{beside}:"]
-            for number, leg in enumerate(legs, 1):
-                lines += [
-                    f"  phase {number}: {pool.describe()}"
-                    if len(legs) > 1
-                    else f"  {pool.describe()}"
-                    for pool in leg
-                ]
-            if machine.gpus and not any(step.stage.gpus for step in self.steps):
-                lines.append(
-                    f"  No stage asks for any of the {machine.gpus:g} GPUs; give the "
-                    "stages with models one, e.g. --set caption_frames.gpus=1"
-                )
-            tell([*lines, *describe_phases(self.steps), *gated.notes(todo)])
-
-            def run_there(plan: Plan, steps: Phase, shards: ShardList) -> None:
-                plan, _ = with_gpus_of(plan, machine.gpus, recipe)
-                steps = tuple(plan.by_label[step.label] for step in steps)
-                run_on_ray(
-                    plan,
-                    steps,
-                    shards,
-                    self.dataset,
-                    record.run_id,
-                    report,
-                    machine,
-                    log.limits,
-                    lookout,
-                )
-
-            with watched as progress:
-                gated.run(self._ended(run_there), record, note)
+                gated.run(self._ended(found.run_phase), record, note)
 
     def _ended(self, run_phase: RunPhase) -> RunPhase:
         """A phase after which the run ends if its budget is spent or a stage only fails."""

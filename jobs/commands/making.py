@@ -20,6 +20,7 @@ from clipmill.jobs.cli_options import (
     Kinds,
     Limit,
     RecipeArgument,
+    RunEngine,
     Sample,
     SampleSeed,
     Set,
@@ -62,8 +63,11 @@ def run(
     ] = None,
     sources: Sources = None,
     engine: Annotated[
-        Engine | None,
-        typer.Option(help="where stages run; by default as in the recipe, otherwise ray"),
+        RunEngine | None,
+        typer.Option(
+            help="where stages run; by default as in the recipe, otherwise auto: in this process "
+            "if that is faster and safe, else on Ray"
+        ),
     ] = None,
     set_: Set = None,
     until: Until = None,

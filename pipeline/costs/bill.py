@@ -74,6 +74,9 @@ class Bill:
     currency: str | None
     unknown: tuple[str, ...]
     method: str = METHOD
+    engine: str | None = None
+    engine_reason: str | None = None
+    """Why this engine was chosen; None if it was asked for."""
 
     def __getitem__(self, stage: str) -> StageBill:
         """The bill of one stage."""

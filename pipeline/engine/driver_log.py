@@ -33,7 +33,7 @@ class DriverLog:
         self._counts: dict[str, Counter[Any]] = {}
         versions = {"clipmill": record["code_version"], **record["versions"]}
         self.log.write(
-            "run_start", f"recipe {loaded.name}, engine {recipe.engine}", versions=versions
+            "run_start", f"recipe {loaded.name}, engine {record['engine']}", versions=versions
         )
         for line in (before or "").splitlines():
             self.log.write("before", line)

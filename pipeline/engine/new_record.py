@@ -24,8 +24,12 @@ def new_record(
     shards: ShardList,
     may_skip: Sequence[str] = (),
     choice: Choice | None = None,
+    engine: str | None = None,
 ) -> RunRecord:
-    """The record of a run; its intended extent tells `verify` what must exist."""
+    """The record of a run; its intended extent tells `verify` what must exist.
+
+    `engine` is the one that was chosen; None where nothing is run.
+    """
     now = datetime.now(UTC)
     return {
         "run_id": f"{now:%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:6]}",
@@ -40,7 +44,7 @@ def new_record(
             "system": platform.platform(),
             **package_versions(),
         },
-        "engine": loaded.recipe.engine,
+        "engine": engine or loaded.recipe.engine,
         "until": None if len(steps) == len(plan.steps) else steps[-1].stage_label,
         "last_shard": shards.first[-1] if shards.first else None,
         "may_skip": list(may_skip),

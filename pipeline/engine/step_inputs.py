@@ -6,7 +6,7 @@ holds only the rows that are new or updated in it, at whichever step it began.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from clipmill.pipeline.dataset.shards import ShardMetadata, existing, shard_path
 from clipmill.pipeline.dataset.steps import KeptRows, given_keys, inputs_of
-from clipmill.pipeline.recipes.plan import Plan, PlannedStep
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, beginnings
 from clipmill.schemas.clocks import CLOCK_COLUMNS, file_zero_seconds
 from clipmill.schemas.damage import reading
 from clipmill.schemas.errors import RowFailed
@@ -33,6 +33,21 @@ def rows_a_shard(dataset: Path, names: Sequence[str]) -> int:
     """The sources in a large shard; a sample will do: shards are of similar size."""
     paths = [shard_path(dataset / SOURCES, name) for name in names[:_FOOTERS_READ]]
     return max((ShardMetadata.read(path).inputs for path in paths if path.exists()), default=1)
+
+
+def pending_sources(
+    dataset: Path, shards: ShardList, todo: Mapping[str, Sequence[str]], most: int
+) -> int:
+    """How many sources the pending shards hold; not counted further than just over `most`."""
+    found = 0
+    for name in sorted({shard for missing in todo.values() for shard in missing}):
+        if found > most:
+            break
+        if (request := shards.retries.get(name)) is not None:
+            found += sum(map(len, beginnings(request).values()))
+        elif (path := shard_path(dataset / SOURCES, name)).exists():
+            found += ShardMetadata.read(path).kept
+    return found
 
 
 def step_schema(plan: Plan, label: str) -> pa.Schema:

@@ -6,6 +6,7 @@ failure; a source that the dataset already has is left unchanged.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from clipmill.pipeline.ingest.listed_rows import ListPart, Source
 from clipmill.pipeline.ingest.locators import bare
 from clipmill.pipeline.ingest.platforms import identify, looks_like_url
 from clipmill.pipeline.ingest.playlists import Expander
+from clipmill.pipeline.ingest.shard_sizes import FittedShards
 from clipmill.pipeline.ingest.source_files import describe_passed_over
 from clipmill.pipeline.ingest.source_gathering import Gathering
 from clipmill.pipeline.ingest.source_lists import ListFile
@@ -58,17 +60,18 @@ _NAMES = ("locator", "url", "extractor", "platform_id", "video_id")
 
 
 def fixed_shards_note(
-    dataset: Path, asked: int, setting: str = "shard_videos", *, by_hand: bool = False
+    dataset: Path, asked: int | None, setting: str = "shard_videos", *, by_hand: bool = False
 ) -> str | None:
     """The message if sources stay in their shards although another size is requested.
 
-    If no run records the shard size, the message is only for a request made `by_hand`.
+    If no run records a shard size, the message is only for a request made `by_hand`.
     """
     latest, there = latest_run(dataset), len(list_source_shards(dataset))
-    before = latest["recipe"].get("shard_videos") if latest else None
-    if not there or asked == before or (before is None and not by_hand):
+    recorded = latest["recipe"] if latest else {}
+    before = recorded.get("shard_videos")
+    if not there or asked in (None, before) or ("shard_videos" not in recorded and not by_hand):
         return None
-    was = "" if before is None else f" (was {before})"
+    was = f" (was {before or 'not set'})" if "shard_videos" in recorded else ""
     return (
         f"{setting} is now {asked}{was}: it applies to new sources only, because "
         f"{counted(there, 'existing shard')} of sources can't be changed. For other shards, "
@@ -141,7 +144,7 @@ def ingest(
     dataset: Path,
     sources: Sequence[SourceSpec],
     *,
-    shard_videos: int,
+    shard_videos: int | FittedShards,
     exclude_ids: DataFile | Path | str | None = None,
     limit: int | None = None,
     base_folder: Path | None = None,
@@ -367,8 +370,15 @@ def excluded_ids(given: DataFile | Path | str | None) -> set[str]:
     return found - {""}
 
 
-def _shards_of(tables: Iterable[pa.Table], shard_videos: int) -> Iterator[pa.Table]:
+def _shards_of(tables: Iterable[pa.Table], shard_videos: int | FittedShards) -> Iterator[pa.Table]:
     """The rows in shards, each with at most `shard_videos` to download."""
+    if isinstance(shard_videos, FittedShards):
+        rest, first_tables, new = iter(tables), [], 0
+        while new < shard_videos.most and (one := next(rest, None)) is not None:
+            first_tables.append(one)
+            new += pc.sum(pc.equal(states(one), KEPT)).as_py() or 0
+        tables = itertools.chain(first_tables, rest)
+        shard_videos = shard_videos.videos(new)
     waiting: list[pa.Table] = []
     kept = 0
     for table in tables:

@@ -23,7 +23,6 @@ from clipmill.stages.protocol import Stage
 from clipmill.stages.references import DataFile, ModelReference
 
 _LARGEST_NUMBER = 2**63 - 1
-SHARD_VIDEOS = 16
 MOST_SHARD_VIDEOS = 1_000_000
 """A shard is held in memory, and done again when a worker dies."""
 
@@ -52,11 +51,12 @@ class Recipe(BaseModel):
     description: str = Field("", description="the purpose of this recipe")
     dataset: str | None = Field(None, description="the dataset's folder; --dataset overrides it")
     sources: list[SourceSpec] = Field(default_factory=list, description="where videos come from")
-    shard_videos: int = Field(
-        SHARD_VIDEOS,
+    shard_videos: int | None = Field(
+        None,
         ge=1,
         le=MOST_SHARD_VIDEOS,
-        description="videos per shard, fixed at the first ingest",
+        description="videos per shard, fixed at the first ingest; by default 16, and fewer if the "
+        "recipe decodes only a few",
     )
     take_suffixes: tuple[str, ...] = Field(
         (),
@@ -73,7 +73,11 @@ class Recipe(BaseModel):
     exclude_ids: DataFile | None = Field(
         None, description="a file of known video ids, one per line, which are rejected at ingest"
     )
-    engine: Literal["ray", "local"] = Field("ray", description="where the stages run")
+    engine: Literal["auto", "ray", "local"] = Field(
+        "auto",
+        description="where the stages run; auto: in this process if the run is small and no stage "
+        "needs processes of its own, otherwise on Ray. The rows are the same",
+    )
     drop_frames: bool = Field(
         False,
         description="delete a shard's kept frames once all stages that need them are committed",

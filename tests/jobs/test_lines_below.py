@@ -108,7 +108,7 @@ def test_impossible_requests_name_an_alternative(films: Path, tmp_path: Path, mo
     ]
     clipmill(*words)
     again = CliRunner().invoke(app, [*map(str, words), "--set", "shard_videos=4"])
-    assert "shard_videos is now 4 (was 16): it applies to new sources only" in again.output
+    assert "shard_videos is now 4 (was not set): it applies to new sources only" in again.output
     assert "Nothing to do" in again.output
     out = tmp_path / "out"
     asked = ["export", str(dataset), "--format", "webdataset", "--output", str(out)]
