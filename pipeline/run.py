@@ -62,6 +62,7 @@ from clipmill.schemas.storage import writing_to
 from clipmill.schemas.words import counted
 from clipmill.stages.download_videos import DownloadVideos
 from clipmill.stages.media.fetch.guards import ask_hosts_again
+from clipmill.stages.media.isolation.isolated import start_decoding_ahead
 from clipmill.stages.models.places import ModelPlace
 
 # Workers report their activity every two seconds.
@@ -106,6 +107,8 @@ def run(
     if not list_source_shards(dataset) and not is_retry and take_sources:
         this.require_sources()
         this.check_models(this.steps)  # nothing is written if something is missing
+    if is_new and not is_retry and this.stays_here():
+        start_decoding_ahead()
     with contextlib.ExitStack() as stack:
         # If nothing can be written, the error says so, whatever caused it.
         stack.enter_context(writing_to(dataset))
@@ -294,14 +297,7 @@ class _Run:
             take_suffixes=recipe.take_suffixes,
             encoding=recipe.encoding,
             platform=recipe.platform,
-            downloads=next(
-                (
-                    stage
-                    for stage in self.loaded.stages.values()
-                    if isinstance(stage, DownloadVideos)
-                ),
-                None,
-            ),
+            downloads=next(iter(self._downloads()), None),
         )
         said = "\n".join(filter(None, (report.describe_lists(), report.describe())))
         self.watcher.say(said)
@@ -314,7 +310,12 @@ class _Run:
         if not any(step.stage.in_helpers for step in self.plan.steps):
             return SHARD_VIDEOS
         machine = machine_of(recipe)
-        return FittedShards(_CLUSTERS_CPUS if machine is None else int(machine.cpus))
+        cpus = _CLUSTERS_CPUS if machine is None else int(machine.cpus)
+        return FittedShards(cpus, max((s.concurrency for s in self._downloads()), default=1))
+
+    def _downloads(self) -> list[DownloadVideos]:
+        stages = self.loaded.stages.values()
+        return [stage for stage in stages if isinstance(stage, DownloadVideos)]
 
     def retry(self, hold: Hold, kinds: Sequence[str]) -> bool:
         """Retries failed rows; unfinished work of an earlier retry comes first."""
@@ -420,6 +421,11 @@ class _Run:
             Pending(plan, steps, shards, self.dataset, choice), recipe, dataset, **details
         )
         return replace(found, engine=engine.name, engine_reason=engine.why)
+
+    def stays_here(self) -> bool:
+        """Whether videos would be read by this process, if they are few."""
+        reads = any(step.stage.in_helpers for step in self.steps)
+        return reads and engine_for(self.loaded.recipe, self.steps, 0).name == "local"
 
     def engine(self, shards: ShardList, todo: Mapping[str, Sequence[str]]) -> Engine:
         """The engine for what is pending."""

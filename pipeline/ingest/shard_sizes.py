@@ -16,15 +16,21 @@ _SHARDS_A_CPU = 4
 
 @dataclass(frozen=True)
 class FittedShards:
-    """Shards for a machine with so many CPUs."""
+    """Shards for a machine with so many CPUs.
+
+    A shard's videos are downloaded together, so `downloads` of them are in one at least, if that
+    is what their stage does at a time; files on disk need none.
+    """
 
     cpus: int
+    downloads: int = 1
 
     @property
     def most(self) -> int:
         """From so many new videos on, shards are no smaller than they may be at most."""
         return SHARD_VIDEOS * _SHARDS_A_CPU * self.cpus
 
-    def videos(self, new: int) -> int:
+    def videos(self, new: int, *, are_on_disk: bool) -> int:
         """Videos per shard for so many new ones."""
-        return max(1, min(SHARD_VIDEOS, new // (_SHARDS_A_CPU * self.cpus)))
+        least = 1 if are_on_disk else self.downloads
+        return min(SHARD_VIDEOS, max(least, new // (_SHARDS_A_CPU * self.cpus)))

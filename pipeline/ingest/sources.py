@@ -373,12 +373,14 @@ def excluded_ids(given: DataFile | Path | str | None) -> set[str]:
 def _shards_of(tables: Iterable[pa.Table], shard_videos: int | FittedShards) -> Iterator[pa.Table]:
     """The rows in shards, each with at most `shard_videos` to download."""
     if isinstance(shard_videos, FittedShards):
-        rest, first_tables, new = iter(tables), [], 0
+        rest, begun, new, elsewhere = iter(tables), [], 0, 0
         while new < shard_videos.most and (one := next(rest, None)) is not None:
-            first_tables.append(one)
-            new += pc.sum(pc.equal(states(one), KEPT)).as_py() or 0
-        tables = itertools.chain(first_tables, rest)
-        shard_videos = shard_videos.videos(new)
+            begun.append(one)
+            taken = one.filter(pc.equal(states(one), KEPT))
+            new += taken.num_rows
+            elsewhere += taken["path"].null_count
+        tables = itertools.chain(begun, rest)
+        shard_videos = shard_videos.videos(new, are_on_disk=not elsewhere)
     waiting: list[pa.Table] = []
     kept = 0
     for table in tables:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from clipmill.pipeline.dataset.shards import shard_path
 from clipmill.pipeline.ingest.platforms import identify
+from clipmill.pipeline.ingest.shard_sizes import FittedShards
 from clipmill.pipeline.ingest.sources import (
     SourceSpec,
     ingest,
@@ -452,6 +453,25 @@ def test_shards_never_change_and_new_ones_are_added(tmp_path):
     rows = take(tmp_path, spec, shard_videos=4)
     assert rows[:10] == first
     assert sizes(tmp_path / "dataset") == [4, 4, 2, 3]
+
+
+def test_few_videos_are_spread_over_more_shards(tmp_path):
+    """As many as suit the machine that they first come to; what is there stays as it is."""
+
+    def of(count: int, name: str, fitted: FittedShards) -> list[int]:
+        spec = write(tmp_path, f"{name}.txt", "\n".join(f"/{name}/{n}.mp4" for n in range(count)))
+        ingest(tmp_path / name, [SourceSpec(**spec)], shard_videos=fitted, base_folder=tmp_path)
+        return sizes(tmp_path / name)
+
+    assert of(20, "a", FittedShards(2)) == [2] * 10
+    assert of(3, "b", FittedShards(2)) == [1] * 3
+    assert of(30, "c", FittedShards(1)) == [7] * 4 + [2]
+    assert of(2 * FittedShards(2).most, "d", FittedShards(2)) == [16] * 16
+    assert of(20, "a", FittedShards(16)) == [2] * 10
+    # What is downloaded together stays together.
+    spec = write(tmp_path, "urls.txt", numbered(range(10)))
+    take(tmp_path, spec, shard_videos=FittedShards(4, downloads=4))
+    assert sizes(tmp_path / "dataset") == [4, 4, 2]
 
 
 def test_repeated_ingest_adds_no_second_rejection_or_failure(tmp_path):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Died(Exception):
 class Helper:
     """A helper process and the socket to it."""
 
-    def __init__(self, process: str) -> None:
+    def __init__(self, process: str, imports: Sequence[str] = ()) -> None:
         self.is_fresh = True
         self._buffer = bytearray()
         self._tail = b""
@@ -49,6 +50,7 @@ class Helper:
                         "-m",
                         "clipmill.stages.media.isolation.isolated_process",
                         str(theirs.fileno()),
+                        *imports,
                     ],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -199,6 +201,12 @@ class IdleHelpers:
             if self._helpers and not fresh:
                 return self._helpers.pop()
         return Helper(self._process)
+
+    def start_ahead(self, imports: Sequence[str]) -> None:
+        """Starts one that imports these modules now, so that its first call need not wait."""
+        helper = Helper(self._process, imports)
+        with self._lock:
+            self._helpers.append(helper)
 
     def give_back(self, helper: Helper) -> None:
         helper.is_fresh = False

@@ -12,6 +12,7 @@ database.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import pickle
 import threading
@@ -42,6 +43,7 @@ _STARTS = 3  # what kills one (such as lack of memory) need not kill the next
 _MOST_IDLE = max(4, usable_cpus() + 2)
 """A worker with all CPUs reads as many files at a time, and probes others meanwhile."""
 _MOST_IDLE_FETCHERS = 64
+_DECODERS_IMPORTS = ("clipmill.stages.media.read.probe", "clipmill.stages.media.read.scan")
 
 Part = TypeVar("Part")
 Value = TypeVar("Value")
@@ -221,6 +223,15 @@ def _stream(
             )
             raise _crash(task, what, problem) from None
         fresh = True
+
+
+def start_decoding_ahead() -> None:
+    """Starts a decoder's process while this one still does something else.
+
+    It need not be used: it is ended with the other idle ones.
+    """
+    with contextlib.suppress(ClipmillError):  # the first file's own helper meets the problem
+        DECODING.idle.start_ahead(_DECODERS_IMPORTS)
 
 
 def end_helpers() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import importlib
 import os
 import pickle
 import resource
@@ -126,7 +127,10 @@ class _Link:
 
 
 def main() -> None:
-    """Serves the socket whose number is the first argument, until its other end is closed."""
+    """Serves the socket whose number is the first argument, until its other end is closed.
+
+    Further arguments are modules to import before the first call.
+    """
     channel = _Channel(socket.socket(fileno=int(sys.argv[1])))
     _end_with_starter()
     # The starting process decides when this one ends; it also handles Ctrl-C.
@@ -137,6 +141,9 @@ def main() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
     _give_small_stacks()
+    for name in sys.argv[2:]:
+        with contextlib.suppress(ImportError):  # the call that needs it says what is missing
+            importlib.import_module(name)
     while (request := channel.receive()) is not None:
         _serve(channel, request)
 
