@@ -134,7 +134,8 @@ def export(
     engine: Annotated[
         Engine | None,
         typer.Option(
-            help="where clips are cut; by default ray, or local if there is nothing to cut"
+            help="where clips are cut; by default on this machine's processors, or on the cluster "
+            "that RAY_ADDRESS names"
         ),
     ] = None,
     memory_limit: MemoryLimit = None,

@@ -8,11 +8,11 @@ that, so a run of only such stages over a few videos stays in this process.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from clipmill.pipeline.engine.named_cluster import has_cluster
 from clipmill.pipeline.recipes.plan import PlannedStep
 from clipmill.pipeline.recipes.recipe import RaySettings, Recipe
 from clipmill.schemas.processors import usable_cpus
@@ -45,7 +45,7 @@ def engine_for(recipe: Recipe, steps: Sequence[PlannedStep], videos: int) -> Eng
         return Engine("ray", f"the cluster at {address} is named")
     if recipe.ray != RaySettings():
         return Engine("ray", "the recipe has settings for Ray")
-    if (ray := sys.modules.get("ray")) is not None and ray.is_initialized():
+    if has_cluster():
         return Engine("ray", "this program has started Ray")
     for step in steps:
         if not step.stage.robust:
@@ -53,7 +53,8 @@ def engine_for(recipe: Recipe, steps: Sequence[PlannedStep], videos: int) -> Eng
     most = MOST_VIDEOS if usable_cpus() <= MANY_CPUS else MOST_VIDEOS_ON_MANY_CPUS
     if videos > most:
         return Engine("ray", f"more than {most} videos")
-    return Engine("local", f"Ray would take longer to start than it saves for {_few(videos)}")
+    few = counted(videos, "video")
+    return Engine("local", f"Ray would take longer to start than it saves for {few}")
 
 
 def calls_here(steps: Sequence[PlannedStep]) -> dict[str, int]:
@@ -69,7 +70,3 @@ def calls_here(steps: Sequence[PlannedStep]) -> dict[str, int]:
             fit = max(1, int(usable_cpus() / step.stage.resources.cpus))
             found[step.label] = min(fit, step.stage.workers or fit)
     return found
-
-
-def _few(videos: int) -> str:
-    return counted(videos, "video")

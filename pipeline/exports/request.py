@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from clipmill.pipeline.engine.named_cluster import has_cluster
 from clipmill.schemas.errors import UsageError
 from clipmill.stages.media.cutting.requests import CutOptions
 
@@ -109,8 +110,10 @@ class ExportRequest:
 
     @property
     def engine_or_default(self) -> Engine:
-        """Cutting is worth a Ray cluster; text alone isn't."""
-        return self.engine or ("local" if self.cut is None else "ray")
+        """Cutting uses a cluster that there is; for one machine, its own processes will do."""
+        if self.engine is not None:
+            return self.engine
+        return "ray" if self.cut is not None and has_cluster() else "local"
 
     @property
     def has_units(self) -> bool:
