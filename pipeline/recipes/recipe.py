@@ -55,8 +55,8 @@ class Recipe(BaseModel):
         None,
         ge=1,
         le=MOST_SHARD_VIDEOS,
-        description="videos per shard, fixed at the first ingest; by default 16, and fewer if the "
-        "recipe decodes only a few",
+        description="videos per shard, fixed at the first ingest; by default 16, or fewer "
+        "where only a few come in and are decoded",
     )
     take_suffixes: tuple[str, ...] = Field(
         (),
