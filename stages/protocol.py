@@ -47,12 +47,14 @@ class Workspace:
 
     `dataset` is the dataset's folder; downloaded media goes to `media` inside it; `scratch` is
     emptied when the shard is done. Paths stored in tables are relative to `dataset` where they
-    lie inside it.
+    lie inside it. `decoder_threads` is a decoder's share of the CPUs where several work at a time,
+    0 where it may use all of them.
     """
 
     dataset: Path
     scratch: Path
     decoded_frames: int = 0
+    decoder_threads: int = 0
     _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property

@@ -238,6 +238,7 @@ class ScanVideos(ReadingStage):
             ),
             lean=self.shots,
             decode_all=self.decode == "all",
+            threads=workspace.decoder_threads,
             signals=self.signals,
         )
 

@@ -57,10 +57,11 @@ def engine_for(recipe: Recipe, steps: Sequence[PlannedStep], videos: int) -> Eng
     return Engine("local", f"Ray would take longer to start than it saves for {few}")
 
 
-def calls_here(steps: Sequence[PlannedStep]) -> dict[str, int]:
+def calls_here(steps: Sequence[PlannedStep], videos: int) -> dict[str, int]:
     """How many calls at a time steps have in the local engine, by label, so that they use all CPUs.
 
-    None have if a stage may not bear that others run beside it: then all run one after the other.
+    Never more than there are `videos`. None have if a stage may not bear that others run beside it:
+    then all run one after the other.
     """
     if not all(step.stage.robust for step in steps):
         return {}
@@ -68,5 +69,5 @@ def calls_here(steps: Sequence[PlannedStep]) -> dict[str, int]:
     for step in steps:
         if step.stage.in_helpers:
             fit = max(1, int(usable_cpus() / step.stage.resources.cpus))
-            found[step.label] = min(fit, step.stage.workers or fit)
+            found[step.label] = max(1, min(fit, videos, step.stage.workers or fit))
     return found

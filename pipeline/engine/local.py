@@ -14,8 +14,9 @@ from clipmill.pipeline.engine.activity import Activity, Beat, ProcessFinding
 from clipmill.pipeline.engine.engines import calls_here
 from clipmill.pipeline.engine.runner import Report, Worker
 from clipmill.pipeline.engine.standstill import Lookout, Standstills
-from clipmill.pipeline.engine.step_inputs import rows_a_shard
+from clipmill.pipeline.engine.step_inputs import pending_sources, rows_a_shard
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, pending
+from clipmill.schemas.processors import usable_cpus
 from clipmill.stages.media.isolation.terminal import null_input
 
 _LOOK_SECONDS = 1.0
@@ -39,6 +40,7 @@ def run_locally(
     todo = pending(plan, steps, shards, dataset)
     names = sorted({shard for missing in todo.values() for shard in missing})
     plan = replace(plan, keeps_back=plan.stop_after > 0 and len(names) > 1)
+    videos = pending_sources(dataset, shards, todo, usable_cpus())
     with null_input():
         worker = Worker(
             plan,
@@ -48,7 +50,7 @@ def run_locally(
             shards,
             report,
             log_limits=log_limits,
-            calls=calls_here([step for step in steps if todo[step.label]]),
+            calls=calls_here([step for step in steps if todo[step.label]], videos),
         )
         try:
             with _looked_after(worker.activity, lookout):

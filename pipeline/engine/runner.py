@@ -43,6 +43,7 @@ from clipmill.pipeline.engine.step_outputs import complete, made_before, skipped
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, have_passed, named_keys
 from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.folders import FRAMES, scratch_folder
+from clipmill.schemas.processors import usable_cpus
 from clipmill.schemas.step_tables import NOT_ASKED, REMOVED_RULE
 from clipmill.schemas.storage import writing_to
 from clipmill.stages.media.isolation.isolated import abandon_calls
@@ -197,7 +198,11 @@ class Worker:
         try:
             if step.label not in self._open:
                 self.activity.at(step.label, shard, "opens its models")
-                workspace = Workspace(self.dataset, scratch_folder(self.dataset, step.label))
+                workspace = Workspace(
+                    self.dataset,
+                    scratch_folder(self.dataset, step.label),
+                    decoder_threads=usable_cpus() // self.calls.get(step.label, usable_cpus() + 1),
+                )
                 started = time.monotonic()
                 with self._time.on(meter, "opening"), noted_places() as places:
                     transform = self._stack.enter_context(step.stage.open(workspace))

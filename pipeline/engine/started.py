@@ -16,9 +16,11 @@ from clipmill.pipeline.engine.gpus import gpus_here, with_gpus_of
 from clipmill.pipeline.engine.local import run_locally
 from clipmill.pipeline.engine.runner import Report
 from clipmill.pipeline.engine.standstill import Lookout
+from clipmill.pipeline.engine.step_inputs import pending_sources
 from clipmill.pipeline.engine.thresholds import Phase, phases
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList
 from clipmill.pipeline.recipes.recipe import Recipe
+from clipmill.schemas.processors import usable_cpus
 
 Busy = Callable[[str], AbstractContextManager[object]]
 
@@ -58,7 +60,8 @@ def started(engine: Engine, run: ToRun, busy: Busy) -> Iterator[Started]:
 @contextlib.contextmanager
 def _here(engine: Engine, run: ToRun) -> Iterator[Started]:
     gpus = gpus_here() if any(step.stage.gpus for step in run.steps) else 0
-    calls = calls_here([step for step in run.steps if run.todo[step.label]])
+    videos = pending_sources(run.dataset, run.shards, run.todo, usable_cpus())
+    calls = calls_here([step for step in run.steps if run.todo[step.label]], videos)
     lines = [f"Plan: every stage in this process{engine.said}."]
     for step in run.steps:
         if calls.get(step.label, 1) > 1:
