@@ -38,10 +38,16 @@ def shards_at_once(
 ) -> int:
     """How many shards of this size keep a worker's calls busy while some are read or committed.
 
-    `calls` are the calls at a time of some steps, by label, if not as many as their stages say.
+    `calls` are the calls at a time of steps that a worker gives its CPUs, by label.
     """
-    counts = [(step, (calls or {}).get(step.label, step.stage.calls_at_once)) for step in steps]
-    rows = [count * step.stage.rows_at_once for step, count in counts if count > 1 or calls]
+    if calls:
+        # They compute in helper processes: one for each CPU, however many these are.
+        return 2 + len(steps) + 2 * max(calls.values()) // max(1, rows_a_shard)
+    rows = [
+        step.stage.calls_at_once * step.stage.rows_at_once
+        for step in steps
+        if step.stage.calls_at_once > 1
+    ]
     if not rows:
         return 1
     return min(_MOST_SHARDS, 2 + len(steps) + 2 * max(rows) // max(1, rows_a_shard))
