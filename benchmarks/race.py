@@ -237,7 +237,7 @@ def main() -> None:
             wanted = {"scenedetect", *options.only}
             contenders = {name: one for name, one in contenders.items() if name in wanted}
         warm_up(films[0], folder)
-        one = take_turns(contenders, films[:1], folder, max(3, options.repeats))
+        one = take_turns(contenders, films[:1], folder, options.repeats)
         every = take_turns(contenders, films, folder, options.repeats)
     show(f"One film of {_SECONDS:g} s", one)
     count = f"{len(films)} films, {math.floor(minutes)} minutes"
