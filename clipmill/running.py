@@ -83,6 +83,7 @@ def run(
     recipe: a ready-made name or a YAML file; without one, that of the dataset's newest run.
     sources: lists, folders, patterns, files or URLs instead of the recipe's.
     settings: by `label.setting`, e.g. `{"split_clips.threshold": 35}`.
+    engine: `auto`, `ray` or `local` instead of the recipe's.
     where, subset, sample: work only on the clips for which an SQL condition over `clips` is true,
     on those of a frozen subset, or on that many random sources (drawn with `seed`), and on their
     videos. What else there is counts as not asked for; a later run does only what is new to it.
