@@ -12,7 +12,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +153,8 @@ class ShardRows:
                     yield from _first(pending, ahead)
             self._rest()
             while pending:
-                with self.time.waiting(), contextlib.suppress(BaseException):
-                    pending[0][0].result()
+                with self.time.waiting():
+                    wait([pending[0][0]])  # an interrupt may come here, and ends this
                 yield from _first(pending, ahead)
         except DeviceBroken:
             raise  # the rows at fault are among those in the journal
