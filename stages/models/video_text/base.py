@@ -72,10 +72,13 @@ class VideoTextModel(ABC):
         """
 
     def _pixels(self, clips: Sequence[Sequence[bytes]], prepare: FramePreparation) -> torch.Tensor:
-        """Prepared frames of shape (clips, frames, 3, height, width)."""
+        """Prepared frames of shape (clips, frames, 3, height, width).
+
+        If the model takes any number of frames, the clips have equally many.
+        """
         import torch
 
-        count = self.frames or max(len(clip) for clip in clips)
+        count = self.frames or len(clips[0])
         shown = [decode_jpeg(data) for clip in clips for data in spread(clip, count)]
         pixels = torch.from_numpy(prepare(shown)).to(self.device, self.dtype)
         return pixels.view(len(clips), count, *pixels.shape[1:])
@@ -100,7 +103,7 @@ class TwoTowers(VideoTextModel):
     ) -> list[np.ndarray]:
         if not clips:
             return []
-        seen = np.concatenate(self._clips.rows(clips, self._units(self._embedded_clips)))
+        seen = self._seen(clips)
         distinct = list(dict.fromkeys(text for own in texts for text in own))
         read = self._texts.rows(distinct, self._units(self._embedded_texts))
         vectors = dict(zip(distinct, (row for part in read for row in part), strict=True))
@@ -108,6 +111,21 @@ class TwoTowers(VideoTextModel):
             (np.stack([vectors[text] for text in own]) @ clip.T).mean(axis=1)
             for clip, own in zip(seen, texts, strict=True)
         ]
+
+    def _seen(self, clips: Sequence[Sequence[bytes]]) -> list[np.ndarray]:
+        """The embeddings of each clip.
+
+        Where a model takes any number of frames, those of a clip must not depend on the clips that
+        it shares a batch with: only clips with equally many share one.
+        """
+        alike: dict[int | None, list[int]] = {}
+        for i, clip in enumerate(clips):
+            alike.setdefault(len(clip) if self.frames is None else None, []).append(i)
+        found: dict[int, np.ndarray] = {}
+        for places in alike.values():
+            parts = self._clips.rows([clips[i] for i in places], self._units(self._embedded_clips))
+            found.update(zip(places, (row for part in parts for row in part), strict=True))
+        return [found[i] for i in range(len(clips))]
 
     @staticmethod
     def _units(

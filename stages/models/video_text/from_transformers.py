@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipmill.stages.media.isolation.progress import beat
+from clipmill.stages.media.read.images import FitMode, Interpolation
 from clipmill.stages.models.video_text.base import (
     Loading,
     TwoTowers,
@@ -21,14 +22,24 @@ if TYPE_CHECKING:
     import torch
 
 
-class XCLIP(VideoTextModel):
-    """Adapts each text to the video before it compares them, so both go through it together."""
+class _OfTransformers(VideoTextModel):
+    """A model in transformers' format, with its tokenizer beside it."""
 
-    def _load(self, loading: Loading) -> None:
-        from transformers import AutoTokenizer, XCLIPModel
+    def _load_as(
+        self,
+        model_class: Any,
+        loading: Loading,
+        processor: str,
+        *,
+        mode: FitMode,
+        normalised: bool,
+        interpolation: Interpolation,
+    ) -> None:
+        """Loads the folder; `processor` is its file about frames, the rest what that omits."""
+        from transformers import AutoTokenizer
 
         folder = loading.folder
-        model: Any = XCLIPModel.from_pretrained(
+        model: Any = model_class.from_pretrained(
             folder, dtype=self.dtype, local_files_only=True, weights_only=True
         )
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -36,16 +47,33 @@ class XCLIP(VideoTextModel):
         vision = model.config.vision_config
         self.frames = int(vision.num_frames)
         self.context = int(model.config.text_config.max_position_embeddings)
+        side = vision.image_size
         self._prepare = FramePreparation.from_processor(
-            (vision.image_size, vision.image_size),
-            configuration(folder, "preprocessor_config.json"),
-            mode="crop",
-            normalised=True,
-            interpolation="bilinear",
+            (side, side) if isinstance(side, int) else (int(side[0]), int(side[1])),
+            configuration(folder, processor),
+            mode=mode,
+            normalised=normalised,
+            interpolation=interpolation,
         )
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         return counted(self._tokenizer, texts)
+
+
+class XCLIP(_OfTransformers):
+    """Adapts each text to the video before it compares them, so both go through it together."""
+
+    def _load(self, loading: Loading) -> None:
+        from transformers import XCLIPModel
+
+        self._load_as(
+            XCLIPModel,
+            loading,
+            "preprocessor_config.json",
+            mode="crop",
+            normalised=True,
+            interpolation="bilinear",
+        )
 
     def cosines(
         self, clips: Sequence[Sequence[bytes]], texts: Sequence[Sequence[str]]
@@ -85,33 +113,20 @@ class XCLIP(VideoTextModel):
             return cosines.masked_fill(~(seen.any(-1) & own.any(-1)), torch.nan).cpu().numpy()
 
 
-class VideoPrism(TwoTowers):
+class VideoPrism(_OfTransformers, TwoTowers):
     """VideoPrism with its text tower (`videoprism-lvt-…`); 64 tokens."""
 
     def _load(self, loading: Loading) -> None:
-        from transformers import AutoTokenizer, VideoPrismClipModel
+        from transformers import VideoPrismClipModel
 
-        folder = loading.folder
-        model: Any = VideoPrismClipModel.from_pretrained(
-            folder, dtype=self.dtype, local_files_only=True, weights_only=True
-        )
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model = model.to(self.device).eval()
-        vision = model.config.vision_config
-        self.frames = int(vision.num_frames)
-        self.context = int(model.config.text_config.max_position_embeddings)
-        side = vision.image_size
-        size = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
-        self._prepare = FramePreparation.from_processor(
-            size,
-            configuration(folder, "video_preprocessor_config.json"),
+        self._load_as(
+            VideoPrismClipModel,
+            loading,
+            "video_preprocessor_config.json",
             mode="squash",
             normalised=False,
             interpolation="bicubic",
         )
-
-    def token_counts(self, texts: Sequence[str]) -> list[int]:
-        return counted(self._tokenizer, texts)
 
     def _embedded_clips(self, clips: Sequence[Sequence[bytes]]) -> torch.Tensor:
         pixels = self._pixels(clips, self._prepare)

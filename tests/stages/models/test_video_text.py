@@ -214,6 +214,15 @@ def test_umt_equals_straightforward_code(folders) -> None:
     np.testing.assert_allclose(alone, expected(videos, [umt_text(state, TEXTS[0])])[0], atol=1e-5)
 
 
+def test_number_of_frames_of_one_clip_changes_no_other_clips_score(folders) -> None:
+    """UMT takes any number, so each clip keeps its own in a batch."""
+    model = load(folders["umt"], batch_clips=3)
+    clips = [CLIPS[0], CLIPS[1][:2], CLIPS[2][:1], CLIPS[1]]
+    together = model.cosines(clips, [TEXTS[:1]] * 4)
+    alone = [model.cosines([clip], [TEXTS[:1]])[0] for clip in clips]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
 def test_umt_reads_texts_without_punctuation_and_capitals() -> None:
     assert plain_text('  A man-made "lake", (blue)  at 5/6: <person> isn\'t in it!\n') == (
         "a man made lake blue at 5 6 person isnt in it"
