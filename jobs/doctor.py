@@ -140,7 +140,7 @@ def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
     yield f"recipe {loaded.name}: {', '.join(loaded.stages)}", None
     yield from _programs(loaded)
     yield from _sources(loaded)
-    findings = list(examine_models(plan.steps))
+    findings = examine_models(plan.steps)
     for one in findings:
         what = f"{one} ({one.note})" if one.note else str(one)
         problem = one.problem if one.reason is None else "not on this machine; see below"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipmill.pipeline.engine.passed_checks import has_passed, note_passed
 from clipmill.pipeline.recipes.plan import PlannedStep
@@ -22,6 +23,9 @@ from clipmill.stages.protocol import ModelCheck, Stage
 from clipmill.stages.references import DataFile, ModelReference
 from clipmill.stages.usage import REQUESTS, TOKENS_IN, TOKENS_OUT, used
 
+if TYPE_CHECKING:
+    from clipmill.stages.models.loading import NotFetched
+
 SERVER_TIMEOUT_SECONDS = 5.0
 _NOT_HERE = "not on this machine, and its download site does not answer"
 _USED = (REQUESTS, TOKENS_IN, TOKENS_OUT)
@@ -32,7 +36,8 @@ class CheckedReference:
     """A model or data file that a step names, and what is wrong with it (None if nothing is).
 
     `reason` is set if its download site did not answer, `note` says what its check found, and
-    `is_here` whether it was there to be checked.
+    `is_here` whether it was there to be checked. With `said_for`, the problem is that of another
+    setting, which names the same and whose message names both.
     """
 
     setting: str
@@ -41,6 +46,7 @@ class CheckedReference:
     reason: str | None = None
     note: str | None = None
     is_here: bool = True
+    said_for: str | None = None
 
     def __str__(self) -> str:
         return f"{self.setting}: {self.reference}"
@@ -54,7 +60,7 @@ def check_models(
     `whole` are all steps of the recipe. Returns what is worth telling, and what servers charge.
     """
     before = used()
-    findings = list(examine_models(steps, whole, remembers=True))
+    findings = examine_models(steps, whole, remembers=True)
     if problems := problems_of(findings):
         raise ClipmillError("\n".join(problems))
     now = used()
@@ -76,20 +82,46 @@ def _is_server(value: ModelReference | DataFile) -> bool:
 
 def problems_of(findings: list[CheckedReference]) -> list[str]:
     """Messages about findings; everything on unreachable servers shares one message."""
-    said = [one.problem for one in findings if one.problem and one.reason is None]
+    said = [
+        one.problem
+        for one in findings
+        if one.problem and one.reason is None and one.said_for is None
+    ]
     unreachable = [one for one in findings if one.reason is not None]
     return said if not unreachable else [*said, _without_network(unreachable)]
 
 
 def examine_models(
     steps: Iterable[PlannedStep], whole: Sequence[PlannedStep] = (), *, remembers: bool = False
-) -> Iterator[CheckedReference]:
+) -> list[CheckedReference]:
     """Every model and data file that steps name, fetched if possible, and checked.
 
-    Once the hub has not answered it is not contacted again: each attempt would take seconds. A
-    server is asked once for the same. With `remembers`, checks that passed before are left out.
+    A model that the hub refuses is explained once, for all settings that name it. Once the hub has
+    not answered it is not contacted again: each attempt would take seconds. A server is asked once
+    for the same. With `remembers`, checks that passed before are left out.
     """
-    steps = list(steps)
+    refused: dict[str, NotFetched] = {}
+    findings = list(_examined(list(steps), whole, refused, remembers=remembers))
+    for name, error in refused.items():
+        first, *others = (i for i, one in enumerate(findings) if str(one.reference) == name)
+        same = findings[first].setting
+        said = error.explain([findings[i].setting for i in (first, *others)])
+        findings[first] = replace(findings[first], problem=said)
+        for i in others:
+            findings[i] = replace(findings[i], problem=f"see {same}", said_for=same)
+    return findings
+
+
+def _examined(
+    steps: Sequence[PlannedStep],
+    whole: Sequence[PlannedStep],
+    refused: dict[str, NotFetched],
+    *,
+    remembers: bool,
+) -> Iterator[CheckedReference]:
+    """The findings one by one; the hub is asked once for what it `refused`."""
+    from clipmill.stages.models.loading import NotFetched
+
     away: dict[str, str] = {}  # reasons, by place
     asked: dict[tuple[object, ...], str | ClipmillError] = {}
     for step in steps:
@@ -99,6 +131,8 @@ def examine_models(
             setting = f"{step.stage_label}.{name}"
             note, is_here = None, False
             try:
+                if (again := refused.get(str(value))) is not None:
+                    raise again
                 _get(value, setting, away)
                 is_here = True
                 if (check := checks.get(name)) is not None:
@@ -110,6 +144,9 @@ def examine_models(
                 away.setdefault(_place(value), error.reason)
                 said = f"{setting}: {_NOT_HERE}"
                 yield CheckedReference(setting, value, said, error.reason, is_here=False)
+            except NotFetched as error:
+                refused[str(value)] = error
+                yield CheckedReference(setting, value, str(error), is_here=False)
             except (ClipmillError, UsageError) as error:
                 yield CheckedReference(setting, value, str(error), is_here=is_here)
             else:

@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from clipmill.schemas.errors import ClipmillError, UsageError
@@ -27,6 +28,14 @@ _OPEN_CLIP_WEIGHTS = ("open_clip_*.safetensors", "open_clip_*.bin")
 # The same weights in another precision or for another framework.
 _DUPLICATES = re.compile(r"\.(fp16|fp32)\.|^(flax|tf|rust)_model|^(training_args|optimizer)\b")
 _HUB_TIMEOUT_SECONDS = 10.0
+
+
+class NotFetched(ClipmillError):
+    """The hub can't provide a model. `explain` makes the message for settings that name it."""
+
+    def __init__(self, explain: Callable[[Sequence[str]], str], setting: str) -> None:
+        super().__init__(explain([setting]))
+        self.explain = explain
 
 
 def local_folder(reference: ModelReference, *, setting: str) -> Path:
@@ -71,10 +80,10 @@ def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
         if folder := cached_folder(repository, revision):
             logger.warning("%s is loaded from the hub's cache: %s", repository, error)
             return folder
-        said = _explain(repository, revision, setting, error)
+        explain = partial(_explain, repository, revision, _reason(error))
         if _nobody_answers(error):
-            raise Unreachable(said, _reason(error)) from error
-        raise ClipmillError(said) from error
+            raise Unreachable(explain([setting]), _reason(error)) from error
+        raise NotFetched(explain, setting) from error
 
 
 def _nobody_answers(error: BaseException | None) -> bool:
@@ -166,13 +175,14 @@ def _reason(error: Exception) -> str:
     return reason if len(reason) <= 300 else reason[:299] + "…"
 
 
-def _explain(repository: str, revision: str | None, setting: str, error: Exception) -> str:
+def _explain(repository: str, revision: str | None, reason: str, settings: Sequence[str]) -> str:
     name = f"{repository}@{revision}" if revision else repository
-    reason = _reason(error)
     folder = "./models/" + repository.rpartition("/")[2]
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    those = "the setting" if len(settings) == 1 else "the settings"
     return (
-        f"{setting}: the model {name} could not be fetched from the Hugging Face hub{offline}: "
-        f"{reason}\nOn a machine that can reach the hub, `hf download {repository} --local-dir "
-        f"{folder}` gets it; then point the setting to that folder: --set {setting}={folder}"
+        f"{', '.join(settings)}: the model {name} could not be fetched from the Hugging Face hub"
+        f"{offline}: {reason}\nOn a machine that can reach the hub, `hf download {repository} "
+        f"--local-dir {folder}` gets it; then point {those} to that folder: "
+        f"{' '.join(f'--set {setting}={folder}' for setting in settings)}"
     )

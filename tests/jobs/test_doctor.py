@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 from clipmill.jobs.doctor import examine
+from clipmill.pipeline.engine.preflight import check_models
+from clipmill.pipeline.recipes.plan import build_plan
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import ClipmillError
 from clipmill.stages.media.isolation.ffmpeg_program import ffmpeg_problem, ffmpeg_program
 
 
@@ -78,3 +82,33 @@ def test_missing_downloads_are_reported_once(tmp_path, monkeypatch, capsys):
     assert out.count("see below") == 2
     assert "hf download example/not-there --local-dir ./models/not-there" in out
     assert "--set embed_clips.model=./models/not-there --set score_aesthetic.head=./head.pth" in out
+
+
+def test_model_that_the_hub_refuses_is_explained_once(tmp_path, monkeypatch, capsys):
+    """For all settings that name it, and after one request."""
+    import huggingface_hub
+
+    asked = []
+
+    def refuse(self, repository, **_):
+        asked.append(repository)
+        raise PermissionError(f"403 for {repository}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "stages:\n  download_videos: {}\n  split_clips: {}\n"
+        "  embed_clips: {model: example/gated}\n"
+        "  tag_clips: {model: example/gated, embeddings: embed_clips}\n"
+    )
+    assert examine(str(recipe)) == 1
+    out = capsys.readouterr().out
+    assert asked == ["example/gated"]
+    assert out.count("hf download") == out.count("403 for") == 1
+    assert "embed_clips.model, tag_clips.model: the model example/gated could not be" in out
+    assert "--set embed_clips.model=./models/gated --set tag_clips.model=./models/gated" in out
+    assert "missing tag_clips.model: example/gated\n        see embed_clips.model\n" in out
+    with pytest.raises(ClipmillError, match="403") as caught:
+        check_models(build_plan(load_recipe(recipe)).steps)
+    assert str(caught.value).count("hf download") == 1
