@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import pyarrow as pa
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.tables import clip_table
@@ -22,6 +22,7 @@ from clipmill.stages.models.outputs.claims import (
     names_text,
 )
 from clipmill.stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace
+from clipmill.stages.wires import NUMBER, ONE_TEXT, ColumnName, check_wires
 
 COLOR_SHARE = pa.struct([("color", pa.string()), ("share", pa.float32())])
 
@@ -46,7 +47,14 @@ CAPTION_CHECKS = clip_table(
 )
 
 _WIRES = ("text_area", "voice", "motion", "camera_pan", "camera_tilt", "camera_zoom")
-_PLACE = re.compile(r"[^\s.?]+\.[^\s.?]+")
+# What each bound is a bound of.
+_BOUNDS = {
+    "least_color_share": ("frames_for_colors",),
+    "least_text_area": ("text_area",),
+    "least_voice": ("voice",),
+    "most_motion_of_still": ("motion",),
+    "least_camera_motion": ("camera_pan", "camera_tilt", "camera_zoom"),
+}
 _PIECE = 4
 # Scripts without spaces between words: a character is about half a word.
 _IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -73,7 +81,7 @@ class CheckCaptions(Stage):
     name: ClassVar[str] = "check_captions"
     writes: ClassVar[pa.Schema] = CAPTION_CHECKS
 
-    caption: str = Field(
+    caption: ColumnName = Field(
         "summarize_captions.caption", description="the column of the caption, LABEL.COLUMN"
     )
     fewest_words: int = Field(3, ge=1, description="captions of fewer words are outliers")
@@ -88,35 +96,35 @@ class CheckCaptions(Stage):
         description="a colour that the caption names is unseen if it covers a smaller share of "
         "every frame",
     )
-    text_area: str | None = Field(
+    text_area: ColumnName | None = Field(
         None, description="a column with the share of the picture that text covers"
     )
     least_text_area: float = Field(
         0.001, ge=0, description="text that the caption names is unseen below this text_area"
     )
-    voice: str | None = Field(
+    voice: ColumnName | None = Field(
         None, description="a column with the share of the clip in which somebody speaks"
     )
     least_voice: float = Field(
         0.02, ge=0, description="speech that the caption names is unheard below this voice"
     )
-    motion: str | None = Field(
+    motion: ColumnName | None = Field(
         None, description="a column with the amount of movement, such as split_clips.motion"
     )
     most_motion_of_still: float = Field(
         8.0, ge=0, description="stillness that the caption names is unseen above this motion"
     )
-    camera_pan: str | None = Field(
+    camera_pan: ColumnName | None = Field(
         None,
         description="a column with the camera's turn, negative to the left, such as "
         "split_clips.camera_pan",
     )
-    camera_tilt: str | None = Field(
+    camera_tilt: ColumnName | None = Field(
         None,
         description="a column with the camera's tilt, negative downwards, such as "
         "split_clips.camera_tilt",
     )
-    camera_zoom: str | None = Field(
+    camera_zoom: ColumnName | None = Field(
         None,
         description="a column with the camera's zoom, negative outwards, such as "
         "split_clips.camera_zoom",
@@ -128,17 +136,14 @@ class CheckCaptions(Stage):
         "it is smaller or the other way; a fixed camera, if one is larger and this is above 0",
     )
 
-    @field_validator("caption", *_WIRES)
-    @classmethod
-    def _check_place(cls, place: str | None) -> str | None:
-        if place is not None and not _PLACE.fullmatch(place):
-            raise ValueError(f"{place!r}: expected LABEL.COLUMN, such as split_clips.motion")
-        return place
-
     @model_validator(mode="after")
     def _check(self) -> CheckCaptions:
         if self.fewest_words > self.most_words:
             raise ValueError("fewest_words is more than most_words")
+        for bound, needed in _BOUNDS.items():
+            is_set = getattr(self, bound) != type(self).model_fields[bound].default
+            if is_set and not any(getattr(self, name) for name in needed):
+                raise ValueError(f"{bound} is set, but {' or '.join(needed)} is not")
         return self
 
     def _wired(self) -> dict[str, str]:
@@ -150,18 +155,12 @@ class CheckCaptions(Stage):
         return (f"{self.caption} as caption", *wired)
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
+        """ValueError if the caption is no text, or a measurement can't come or is no number."""
+        check_wires(self, before, {"caption": ONE_TEXT, **dict.fromkeys(_WIRES, NUMBER)})
         for name, place in self._wired().items():
             label, _, column = place.partition(".")
-            if label not in before:
-                raise ValueError(f"{name} is {place}, but no stage {label!r} comes before it")
             if column in CLIP_SIGNALS.names and column not in before[label].table_schema.names:
                 raise ValueError(f"{name} is {place}, which is there with {label}.signals: true")
-        label, _, column = self.caption.partition(".")
-        schema = before[label].table_schema if label in before else pa.schema([])
-        if column in schema.names and not pa.types.is_string(schema.field(column).type):
-            raise ValueError(
-                f"caption is {self.caption}, which is {schema.field(column).type}, not one text"
-            )
 
     def frames_picked(self) -> tuple[FramePick, ...]:
         return (Uniform(self.frames_for_colors),) if self.frames_for_colors else ()
@@ -181,7 +180,7 @@ class CheckCaptions(Stage):
 
     def _columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
         caption = row["caption"]
-        if not caption:
+        if not (caption or "").strip():
             raise RowFailed("model", "there is no caption to check")
         words = count_words(caption)
         colors = self._colors(colors_named(caption), row.get("frames"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -12,11 +11,12 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from clipmill.schemas.errors import ClipmillError
-from clipmill.schemas.tables import TEXT_AT, clip_table
+from clipmill.schemas.tables import clip_table
 from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
 from clipmill.stages.models.long_texts import LongText, divided
 from clipmill.stages.models.vectors import frame_mean, stored
 from clipmill.stages.protocol import ModelCheck, Rows, Stage, Transform, Workspace
+from clipmill.stages.wires import TEXTS, ColumnName, check_column
 
 CANDIDATE = pa.struct(
     [("source", pa.string()), ("text", pa.string()), ("similarity", pa.float32())]
@@ -29,9 +29,6 @@ CHOSEN_CAPTIONS = clip_table(
     ("caption_candidates", pa.list_(CANDIDATE)),
     ("chosen_reason", pa.string()),
 )
-
-_PLACE = re.compile(r"[^\s.?]+\.[^\s.?]+")
-_TYPES = (pa.string(), pa.list_(pa.string()), pa.list_(TEXT_AT))
 
 
 class ChooseCaption(EmbedderStage):
@@ -51,7 +48,7 @@ class ChooseCaption(EmbedderStage):
         description="label of the embed_clips whose embeddings are compared; it must use the same "
         "model",
     )
-    captions: tuple[str, ...] = Field(
+    captions: tuple[ColumnName, ...] = Field(
         ("summarize_captions.caption", "caption_frames.caption_coarse"),
         min_length=1,
         description="columns of captions, LABEL.COLUMN: each a text or a list of texts, all of "
@@ -73,9 +70,6 @@ class ChooseCaption(EmbedderStage):
     @field_validator("captions")
     @classmethod
     def _check_places(cls, places: tuple[str, ...]) -> tuple[str, ...]:
-        for place in places:
-            if not _PLACE.fullmatch(place):
-                raise ValueError(f"{place!r}: expected LABEL.COLUMN, such as caption_clip.short")
         if len(set(places)) < len(places):
             raise ValueError("a column is named twice")
         return places
@@ -88,13 +82,7 @@ class ChooseCaption(EmbedderStage):
         """ValueError if a caption can't come, or the embeddings are those of another model."""
         self.same_model(self.embeddings, before)
         for place in self.captions:
-            label, _, column = place.partition(".")
-            if label not in before:
-                raise ValueError(f"captions has {place}, but no stage {label!r} comes before it")
-            schema = before[label].table_schema
-            if column in schema.names and schema.field(column).type not in _TYPES:
-                kind = schema.field(column).type
-                raise ValueError(f"captions has {place}, which is {kind}, not texts")
+            check_column(f"captions has {place}", place, before, TEXTS)
 
     def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
         yield self.embedder_check(label, "text")

@@ -16,6 +16,7 @@ from clipmill.stages.models.embedders import ClipEmbedder, EmbedderStage
 from clipmill.stages.models.long_texts import DividedText, TextScorer, divided, text_columns
 from clipmill.stages.models.vectors import frame_mean, stored
 from clipmill.stages.protocol import ModelCheck, Rows, Stage, Transform, Workspace
+from clipmill.stages.wires import TEXT_OR_TEXTS_AT, ColumnName, check_wires
 
 SIMILARITY = clip_table(
     ("similarity", pa.float32()),
@@ -48,10 +49,8 @@ class ScoreSimilarity(EmbedderStage, TextScorer):
         description="label of the embed_clips whose embeddings are compared; it "
         "must use the same model",
     )
-    caption: str = Field(
-        "summarize_captions.caption",
-        pattern=r"^\w+\.\w+$",
-        description="label.column of the text for similarity",
+    caption: ColumnName = Field(
+        "summarize_captions.caption", description="label.column of the text for similarity"
     )
     over_frames: Literal["direction", "cosine"] = Field(
         "direction",
@@ -73,8 +72,14 @@ class ScoreSimilarity(EmbedderStage, TextScorer):
         )
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
-        """ValueError if the embeddings are those of another model."""
+        """ValueError if the embeddings are those of another model, or a text can't come."""
         self.same_model(self.embeddings, before)
+        check_wires(self, before, {"caption": TEXT_OR_TEXTS_AT})
+        default = type(self).model_fields["captions"].default
+        if self.captions != default and self.captions not in before:
+            raise ValueError(
+                f"captions is {self.captions}, but no stage of that name comes before it"
+            )
 
     def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
         yield self.embedder_check(label, "text")

@@ -28,6 +28,7 @@ from clipmill.stages.protocol import (
     resource,
 )
 from clipmill.stages.references import ModelReference
+from clipmill.stages.wires import ONE_TEXT, ColumnName, check_wires
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +55,8 @@ class ScoreVideoSimilarity(TextScorer):
         description="hub id or folder of X-CLIP, VideoPrism with text, or ViCLIP, or a folder with "
         "the published .pth of ViCLIP or UMT",
     )
-    caption: str = Field(
-        "summarize_captions.caption",
-        pattern=r"^\w+\.\w+$",
-        description="label.column of the text to compare",
+    caption: ColumnName = Field(
+        "summarize_captions.caption", description="label.column of the text to compare"
     )
     frames_per_clip: int = Field(
         8,
@@ -90,6 +89,10 @@ class ScoreVideoSimilarity(TextScorer):
 
     def columns_read(self) -> tuple[str, ...]:
         return (f"{self.caption}? as text",)
+
+    def check_upstream(self, before: Mapping[str, Stage]) -> None:
+        """ValueError if the caption can't come, or is no text."""
+        check_wires(self, before, {"caption": ONE_TEXT})
 
     def frames_picked(self) -> tuple[FramePick, ...]:
         count = self.frames_per_clip

@@ -124,6 +124,8 @@ def test_colours_are_told_from_names(caption, colors):
         ("Subtitles appear while she sings", "text speech"),
         ("A dog signs off and walks away still barking", ""),
         ("A lecture hall", ""),
+        ("A textbook on a rough, textured wall; she is texting a text message", ""),
+        ("Two logos", "text"),
     ],
 )
 def test_what_a_caption_says_is_found(caption, claims):
@@ -141,7 +143,24 @@ def test_the_cameras_movements_are_found():
         "zoom_in",
     ]
     assert camera_named("a static shot of a frying pan, left on the stove") == ["static"]
-    assert camera_named("A man turns left and pushes in the door") == []
+
+
+@pytest.mark.parametrize(
+    ("caption", "moves"),
+    [
+        ("The camera pans from left to right", ["pan_right"]),
+        ("The camera pans right to left, then up", ["pan_left"]),
+        ("A slow pan-left; the camera pans up to the sky", ["pan_left", "tilt_up"]),
+        ("The camera slowly pulls back while it is tilting down", ["tilt_down", "zoom_out"]),
+        ("A frying pan on the left, and a pan in the right hand", []),
+        ("A man turns left and pushes in the door", []),
+        ("He pulls out a phone, pulls back the curtain and tilts his head up", []),
+        ("A Zoom meeting in an office", []),
+        ("The camera follows a man who pulls out a phone", []),
+    ],
+)
+def test_movements_of_other_things_are_not_the_cameras(caption, moves):
+    assert camera_named(caption) == moves
 
 
 WIRED = {
@@ -199,6 +218,7 @@ def test_length_and_repetition_in_any_language():
 
 def test_missing_caption_is_a_failure():
     assert checked(None)["error"]["kind"] == "model"
+    assert checked(" ")["error"]["kind"] == "model"
     assert checked("a red dog", b"no jpeg")["error"]["kind"] == "bad_media"
 
 
@@ -211,6 +231,13 @@ def test_settings_name_columns_of_stages_before_it():
         CheckCaptions(voice="voice")
     with pytest.raises(ValidationError, match="more than most_words"):
         CheckCaptions(fewest_words=9, most_words=8)
+    with pytest.raises(ValidationError, match="least_voice is set, but voice is not"):
+        CheckCaptions(least_voice=0.1)
+    with pytest.raises(ValidationError, match="but camera_pan or camera_tilt or camera_zoom is"):
+        CheckCaptions(least_camera_motion=0.1, motion="split_clips.motion")
+    before = {"caption_frames": CaptionFrames(model="./x")}
+    with pytest.raises(ValueError, match=r"voice is .*, which is string, not a number"):
+        CheckCaptions(voice="caption_frames.caption_coarse").check_upstream(before)
     with pytest.raises(ValueError, match="no stage 'hear' comes before"):
         CheckCaptions(voice="hear.share").check_upstream({})
     with pytest.raises(ValueError, match="not one text"):

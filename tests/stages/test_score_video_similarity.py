@@ -11,9 +11,11 @@ import pyarrow as pa
 import pytest
 
 from clipmill.schemas.errors import ClipmillError
+from clipmill.stages.caption_frames import CaptionFrames
 from clipmill.stages.models.torch_setup import prepare_torch
 from clipmill.stages.models.video_text.from_transformers import XCLIP
 from clipmill.stages.protocol import Starts, Uniform
+from clipmill.stages.score_similarity import ScoreSimilarity
 from clipmill.stages.score_video_similarity import ScoreVideoSimilarity
 from tests.tiny_clip import clips_with_frames, transformed
 
@@ -152,6 +154,20 @@ def test_missing_caption_is_null_and_missing_frames_a_failure(model, tmp_path) -
     assert without[0]["video_similarity_reason"]
     assert stage.frames_picked() == (Uniform(8),)
     assert ScoreVideoSimilarity(model=model, frame_choice="starts").frames_picked() == (Starts(8),)
+
+
+def test_caption_must_be_a_text_that_comes() -> None:
+    """A misspelt label would give no clip a score, and say nothing."""
+    before = {"caption_frames": CaptionFrames(model="./x")}
+    for stage in (ScoreVideoSimilarity, ScoreSimilarity):
+        stage().check_upstream({})
+        with pytest.raises(ValueError, match=r"caption is .*, but no stage 'caption_frame' comes"):
+            stage(caption="caption_frame.caption_coarse").check_upstream(before)
+        with pytest.raises(ValueError, match="which is double, not one text"):
+            stage(caption="caption_frames.coarse_seconds").check_upstream(before)
+    ScoreSimilarity(caption="caption_frames.captions_fine").check_upstream(before)
+    with pytest.raises(ValueError, match="captions is blip, but no stage of that name comes"):
+        ScoreSimilarity(captions="blip").check_upstream(before)
 
 
 def test_non_finite_weights_give_null_with_a_reason(model, tmp_path) -> None:

@@ -33,10 +33,10 @@ _COLOR = re.compile(
 _SENTENCE_START = re.compile(r"(?:\A|[.!?:;]\s+|[\"“'(]\s*)\Z")
 _BLACK_AND_WHITE = re.compile(r"\bblack[ -]and[ -]white\b", re.IGNORECASE)
 _TEXT = re.compile(
-    r"\b(?:text|subtitles?|captions?|lettering|inscription|watermark|logo|"
-    r"(?:sign|banner|poster|shirt|label|screen|title|board|card|book|page) "
-    r"(?:that )?(?:reads?|says?|saying|reading|with the words?)|"
-    r"the words? [\"“']|written|reads? [\"“'])",
+    r"\b(?:(?:texts?|subtitles?|captions?|lettering|inscriptions?|watermarks?|logos?|written)\b"
+    r"(?! messag)|(?:sign|banner|poster|shirt|label|screen|title|board|card|book|page) "
+    r"(?:that )?(?:reads?|says?|saying|reading|with the words?)\b|"
+    r"the words? [\"“']|reads? [\"“'])",
     re.IGNORECASE,
 )
 _SPEECH = re.compile(
@@ -52,18 +52,32 @@ _STILL = re.compile(
     r"slideshow)\b",
     re.IGNORECASE,
 )
+# Where a movement starts: "from left to right" is one to the right.
+_START = re.compile(
+    r",? from (?:the |its )?(?:far )?(?:left|right|top|bottom|above|below)(?: side)?\b(?= to\b)"
+    r"|(?<=pan|ans|ned|ing) (?:left|right)(?= to (?:the )?(?:left|right)\b)",
+    re.IGNORECASE,
+)
+# Other things than a camera pan and tilt: a frying pan, heads, glasses.
+_PAN = r"(?<!frying )(?<!baking )(?<!cooking )\bpan(?:s|ned|ning)?(?! (?:on|in|of|with|at|is)\b)"
+_TILT = (
+    r"(?:\btilt(?:s|ed|ing)?(?! (?:his|her|its|their|the(?! camera))\b)"
+    r"|\bcamera (?:moves|moving|pans))"
+)
+# "Slowly", "to the": not "to her".
+_BETWEEN = r"(?: (?!his\b|her\b|their\b|left\b|right\b)[\w-]+){0,3}"
+_OF_CAMERA = r"\b(?:camera|shot|view|lens)(?: (?!he\b|she\b|who\b)\w+){0,3}"
 _CAMERA = {
     name: re.compile(pattern, re.IGNORECASE)
     for name, pattern in {
-        "pan_left": r"\bpan(?:s|ned|ning)?(?: \w+){0,3} left(?:wards?)?\b|\bleftwards? pan\b",
-        "pan_right": r"\bpan(?:s|ned|ning)?(?: \w+){0,3} right(?:wards?)?\b|\brightwards? pan\b",
-        "tilt_up": r"\b(?:tilt(?:s|ed|ing)?|camera (?:moves|moving|pans))(?: \w+){0,3} "
-        r"up(?:wards?)?\b",
-        "tilt_down": r"\b(?:tilt(?:s|ed|ing)?|camera (?:moves|moving|pans))(?: \w+){0,3} "
-        r"down(?:wards?)?\b",
-        "zoom_in": r"\bzoom(?:s|ed|ing)?[- ](?:\w+ )?in\b|"
-        r"\bpush(?:es|ing)? in(?= (?:on|to|towards?)\b|[.,;]|\Z)",
-        "zoom_out": r"\bzoom(?:s|ed|ing)?[- ](?:\w+ )?out\b|\bpull(?:s|ing)? (?:back|out)\b",
+        "pan_left": rf"{_PAN}{_BETWEEN}[- ]left(?:wards?)?\b|\bleftwards? pan\b",
+        "pan_right": rf"{_PAN}{_BETWEEN}[- ]right(?:wards?)?\b|\brightwards? pan\b",
+        "tilt_up": rf"{_TILT}{_BETWEEN}[- ]up(?:wards?)?\b",
+        "tilt_down": rf"{_TILT}{_BETWEEN}[- ]down(?:wards?)?\b",
+        "zoom_in": r"\bzoom(?:s|ed|ing)?[- ](?:\w+ly )?in\b|"
+        r"\bpush(?:es|ing)? in(?= (?:on|to|towards?)\b|[.,;]|\Z)|\bpush-in\b",
+        "zoom_out": r"\bzoom(?:s|ed|ing)?[- ](?:\w+ly )?out\b|\bpull-(?:back|out)\b|"
+        rf"{_OF_CAMERA} pull(?:s|ing|ed)? (?:back|out|away)\b",
         "static": r"\b(?:static|fixed|stationary|still) (?:camera|shot|view)\b|"
         r"\bcamera (?:is|remains|stays) (?:static|fixed|stationary|still)\b|\block(?:ed)?-off\b",
     }.items()
@@ -103,4 +117,5 @@ def names_stillness(caption: str) -> bool:
 
 def camera_named(caption: str) -> list[str]:
     """The camera's movements that it names: pan_left, …, zoom_out, static."""
-    return [name for name, pattern in _CAMERA.items() if pattern.search(caption)]
+    towards = _START.sub("", caption)
+    return [name for name, pattern in _CAMERA.items() if pattern.search(towards)]
