@@ -17,7 +17,8 @@ from clipmill.stages.media.read.sampling import pick_frames
 from clipmill.stages.models.captioners import Captioner, PictureToCaption, open_captioner
 from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.engines.requests import CHAT_PROMPT
-from clipmill.stages.models.generation import GeneratingStage, Generation
+from clipmill.stages.models.form_stage import FormStage
+from clipmill.stages.models.generation import Generation
 from clipmill.stages.models.outputs.stored import StoredText, stored_text
 from clipmill.stages.models.prompts import render, variables_of
 from clipmill.stages.protocol import (
@@ -33,6 +34,7 @@ from clipmill.stages.protocol import (
 )
 from clipmill.stages.references import ModelReference
 
+# Settings may add columns: those of `fields` and `questions`.
 CAPTIONS = clip_table(
     ("caption_coarse", pa.string()),
     ("coarse_seconds", pa.float64()),
@@ -45,6 +47,8 @@ CAPTIONS = clip_table(
     ("fine_finish_reasons", pa.list_(pa.string())),
     ("fine_new_tokens", pa.list_(pa.int32())),
     ("fine_cleaned_by", pa.list_(pa.string())),
+    # Why columns of fields and questions are null, or which texts their lists lack.
+    ("coarse_fields_reason", pa.string()),
 )
 
 COARSE = "coarse"
@@ -59,8 +63,11 @@ class Ticket(NamedTuple):
     seconds: float
 
 
-class CaptionFrames(GeneratingStage):
+class CaptionFrames(FormStage):
     """Captions of frames, by an image captioner.
+
+    With `fields` or `questions`, the model is asked for one JSON object about the frame in the
+    middle, and each of them becomes a column; coarse_fields_reason says why one is null.
 
     A text that is no caption (empty, without a word, repeating itself, a refusal, reasoning) makes
     its clip a failure of kind `model`; so does a picture that the model can't process.
@@ -92,14 +99,7 @@ class CaptionFrames(GeneratingStage):
         False,
         description="render fine_prompt, a template, with the tags of tag_clips for each clip",
     )
-    max_new_tokens: int = Field(60, ge=1, description="longest caption, in tokens")
-    min_new_tokens: int = Field(0, ge=0, description="shortest caption, in tokens")
-    num_beams: int = Field(1, ge=1, description="beams of the beam search; 1 is greedy")
-    no_repeat_ngram_size: int = Field(
-        0,
-        ge=0,
-        description="no run of this many tokens occurs twice in a caption; 0 turns this off",
-    )
+    max_new_tokens: int = Field(60, ge=1, description="longest text, in tokens")
     fine_max_new_tokens: int | None = Field(
         None, ge=1, description="max_new_tokens for fine captions, if different"
     )
@@ -134,8 +134,12 @@ class CaptionFrames(GeneratingStage):
     def _check(self) -> CaptionFrames:
         if not (self.coarse or self.fine):
             raise ValueError("coarse and fine are both off, so there is nothing to caption")
+        if self.form is not None and not self.coarse:
+            raise ValueError(
+                "fields and questions are asked about the frame in the middle, but coarse is off"
+            )
         if self.coarse:
-            self.check_server(self.model, self._generation)
+            self.check_server(self.model, self.generation)
         if self.fine:
             self.check_server(self.fine_model or self.model, self._fine_generation)
         if self.guide_with_tags:
@@ -161,14 +165,12 @@ class CaptionFrames(GeneratingStage):
         return PerSecond(self.fine_frames_per_second, self.fine_at_least)
 
     @property
-    def _fine_prompt(self) -> str | None:
-        return self.prompt if self.fine_prompt is None else self.fine_prompt
+    def _coarse_prompt(self) -> str | None:
+        return self.prompt if self.form is None else self.with_form(self.prompt or CHAT_PROMPT)
 
     @property
-    def _generation(self) -> Generation:
-        return Generation(
-            self.max_new_tokens, self.min_new_tokens, self.num_beams, self.no_repeat_ngram_size
-        )
+    def _fine_prompt(self) -> str | None:
+        return self.prompt if self.fine_prompt is None else self.fine_prompt
 
     @property
     def _fine_generation(self) -> Generation:
@@ -184,7 +186,7 @@ class CaptionFrames(GeneratingStage):
 
     def prompts(self) -> dict[str, str]:
         found = {
-            "prompt": self.prompt if self.coarse else None,
+            "prompt": self._coarse_prompt if self.coarse else None,
             "fine_prompt": self._fine_prompt if self.fine else None,
         }
         return {name: text for name, text in found.items() if text is not None}
@@ -202,7 +204,7 @@ class CaptionFrames(GeneratingStage):
                 setting,
                 reference,
                 partial(self._check_captioner, reference, prompts[setting]),
-                with_picture=True,
+                pictures=1,
                 depends_on=tuple(prompts[setting]),
             )
 
@@ -211,7 +213,8 @@ class CaptionFrames(GeneratingStage):
     ) -> str:
         from clipmill.stages.models.checks.generators import check_captioner
 
-        return check_captioner(reference, self, setting, prompts)
+        fills_in = self.form is not None and self._coarse_prompt in prompts
+        return check_captioner(reference, self, setting, prompts, fills_in=fills_in)
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
@@ -226,7 +229,9 @@ class CaptionFrames(GeneratingStage):
                         )
                     )
                 captioners[scale] = opened[reference]
-                captioners[scale].check_prompt(prompt)
+                captioners[scale].check_prompt(
+                    prompt, fills_in=scale == COARSE and self.form is not None
+                )
             yield lambda table: self.transform(table, captioners)
 
     def models_used(self) -> tuple[ModelReference, ...]:
@@ -234,7 +239,7 @@ class CaptionFrames(GeneratingStage):
 
     def _uses(self) -> Iterator[tuple[str, str, ModelReference, str | None]]:
         if self.coarse:
-            yield COARSE, "model", self.model, self.prompt
+            yield COARSE, "model", self.model, self._coarse_prompt
         if self.fine:
             setting = "fine_model" if self.fine_model else "model"
             yield FINE, setting, self.fine_model or self.model, self._fine_prompt
@@ -243,7 +248,7 @@ class CaptionFrames(GeneratingStage):
         """One row per clip; captioners by scale. Pictures of all clips share model batches."""
         clips = [self._look_at(row) for row in table.to_pylist()]
         answers: dict[Hashable, Completion | RowFailed] = {}
-        for scale, generation in ((COARSE, self._generation), (FINE, self._fine_generation)):
+        for scale, generation in ((COARSE, self.generation), (FINE, self._fine_generation)):
             pictures = [picture for clip in clips for picture in clip.pictures[scale]]
             if pictures:
                 answers |= captioners[scale].describe(pictures, generation)
@@ -268,8 +273,9 @@ class CaptionFrames(GeneratingStage):
             raise clip.failure
         found: dict[str, Any] = {}
         if clip.coarse is not None:
-            coarse = self._stored(clip.coarse, clip, answers, captioners[COARSE])
+            coarse, of_form = self._coarse(clip.coarse, clip, answers, captioners[COARSE])
             found |= {
+                **of_form,
                 "caption_coarse": coarse.text,
                 "coarse_seconds": clip.coarse.seconds,
                 "coarse_finish_reason": coarse.finish_reason,
@@ -291,6 +297,23 @@ class CaptionFrames(GeneratingStage):
             }
         return found
 
+    def _coarse(
+        self,
+        ticket: Ticket,
+        clip: _Clip,
+        answers: Mapping[Hashable, Completion | RowFailed],
+        captioner: Captioner,
+    ) -> tuple[StoredText, dict[str, Any]]:
+        """The coarse caption, and the columns of the form; RowFailed without a caption."""
+        answer = answers[ticket]
+        if self.form is None or isinstance(answer, RowFailed):
+            return self._stored(ticket, clip, answers, captioner), {}
+        try:
+            stored, columns, reason = self.filled(answer, self.form, (self.prompt or CHAT_PROMPT,))
+        except RowFailed as failure:
+            raise _of_ticket(ticket, failure) from failure
+        return stored, {**columns, "coarse_fields_reason": reason}
+
     def _stored(
         self,
         ticket: Ticket,
@@ -307,7 +330,7 @@ class CaptionFrames(GeneratingStage):
             return stored_text(
                 answers[ticket],
                 when_cut_off=self.when_cut_off or ("fail" if instructed else "keep"),
-                limit=(self._generation if is_coarse else self._fine_generation).max_new_tokens,
+                limit=(self.generation if is_coarse else self._fine_generation).max_new_tokens,
                 setting="fine_max_new_tokens" if own_limit else "max_new_tokens",
                 asked=[prompt] if prompt else [],
                 off=self.text_rules_off,
@@ -315,9 +338,7 @@ class CaptionFrames(GeneratingStage):
         except ServerRefused:
             raise
         except RowFailed as failure:
-            raise RowFailed(
-                failure.kind, f"{ticket.scale} caption at {ticket.seconds:.3f} s: {failure.message}"
-            ) from failure
+            raise _of_ticket(ticket, failure) from failure
 
     def _look_at(self, row: Mapping[str, Any]) -> _Clip:
         """Which of a clip's frames to caption, and which frames share a caption."""
@@ -343,7 +364,8 @@ class CaptionFrames(GeneratingStage):
             raise RowFailed("bad_media", "none of this clip's frames is within its span")
         ticket = Ticket(clip.clip_id, COARSE, chosen[0]["seconds"])
         clip.coarse = ticket
-        clip.ask(ticket, chosen[0]["jpeg"], self.prompt)
+        schema = None if self.form is None else self.form.schema()
+        clip.ask(ticket, chosen[0]["jpeg"], self._coarse_prompt, schema)
 
     def _add_fine(
         self, clip: _Clip, chosen: Sequence[Mapping[str, Any]], prompt: str | None
@@ -379,14 +401,26 @@ class _Clip:
     prompts: dict[Ticket, str | None] = field(default_factory=dict)
     failure: RowFailed | None = None
 
-    def ask(self, ticket: Ticket, jpeg: bytes, prompt: str | None) -> None:
+    def ask(
+        self,
+        ticket: Ticket,
+        jpeg: bytes,
+        prompt: str | None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
         self.prompts[ticket] = prompt
-        self.pictures[ticket.scale].append(PictureToCaption(ticket, jpeg, prompt))
+        self.pictures[ticket.scale].append(PictureToCaption(ticket, jpeg, prompt, schema))
 
     def give_up(self, failure: RowFailed) -> None:
         self.failure = failure
         for pictures in self.pictures.values():
             pictures.clear()
+
+
+def _of_ticket(ticket: Ticket, failure: RowFailed) -> RowFailed:
+    return RowFailed(
+        failure.kind, f"{ticket.scale} caption at {ticket.seconds:.3f} s: {failure.message}"
+    )
 
 
 def leaders(frames: Sequence[Mapping[str, Any]], threshold: float) -> list[int]:

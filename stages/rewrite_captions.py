@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
-from clipmill.schemas.errors import RowFailed, ServerRefused
+from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.tables import CLIP_CAPTION, clip_table
 from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.fitting import fitted, spread
-from clipmill.stages.models.generation import GeneratingStage, Generation
-from clipmill.stages.models.outputs.forms import object_of
+from clipmill.stages.models.outputs.json_answers import texts_of
 from clipmill.stages.models.outputs.stored import LENGTH, STOP, stored_text
-from clipmill.stages.models.outputs.wording import normal
-from clipmill.stages.models.prompts import render, variables_of
+from clipmill.stages.models.outputs.wording import is_request, normal
+from clipmill.stages.models.prompted import PromptedStage
+from clipmill.stages.models.prompts import own_words, variables_of
 from clipmill.stages.models.rewriting_prompts import NAMED_REWRITINGS
-from clipmill.stages.protocol import ModelCheck, Rows, Stage, Transform, Workspace, resource
+from clipmill.stages.protocol import Stage
 from clipmill.stages.references import ModelReference
+from clipmill.stages.wires import ONE_TEXT, ColumnName, check_wires
 
 if TYPE_CHECKING:
     from clipmill.stages.models.text_models import TextModel
@@ -45,10 +44,9 @@ _READS = {
 _CLIP = "clip"
 _VARIABLES = ("caption", *_READS, _CLIP, "variants")
 _FIELD = "captions"
-_PLACE = re.compile(r"[^\s.?]+\.[^\s.?]+")
 
 
-class RewriteCaptions(GeneratingStage):
+class RewriteCaptions(PromptedStage):
     """Further captions of a clip, made of one that it has, by a language model.
 
     With `variants` above 1, the model is asked for a list of different texts in one request. Texts
@@ -63,10 +61,10 @@ class RewriteCaptions(GeneratingStage):
         ModelReference(hub="Qwen/Qwen2.5-1.5B-Instruct"),
         description="language model: hub id, folder, or server",
     )
-    caption: str = Field(
+    caption: ColumnName = Field(
         "summarize_captions.caption", description="the column of the caption, LABEL.COLUMN"
     )
-    clip_caption: str = Field(
+    clip_caption: ColumnName = Field(
         CLIP_CAPTION,
         description="the column with another caption of the whole clip for prompts, LABEL.COLUMN",
     )
@@ -81,24 +79,6 @@ class RewriteCaptions(GeneratingStage):
     system: str | None = Field(
         None, description="the system's message; by default none, or that of a named prompt"
     )
-    max_new_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
-    min_new_tokens: int = Field(0, ge=0, description="shortest answer, in tokens")
-    num_beams: int = Field(1, ge=1, description="beams of the beam search; 1 is greedy")
-    no_repeat_ngram_size: int = Field(
-        0,
-        ge=0,
-        description="no run of this many tokens occurs twice in an answer; 0 turns this off",
-    )
-    batch_texts: int = resource(
-        16, ge=1, description="prompts per model call; halved when memory runs out"
-    )
-
-    @field_validator("caption", "clip_caption")
-    @classmethod
-    def _check_place(cls, place: str) -> str:
-        if not _PLACE.fullmatch(place):
-            raise ValueError(f"{place!r}: expected LABEL.COLUMN, such as caption_clip.short")
-        return place
 
     @field_validator("prompt")
     @classmethod
@@ -112,34 +92,29 @@ class RewriteCaptions(GeneratingStage):
 
     @model_validator(mode="after")
     def _check(self) -> RewriteCaptions:
-        self.check_server(self.model, self._generation)
+        self.check_server(self.model, self.generation)
         if self.clip_caption != CLIP_CAPTION and _CLIP not in self._used:
             raise ValueError("clip_caption is set, but the prompt doesn't use clip")
         return self
 
     @property
     def _used(self) -> frozenset[str]:
-        return variables_of(self._template, _VARIABLES)
+        return variables_of(self.template, _VARIABLES)
 
     @property
-    def _template(self) -> str:
-        named = NAMED_REWRITINGS.get(self.prompt)
-        return self.prompt if named is None else named.prompt
+    def is_named(self) -> bool:
+        return self.prompt in NAMED_REWRITINGS
 
     @property
-    def _system(self) -> str | None:
-        named = NAMED_REWRITINGS.get(self.prompt)
-        return named.system if named is not None and self.system is None else self.system
+    def template(self) -> str:
+        return NAMED_REWRITINGS[self.prompt].prompt if self.is_named else self.prompt
 
-    @property
-    def _generation(self) -> Generation:
-        return Generation(
-            self.max_new_tokens, self.min_new_tokens, self.num_beams, self.no_repeat_ngram_size
-        )
+    def system_message(self) -> str | None:
+        if self.system is None and self.is_named:
+            return NAMED_REWRITINGS[self.prompt].system
+        return self.system
 
-    @property
-    def _schema(self) -> dict[str, Any] | None:
-        """The JSON schema of an answer with several texts."""
+    def answer_schema(self) -> dict[str, Any] | None:
         if self.variants == 1:
             return None
         count = {"minItems": self.variants, "maxItems": self.variants}
@@ -160,67 +135,15 @@ class RewriteCaptions(GeneratingStage):
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         """ValueError if a caption is no text, or the other one's stage is missing."""
-        for name in ("caption", "clip_caption"):
-            place = getattr(self, name)
-            label, _, column = place.partition(".")
-            if name == "clip_caption" and place != CLIP_CAPTION and label not in before:
-                raise ValueError(f"{name} is {place}, but no stage {label!r} comes before it")
-            schema = before[label].table_schema if label in before else pa.schema([])
-            if column in schema.names and (kind := schema.field(column).type) != pa.string():
-                raise ValueError(f"{name} is {place}, which is {kind}, not one text")
+        check_wires(self, before, {"caption": ONE_TEXT, "clip_caption": ONE_TEXT})
 
     def prompts(self) -> dict[str, str]:
-        found = {"prompt": self._template, "system": self._system}
+        found = {"prompt": self.template, "system": self.system_message()}
         return {name: text for name, text in found.items() if text is not None}
 
-    def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
-        from clipmill.stages.models.checks.generators import check_text_model
-
-        yield self.writer_check(
-            label,
-            "model",
-            self.model,
-            lambda name: check_text_model(self.model, self, name),
-            with_picture=False,
-        )
-
-    @contextmanager
-    def open(self, workspace: Workspace) -> Iterator[Transform]:
-        from clipmill.stages.models.text_models import open_text_model
-
-        with open_text_model(
-            self.model,
-            self,
-            "rewrite_captions.model",
-            self._generation,
-            self.batch_texts,
-            system=self._system,
-            schema=self._schema,
-        ) as model:
-            yield lambda table: self.transform(table, model)
-
-    def transform(self, table: pa.Table, model: TextModel) -> pa.Table:
-        """One row per clip."""
-        rows = Rows(self)
-        asked: dict[str, tuple[str, str]] = {}
-        for row in table.to_pylist():
-            try:
-                asked[row["clip_id"]] = row["caption"], self._prompt_for(row, model)
-            except RowFailed as failure:
-                rows.record(row["clip_id"], failure)
-        found = model.complete([prompt for _, prompt in asked.values()])
-        for (clip_id, (caption, prompt)), answer in zip(asked.items(), found, strict=True):
-            try:
-                rows.keep(clip_id, **self._columns(answer, caption, prompt))
-            except ServerRefused:
-                raise  # it concerns all clips
-            except RowFailed as failure:
-                rows.record(clip_id, failure)
-        return rows.table()
-
-    def _prompt_for(self, row: Mapping[str, Any], model: TextModel) -> str:
-        """The prompt, with as many fine captions as fit."""
-        if not row["caption"]:
+    def prompt_for(self, row: Mapping[str, Any], model: TextModel) -> str:
+        """With as many fine captions as fit."""
+        if not (row["caption"] or "").strip():
             raise RowFailed("model", f"the clip has no {self.caption}")
         fine = [one["text"] for one in row.get("captions_fine") or [] if one["text"]]
         values = {
@@ -235,10 +158,7 @@ class RewriteCaptions(GeneratingStage):
         )
 
     def _render(self, values: Mapping[str, Any]) -> str:
-        try:
-            prompt = render(self._template, values)
-        except ValueError as error:
-            raise RowFailed("model", f"rewrite_captions.prompt: {error}") from error
+        prompt = self.rendered(values)
         if self.variants == 1:
             return prompt
         return (
@@ -246,8 +166,10 @@ class RewriteCaptions(GeneratingStage):
             f"{self.variants} texts."
         )
 
-    def _columns(self, answer: Completion | RowFailed, caption: str, prompt: str) -> dict[str, Any]:
-        """The columns of a clip; RowFailed if no text of the answer can be used."""
+    def columns_for(
+        self, answer: Completion | RowFailed, row: Mapping[str, Any], prompt: str
+    ) -> dict[str, Any]:
+        """RowFailed if no text of the answer can be used."""
         if isinstance(answer, RowFailed):
             raise answer
         texts, rules = self._texts_in(answer)
@@ -261,7 +183,7 @@ class RewriteCaptions(GeneratingStage):
                     when_cut_off=self.when_cut_off or "fail",
                     limit=self.max_new_tokens,
                     setting="max_new_tokens",
-                    asked=[prompt],
+                    asked=self.echoes(prompt),
                     off=self.text_rules_off,
                 )
             except RowFailed as failure:
@@ -269,7 +191,7 @@ class RewriteCaptions(GeneratingStage):
                 continue
             rules += stored.cleaned_by
             words = normal(stored.text)
-            if words == normal(caption) or words in kept:
+            if words == normal(row["caption"]) or words in kept:
                 same += 1
             else:
                 kept[words] = stored.text
@@ -284,6 +206,11 @@ class RewriteCaptions(GeneratingStage):
             "rewritten_reason": self._reason(len(kept), same, faults),
         }
 
+    def echoes(self, prompt: str) -> Sequence[str]:
+        # Where the template is little more than the caption, that may come back unchanged.
+        whole = (prompt,) if is_request(own_words(self.template)) else ()
+        return super().echoes(prompt) or whole
+
     def _texts_in(self, answer: Completion) -> tuple[list[Completion], tuple[str, ...]]:
         """The texts of an answer, and the rules that were needed to find them."""
         if self.variants == 1:
@@ -292,11 +219,8 @@ class RewriteCaptions(GeneratingStage):
             raise RowFailed(
                 "model", f"the answer was cut off at {self.max_new_tokens} tokens (max_new_tokens)"
             )
-        said, rules = object_of(answer.text, off=self.text_rules_off)
-        listed = said.get(_FIELD)
-        if not isinstance(listed, list):
-            raise RowFailed("model", f"the answer has no list {_FIELD}")
-        return [Completion(text) for text in listed if isinstance(text, str)], rules
+        texts, rules = texts_of(answer.text, _FIELD, off=self.text_rules_off)
+        return [Completion(text) for text in texts], rules
 
     def _reason(self, kept: int, same: int, faults: list[str]) -> str | None:
         if kept == self.variants:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
-from clipmill.schemas.errors import RowFailed, ServerRefused
+from clipmill.schemas.errors import RowFailed
 from clipmill.schemas.tables import CLIP_CAPTION, clip_table
 from clipmill.stages.media.read.speech import Lines, said_within, speaking_track, with_words
 from clipmill.stages.models.fitting import fitted, spread
-from clipmill.stages.models.generation import GeneratingStage, Generation
 from clipmill.stages.models.outputs.stored import stored_text
-from clipmill.stages.models.outputs.wording import is_request
-from clipmill.stages.models.prompts import fixed_opening, render, variables_of
+from clipmill.stages.models.prompted import PromptedStage
+from clipmill.stages.models.prompts import render, variables_of
 from clipmill.stages.models.summary_prompts import NAMED_PROMPTS
-from clipmill.stages.protocol import ModelCheck, Rows, Stage, Transform, Workspace, resource
+from clipmill.stages.protocol import Stage
 from clipmill.stages.references import ModelReference
+from clipmill.stages.wires import ONE_TEXT, PLAIN_TEXTS, ColumnName, check_wires
 
 if TYPE_CHECKING:
     from clipmill.stages.models.completions import Completion
@@ -58,9 +56,6 @@ _OF_PICTURES = (_CLIP, "coarse", "fine", "fine_at")
 _ON_SCREEN = "on_screen"
 # The same for all clips, from settings of the same names.
 _SETTINGS = ("language", "sentences")
-# Settings that name a column, and the types that it may have.
-_WIRES = {"clip_caption": (pa.string(),), "on_screen_text": (pa.string(), pa.list_(pa.string()))}
-_PLACE = re.compile(r"[^\s.?]+\.[^\s.?]+")
 
 DEFAULT_PROMPT = """\
 Summarize what happens in a video clip in one sentence.
@@ -76,7 +71,7 @@ It may contain: {{ tags|join(', ') }}.
 """
 
 
-class SummarizeCaptions(GeneratingStage):
+class SummarizeCaptions(PromptedStage):
     """The clip's caption, by a language model.
 
     An answer that is no caption (empty, repeating itself, a refusal, reasoning) is a failure of
@@ -109,24 +104,17 @@ class SummarizeCaptions(GeneratingStage):
     )
     language: str = Field("English", description="for prompts: the language of the summary")
     sentences: int = Field(2, ge=1, description="for prompts: the most sentences of the summary")
-    clip_caption: str = Field(
+    clip_caption: ColumnName = Field(
         CLIP_CAPTION,
         description="the column with a caption of the whole clip for prompts, LABEL.COLUMN, such "
         "as choose_caption.caption_chosen",
     )
-    on_screen_text: str | None = Field(
+    on_screen_text: ColumnName | None = Field(
         None,
         description="a column with text on the screen for prompts, LABEL.COLUMN: a text or a list "
         "of texts, such as caption_clip.text_on_screen",
     )
-    max_new_tokens: int = Field(120, ge=1, description="longest answer, in tokens")
-    min_new_tokens: int = Field(0, ge=0, description="shortest answer, in tokens")
-    num_beams: int = Field(1, ge=1, description="beams of the beam search; 1 is greedy")
-    no_repeat_ngram_size: int = Field(
-        0,
-        ge=0,
-        description="no run of this many tokens occurs twice in an answer; 0 turns this off",
-    )
+    max_new_tokens: int = Field(120, ge=1, description="longest text, in tokens")
     max_prompt_tokens: int | None = Field(
         None,
         ge=1,
@@ -134,9 +122,6 @@ class SummarizeCaptions(GeneratingStage):
         "evenly thinned; by "
         "default the model's context (no limit for a server; there a token is counted "
         "as 4 characters)",
-    )
-    batch_texts: int = resource(
-        16, ge=1, description="prompts per model call; halved when memory runs out"
     )
 
     @field_validator("prompt")
@@ -160,22 +145,15 @@ class SummarizeCaptions(GeneratingStage):
             variables_of(template, _SETTINGS)
         return template
 
-    @field_validator("on_screen_text", "clip_caption")
-    @classmethod
-    def _check_place(cls, place: str | None) -> str | None:
-        if place is not None and not _PLACE.fullmatch(place):
-            raise ValueError(f"{place!r}: expected LABEL.COLUMN, such as {CLIP_CAPTION}")
-        return place
-
     @model_validator(mode="after")
     def _check(self) -> SummarizeCaptions:
-        self.check_server(self.model, self._generation)
-        used = variables_of(self._template, (*PROMPT_VARIABLES, _ON_SCREEN, *_SETTINGS))
+        self.check_server(self.model, self.generation)
+        used = variables_of(self.template, (*PROMPT_VARIABLES, _ON_SCREEN, *_SETTINGS))
         if self.on_screen_text is not None and _ON_SCREEN not in used:
             raise ValueError("on_screen_text is set, but the prompt doesn't use on_screen")
         if self.clip_caption != CLIP_CAPTION and _CLIP not in used:
             raise ValueError("clip_caption is set, but the prompt doesn't use clip")
-        if _ON_SCREEN in used and self.on_screen_text is None and not self._is_named:
+        if _ON_SCREEN in used and self.on_screen_text is None and not self.is_named:
             raise ValueError("the prompt uses on_screen; set on_screen_text to a column with it")
         used |= variables_of(self._system_template or "", _SETTINGS)
         for name in _SETTINGS:
@@ -184,28 +162,28 @@ class SummarizeCaptions(GeneratingStage):
         return self
 
     @property
-    def _is_named(self) -> bool:
+    def is_named(self) -> bool:
         return self.prompt in NAMED_PROMPTS
 
     @property
-    def _template(self) -> str:
-        return NAMED_PROMPTS[self.prompt].prompt if self._is_named else self.prompt
+    def template(self) -> str:
+        return NAMED_PROMPTS[self.prompt].prompt if self.is_named else self.prompt
 
     @property
     def _system_template(self) -> str | None:
-        named = NAMED_PROMPTS[self.prompt].system if self._is_named else None
+        named = NAMED_PROMPTS[self.prompt].system if self.is_named else None
         return named if self.system is None else self.system
 
     @property
     def _variables(self) -> frozenset[str]:
         """Those of the template that are of clips, and that the recipe can fill."""
-        used = variables_of(self._template, (*PROMPT_VARIABLES, _ON_SCREEN, *_SETTINGS))
+        used = variables_of(self.template, (*PROMPT_VARIABLES, _ON_SCREEN, *_SETTINGS))
         return used - {*_SETTINGS, *([_ON_SCREEN] if self.on_screen_text is None else [])}
 
     def columns_read(self) -> tuple[str, ...]:
         """Reads only what the prompt uses: otherwise new tags would make old summaries stale."""
         needed = [read for name in _READS if name in self._variables for read in _READS[name]]
-        if self._is_named:
+        if self.is_named:
             # It takes what there is.
             needed = [
                 read if read.endswith("?") or read.startswith("split_clips.") else f"{read}?"
@@ -220,84 +198,29 @@ class SummarizeCaptions(GeneratingStage):
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         """ValueError if the recipe has nothing to fuse, or no such text on the screen."""
         captioners = ("caption_frames", self.clip_caption.partition(".")[0])
-        if self._is_named and not any(label in before for label in captioners):
+        if self.is_named and not any(label in before for label in captioners):
             raise ValueError(
                 f"the prompt {self.prompt} fuses captions, but no stage "
                 f"{' or '.join(captioners)} comes before it"
             )
-        for name, kinds in _WIRES.items():
-            place = getattr(self, name)
-            if place == type(self).model_fields[name].default:
-                continue
-            label, _, column = place.partition(".")
-            if label not in before:
-                raise ValueError(f"{name} is {place}, but no stage {label!r} comes before it")
-            schema = before[label].table_schema
-            if column in schema.names and (kind := schema.field(column).type) not in kinds:
-                raise ValueError(f"{name} is {place}, which is {kind}")
+        check_wires(self, before, {"clip_caption": ONE_TEXT, "on_screen_text": PLAIN_TEXTS})
 
     def prompts(self) -> dict[str, str]:
-        found = {"prompt": self._template, "system": self._system_template}
+        found = {"prompt": self.template, "system": self._system_template}
         return {name: text for name, text in found.items() if text is not None}
 
-    @property
-    def _generation(self) -> Generation:
-        return Generation(
-            self.max_new_tokens, self.min_new_tokens, self.num_beams, self.no_repeat_ngram_size
-        )
-
-    def model_checks(self, label: str, before: Mapping[str, Stage]) -> Iterator[ModelCheck]:
-        from clipmill.stages.models.checks.generators import check_text_model
-
-        yield self.writer_check(
-            label,
-            "model",
-            self.model,
-            lambda name: check_text_model(self.model, self, name),
-            with_picture=False,
-        )
-
-    @contextmanager
-    def open(self, workspace: Workspace) -> Iterator[Transform]:
-        from clipmill.stages.models.text_models import open_text_model
-
-        system = self._system_template
-        with open_text_model(
-            self.model,
-            self,
-            "summarize_captions.model",
-            self._generation,
-            self.batch_texts,
-            system=None if system is None else render(system, self._settings),
-        ) as model:
-            yield lambda table: self.transform(table, model)
+    def system_message(self) -> str | None:
+        template = self._system_template
+        return None if template is None else render(template, self._settings)
 
     @property
     def _settings(self) -> dict[str, Any]:
         """The variables that are the same for all clips."""
         return {"language": self.language, "sentences": self.sentences}
 
-    def transform(self, table: pa.Table, model: TextModel) -> pa.Table:
-        """One row per clip."""
-        rows = Rows(self)
-        prompts: dict[str, str] = {}
-        for row in table.to_pylist():
-            try:
-                prompts[row["clip_id"]] = self._prompt_for(_Material.of(row), model)
-            except RowFailed as failure:
-                rows.record(row["clip_id"], failure)
-        answers = model.complete(list(prompts.values()))
-        for (clip_id, prompt), answer in zip(prompts.items(), answers, strict=True):
-            try:
-                rows.keep(clip_id, **self._columns(answer, prompt))
-            except ServerRefused:
-                raise  # it concerns all clips
-            except RowFailed as failure:
-                rows.record(clip_id, failure)
-        return rows.table()
-
-    def _prompt_for(self, material: _Material, model: TextModel) -> str:
-        """The prompt, with as many fine captions and subtitles as fit."""
+    def prompt_for(self, row: Mapping[str, Any], model: TextModel) -> str:
+        """With as many fine captions, subtitles and texts on the screen as fit."""
+        material = _Material.of(row)
         return fitted(
             lambda lines: self._render(material.thinned(lines)),
             material.lines,
@@ -308,27 +231,22 @@ class SummarizeCaptions(GeneratingStage):
     def _render(self, material: _Material) -> str:
         values = material.values()
         # A title alone is no reason to write about pictures.
-        needed = self._variables & {*_OF_PICTURES} if self._is_named else self._variables
+        needed = self._variables & {*_OF_PICTURES} if self.is_named else self._variables
         if not any(values[name] for name in needed):
             raise RowFailed(
                 "model", f"there is nothing to summarise: empty are {', '.join(sorted(needed))}"
             )
-        try:
-            return render(self._template, values | self._settings)
-        except ValueError as error:
-            raise RowFailed("model", f"summarize_captions.prompt: {error}") from error
+        return self.rendered(values | self._settings)
 
-    def _columns(self, answer: Completion | RowFailed, prompt: str) -> dict[str, Any]:
-        """The columns of a clip; RowFailed if the answer can't be used."""
-        # Without a request of its own, a prompt is captions, and the answer may be one of them.
-        lines = prompt.splitlines()
-        request = lines[-1] if self._is_named else fixed_opening(self._template)
+    def columns_for(
+        self, answer: Completion | RowFailed, row: Mapping[str, Any], prompt: str
+    ) -> dict[str, Any]:
         stored = stored_text(
             answer,
             when_cut_off=self.when_cut_off or "fail",
             limit=self.max_new_tokens,
             setting="max_new_tokens",
-            asked=[prompt, request] if is_request(request) else [],
+            asked=self.echoes(prompt),
             off=self.text_rules_off,
         )
         return {
@@ -372,7 +290,9 @@ class _Material:
                 row.get("language"),
             ),
             clip=row.get(_CLIP) or "",
-            on_screen=(on_screen,) if isinstance(on_screen, str) else tuple(on_screen),
+            on_screen=tuple(
+                text for text in ([on_screen] if isinstance(on_screen, str) else on_screen) if text
+            ),
         )
 
     @property

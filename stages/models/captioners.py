@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.engines.opening import open_engine
 from clipmill.stages.models.engines.requests import (
@@ -29,6 +29,7 @@ class PictureToCaption:
     ticket: Hashable
     jpeg: bytes
     prompt: str | None = None
+    schema: Mapping[str, Any] | None = None
 
 
 class Captioner(Protocol):
@@ -37,12 +38,21 @@ class Captioner(Protocol):
     takes_instructions: bool
     """Whether it is asked in words, as chat models are, and may therefore answer with anything."""
 
-    def check_prompt(self, prompt: str | None) -> None:
-        """Raises ClipmillError if the model can't use the prompt."""
+    def check_prompt(self, prompt: str | None, *, fills_in: bool = False) -> None:
+        """Raises ClipmillError if the model can't use the prompt, or can't fill in a form."""
 
     def describe(
         self, pictures: Sequence[PictureToCaption], generation: Generation
     ) -> dict[Hashable, Completion | RowFailed]: ...
+
+
+def check_fills_in(default_prompt: str | None, setting: str) -> None:
+    """ClipmillError if a model with this default prompt is not asked in words."""
+    if default_prompt != CHAT_PROMPT:
+        raise ClipmillError(
+            f"{setting}: this model takes no instructions, so it can't fill in fields or answer "
+            "questions; use one with a chat template, such as Qwen2.5-VL or SmolVLM, or a server"
+        )
 
 
 @contextmanager
@@ -51,18 +61,20 @@ def open_captioner(
 ) -> Iterator[Captioner]:
     """The captioner for a reference; errors name `setting`."""
     with open_engine(reference, stage, setting, takes="pictures", batch=batch_images) as engine:
-        yield EngineCaptioner(engine)
+        yield EngineCaptioner(engine, setting)
 
 
 class EngineCaptioner:
     """Asks an engine about each picture."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, setting: str) -> None:
+        self.engine, self._setting = engine, setting
         self.takes_instructions = engine.default_prompt == CHAT_PROMPT
 
-    def check_prompt(self, prompt: str | None) -> None:
+    def check_prompt(self, prompt: str | None, *, fills_in: bool = False) -> None:
         self.engine.check_prompt(prompt)
+        if fills_in:
+            check_fills_in(self.engine.default_prompt, self._setting)
 
     def describe(
         self, pictures: Sequence[PictureToCaption], generation: Generation
@@ -72,6 +84,7 @@ class EngineCaptioner:
                 picture.prompt or self.engine.default_prompt or "",
                 Picture(picture.jpeg),
                 generation=generation,
+                schema=picture.schema,
             )
             for picture in pictures
         ]

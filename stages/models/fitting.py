@@ -36,10 +36,11 @@ def fitted(
             too_many = middle
     if fits:
         return prompt_of(fits)
+    least = ", and still does with a single fine caption" if lines else ""
     raise RowFailed(
         "model",
         f"the prompt takes {model.count_tokens(prompt)} tokens, more than "
-        f"the {limit} allowed, and still does with a single fine caption",
+        f"the {limit} allowed{least}",
     )
 
 

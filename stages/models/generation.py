@@ -145,16 +145,17 @@ class GeneratingStage(Stage):
         reference: ModelReference,
         local: Callable[[str], str],
         *,
-        with_picture: bool,
+        pictures: int,
         depends_on: tuple[Any, ...] = (),
     ) -> ModelCheck:
-        """The check of a model that writes texts; `local` checks one that transformers runs."""
+        """The check of a model that writes texts about so many pictures at a time; `local` checks
+        one that transformers runs."""
         name = f"{label}.{setting}"
         if reference.server:
             from clipmill.stages.models.checks.servers import check_server
 
-            served = partial(check_server, reference, self, name, with_picture=with_picture)
-            return ModelCheck(setting, served, asks=True)
+            served = partial(check_server, reference, self, name, pictures=pictures)
+            return ModelCheck(setting, served, (pictures,), asks=True)
         if self.engine is not None:
             from clipmill.stages.models.checks.skeleton import check_files
 
@@ -205,6 +206,23 @@ class GeneratingStage(Stage):
         # Servers elsewhere get no more from several processes, and one process bounds the requests.
         alone = self.is_served and self.engine is None
         return 1 if alone and self.workers is None else self.workers
+
+
+class AnsweringStage(GeneratingStage):
+    """Settings of a stage whose texts are all generated in the same way."""
+
+    max_new_tokens: int = Field(256, ge=1, description="longest text, in tokens")
+    min_new_tokens: int = Field(0, ge=0, description="shortest text, in tokens")
+    num_beams: int = Field(1, ge=1, description="beams of the beam search; 1 is greedy")
+    no_repeat_ngram_size: int = Field(
+        0, ge=0, description="no run of this many tokens occurs twice in a text; 0 turns this off"
+    )
+
+    @property
+    def generation(self) -> Generation:
+        return Generation(
+            self.max_new_tokens, self.min_new_tokens, self.num_beams, self.no_repeat_ngram_size
+        )
 
 
 @dataclass(frozen=True)

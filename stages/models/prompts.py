@@ -83,6 +83,11 @@ def fixed_opening(template: str) -> str:
     return re.split(r"\{[{%#]", template, maxsplit=1)[0].strip()
 
 
+def own_words(template: str) -> str:
+    """The text of a template that is in it whatever its variables are."""
+    return re.sub(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", " ", template, flags=re.DOTALL)
+
+
 def render(template: str, values: Mapping[str, Any]) -> str:
     """The rendered template; ValueError with the reason if that fails."""
     try:

@@ -258,7 +258,16 @@ def test_each_field_and_question_is_a_typed_column(tmp_path):
         ({"watermark": "unsure"}, "watermark_answer", "unsure", "watermark: the model is unsure"),
         ({"watermark": "unsure"}, "watermark", None, "watermark: the model is unsure"),
         ({"watermark": "\ud800"}, "watermark_answer", "\\ud800", "is neither yes nor no"),
+        ({"watermark": "Unsure."}, "watermark", None, "watermark: the model is unsure"),
         ({"short": "x <|im_end|>"}, "short", "x", None),
+        ({"people": 9007199254740993}, "people", 9007199254740993, None),
+        ({"subjects": ["***"]}, "subjects", None, "subjects: the text contains no word"),
+        (
+            {"subjects": ["a dog", None, "***"]},
+            "subjects",
+            ["a dog"],
+            "subjects: left out: the text contains no word: '***'",
+        ),
     ],
 )
 def test_field_of_another_type_is_null_with_a_reason(tmp_path, changed, column, value, reason):
@@ -303,6 +312,38 @@ def test_answer_without_a_caption_is_a_failure(tmp_path, answer, said):
 def test_object_is_found_in_whatever_surrounds_it(tmp_path, text):
     row = answered(text.format(json.dumps(ANSWER)), tmp_path, **FORM)
     assert (row["error"], row["clip_fields_reason"], row["people"]) == (None, None, 0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        # A list of things with more fields than the form.
+        {**ANSWER, "seen": [dict.fromkeys("abcdefgh", "x")]},
+        {"answer": ANSWER, "confidence": 0.9},
+        {name.replace("s", "S", 1).title(): value for name, value in ANSWER.items()},
+        # The schema, and only then the answer.
+        json.dumps(CaptionClip(**FORM).form.schema()) + json.dumps(ANSWER),
+    ],
+)
+def test_object_with_the_forms_fields_is_taken(tmp_path, answer):
+    row = answered(answer, tmp_path, **FORM)
+    assert (row["error"], row["clip_fields_reason"]) == (None, None)
+    assert (row["short"], row["people"], row["watermark"]) == ("A dog runs.", 0, False)
+
+
+def test_server_that_takes_fewer_pictures_is_refused_before_the_run():
+    def answer(request):
+        shown = sum(part["type"] == "image_url" for part in request["messages"][-1]["content"])
+        return f"{shown} pictures"
+
+    with openai_server(answer) as stand_in:
+        stage = CaptionClip(model=f"{stand_in.url}#tiny", clip_frames=3, server_retries=0)
+        (check,) = stage.model_checks("caption_clip", {})
+        assert check.run() == "answers a request with 3 pictures"
+        assert str(stand_in.requests[0]).count("image/jpeg") == 3
+        stand_in.always = 400
+        with pytest.raises(ClipmillError, match=r"with 3 pictures: .*show it fewer, or raise its"):
+            check.run()
 
 
 def test_whole_fields_of_an_answer_that_was_cut_off_are_kept_by_choice(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 
@@ -13,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from clipmill.schemas.errors import RowFailed
+from clipmill.schemas.errors import ClipmillError, RowFailed
 from clipmill.schemas.tables import FRAME, TAG
 from clipmill.stages.caption_frames import CAPTIONS, CaptionFrames, leaders
 from clipmill.stages.models.completions import Completion
+from clipmill.stages.models.engines.requests import CHAT_PROMPT
 from clipmill.stages.protocol import Middle, PerSecond, Workspace
+from tests.models_factory import tiny_model
 from tests.openai_stand_in import openai_server, picture_of, text_of
 
 BITS = 12
@@ -91,7 +94,7 @@ def stage(**fields) -> CaptionFrames:
 def captioned(stage: CaptionFrames, clips, reader=None) -> dict[str, dict]:
     reader = reader or Reader()
     made = stage.transform(table(clips), {"coarse": reader, "fine": reader})
-    assert made.schema == CAPTIONS
+    assert made.schema == stage.table_schema
     assert made.num_rows == len(clips)
     return {row["clip_id"]: row for row in made.to_pylist()}
 
@@ -278,7 +281,7 @@ def test_scales_may_differ_in_model_and_generation():
         fine_max_new_tokens=50,
         fine_min_new_tokens=10,
     )
-    coarse, fine = both._generation.arguments(), both._fine_generation.arguments()
+    coarse, fine = both.generation.arguments(), both._fine_generation.arguments()
     assert (coarse["num_beams"], coarse["max_new_tokens"]) == (5, 30)
     assert (fine["num_beams"], fine["max_new_tokens"], fine["min_new_tokens"]) == (3, 50, 10)
     assert not coarse["do_sample"]
@@ -380,4 +383,59 @@ def test_text_without_a_whole_sentence_can_not_be_cut_back_to_one():
 
 def test_new_settings_leave_the_identity_of_a_recipe_as_it_was():
     assert set(stage().identity()) == {"model", "skip_similar"}
+    assert stage().table_schema == CAPTIONS
     assert "when_cut_off" in stage(when_cut_off="keep").identity()
+
+
+FORM = {"fields": ["short", "subjects"], "questions": {"watermark": "Is there a watermark?"}}
+
+
+def test_form_is_asked_about_the_frame_in_the_middle(tmp_path):
+    """And the fine captions stay free."""
+
+    def answer(request):
+        number = number_in(picture_of(request))
+        if "response_format" not in request:
+            return f"number {number}"
+        return json.dumps({"short": f"number {number}", "subjects": [], "watermark": "no"})
+
+    with openai_server(answer) as stand_in:
+        asked = stage(model=f"{stand_in.url}#tiny", server_retries=0, **FORM)
+        with asked.open(Workspace(tmp_path, tmp_path)) as transform:
+            made = transform(table([clip("a", 4), clip("b", 9)]))
+    assert made.schema == asked.table_schema
+    for row, first in zip(made.to_pylist(), (4, 9), strict=True):
+        middle = f"number {first + 1}"
+        assert (row["caption_coarse"], row["short"], row["subjects"]) == (middle, middle, [])
+        assert (row["watermark"], row["watermark_answer"]) == (False, "no")
+        assert row["coarse_fields_reason"] is row["error"] is None
+        assert [fine["text"] for fine in row["captions_fine"]] == [
+            f"number {first + i}" for i in range(3)
+        ]
+    asked_for = [text_of(request) for request in stand_in.requests]
+    assert sum(text == CHAT_PROMPT for text in asked_for) == 6
+    assert sum('- "watermark": "yes", "no" or "unsure"' in text for text in asked_for) == 2
+    assert asked.prompts()["prompt"].startswith(f"{CHAT_PROMPT}\n\nAnswer with one JSON object")
+    assert "fine_prompt" not in asked.prompts()
+
+
+def test_form_that_is_not_filled_in_costs_its_clip():
+    reader = Reader(lambda number, picture: "a dog" if picture.schema else "fine")
+    row = captioned(stage(fields={"short": "text"}), [clip("a", 0)], reader)["a"]
+    assert row["error"]["message"].startswith("coarse caption at 1.500 s: the answer has no JSON")
+
+
+def test_model_without_instructions_can_not_fill_in_a_form(tmp_path):
+    asked = CaptionFrames(model=str(tiny_model("blip")), questions={"watermark": "Is there one?"})
+    (check,) = asked.model_checks("blip", {})
+    with pytest.raises(ClipmillError, match=r"blip\.model: this model takes no instructions"):
+        check.run()
+    with (
+        pytest.raises(ClipmillError, match="takes no instructions"),
+        asked.open(Workspace(tmp_path, tmp_path)),
+    ):
+        pass
+    with pytest.raises(ValidationError, match="but coarse is off"):
+        stage(coarse=False, fields=["short"])
+    with pytest.raises(ValidationError, match="already the name of a column"):
+        stage(fields={"caption_coarse": "text"})

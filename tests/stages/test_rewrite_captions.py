@@ -68,6 +68,45 @@ def test_texts_that_say_the_same_or_nothing_are_left_out(tmp_path, answer, kept,
 
 
 @pytest.mark.parametrize(
+    ("answer", "settings"),
+    [
+        ('```json\n["A hound.", "A pup."]\n```', {}),
+        ('{"captions": [{"caption": "A hound."}, {"caption": "A pup."}]}', {}),
+        ('{"Captions": ["A hound.", null, "A pup."]}', {}),
+        (
+            completion('{"captions": ["A hound.", "A pup.", "A d', "length"),
+            {"when_cut_off": "keep"},
+        ),
+    ],
+)
+def test_list_is_found_in_whatever_form_it_comes(tmp_path, answer, settings):
+    row = rewritten(answer, tmp_path, variants=3, **settings)
+    assert (row["error"], row["captions_rewritten"]) == (None, ["A hound.", "A pup."])
+
+
+def test_single_text_instead_of_a_list_is_one_variant(tmp_path):
+    row = rewritten('{"captions": "A hound."}', tmp_path, variants=2)
+    assert (row["captions_rewritten"], row["error"]) == (["A hound."], None)
+
+
+def test_caption_that_comes_back_is_no_echo_of_a_prompt_that_is_nothing_else(tmp_path):
+    """Nor is its beginning, of which more is said."""
+    same = rewritten(
+        "A dog runs far away.", tmp_path, "A dog runs far away.", prompt="{{ caption }}"
+    )
+    assert (same["error"], same["captions_rewritten"]) == (None, [])
+    more = rewritten(
+        "A dog runs far away. It barks.", tmp_path, "A dog runs far away.", prompt="{{ caption }}"
+    )
+    assert more["captions_rewritten"] == ["A dog runs far away. It barks."]
+    request = "Caption: {{ caption }}\nWrite this in other words."
+    echo = rewritten(
+        "Caption: A dog runs. Write this in other words.", tmp_path, "A dog runs.", prompt=request
+    )
+    assert "only repeats the prompt" in echo["error"]["message"]
+
+
+@pytest.mark.parametrize(
     ("answer", "settings", "said"),
     [
         ("I'm sorry, I can't help with that.", {}, "the model refuses"),
@@ -77,11 +116,12 @@ def test_texts_that_say_the_same_or_nothing_are_left_out(tmp_path, answer, kept,
         (completion("A hound and", "length"), {}, "cut off at 256 tokens"),
         (completion('{"captions": ["A', "length"), {"variants": 2}, "cut off at 256 tokens"),
         ("x", {"caption": None}, "the clip has no summarize_captions.caption"),
+        ("x", {"caption": " "}, "the clip has no summarize_captions.caption"),
     ],
 )
 def test_answer_without_any_text_is_a_failure(tmp_path, answer, settings, said):
     if "caption" in settings:
-        row = rewritten(answer, tmp_path, caption=None)
+        row = rewritten(answer, tmp_path, **settings)
     else:
         row = rewritten(answer, tmp_path, **settings)
     assert row["error"]["kind"] == "model"

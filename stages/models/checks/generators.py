@@ -33,12 +33,19 @@ def check_captioner(
     stage: GeneratingStage,
     setting: str,
     prompts: Sequence[str | None] = (),
+    *,
+    fills_in: bool = False,
 ) -> str:
-    """What is known of an image captioner; ClipmillError if the stage can't caption with it."""
+    """What is known of an image captioner; ClipmillError if the stage can't caption with it, or,
+    if it is to fill in forms, can't ask it to."""
+    from clipmill.stages.models.captioners import check_fills_in
+
     with packages_explained(setting):
         family, config, where = captioner_family(reference, stage, setting)
         for prompt in prompts:
             family.check_prompt(prompt)
+        if fills_in:
+            check_fills_in(family.default_prompt, setting)
         return _with_a_picture(family, config, where, prompts)
 
 

@@ -20,11 +20,12 @@ _MOST_NAMES = 10
 
 
 def check_server(
-    reference: ModelReference, stage: GeneratingStage, setting: str, *, with_picture: bool
+    reference: ModelReference, stage: GeneratingStage, setting: str, *, pictures: int
 ) -> str:
     """What a server answers to one small request; ClipmillError if it refuses.
 
-    A server that is busy or slow is not at fault: the run's own requests are tried again.
+    The request has as many pictures as those of the stage, because servers limit their number. A
+    server that is busy or slow is not at fault: the run's own requests are tried again.
     """
     from clipmill.stages.models.engines.opening import server_engine
     from clipmill.stages.models.engines.requests import Generation, Picture, Request, answers
@@ -35,21 +36,28 @@ def check_server(
     )
     generation = Generation(_MAX_NEW_TOKENS)
     request = (
-        Request.of(_PROMPT, Picture(example_jpeg()), generation=generation)
-        if with_picture
+        Request.of(_PROMPT, *[Picture(example_jpeg())] * pictures, generation=generation)
+        if pictures
         else Request.of(_TEXT_PROMPT, generation=generation)
     )
     with server_engine(reference, impatient, setting) as engine:
         names = engine.check()
         [answer] = answers(engine, [request])
+    kind = {0: "a request", 1: "a request with a picture"}.get(
+        pictures, f"a request with {pictures} pictures"
+    )
     if not isinstance(answer, RowFailed):
-        return "answers a request with a picture" if with_picture else "answers a request"
+        return f"answers {kind}"
     if isinstance(answer, ServerRefused):
         raise ClipmillError(said_of_refusal(answer, names))
     if answer.kind == "transient":
         return f"not checked further: {answer.message}"
-    of_picture = "a request with a picture" if with_picture else "a request"
-    raise ClipmillError(f"{setting}: the server fails on {of_picture}: {answer.message}")
+    step = (
+        "; if that is too many, show it fewer, or raise its limit (vLLM: --limit-mm-per-prompt)"
+        if pictures > 1
+        else ""
+    )
+    raise ClipmillError(f"{setting}: the server fails on {kind}: {answer.message}{step}")
 
 
 def said_of_refusal(error: ServerRefused, names: list[str] | None = None) -> str:

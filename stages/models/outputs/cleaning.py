@@ -72,7 +72,7 @@ def cleaned(said: str, *, asked: Sequence[str] = (), off: Collection[str] = ()) 
         if rule in off:
             return text
         changed = change(text)
-        if tidy(changed) != tidy(text):
+        if changed != text and tidy(changed) != tidy(text):
             rules.append(rule)
         return changed
 

@@ -12,11 +12,9 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from clipmill.schemas.errors import RowFailed, storable
-from clipmill.stages.models.generated_text import LONGEST_CHARACTERS, fault_of, shortened, tidy
+from clipmill.schemas.errors import storable
+from clipmill.stages.models.generated_text import fault_of, tidy
 from clipmill.stages.models.outputs.control_tokens import without_tokens
-from clipmill.stages.models.outputs.markup import without_fences
-from clipmill.stages.models.outputs.reasoning import without_reasoning
 
 FieldType = Literal["text", "texts", "number", "integer", "boolean"]
 
@@ -57,8 +55,6 @@ KNOWN_FIELDS: dict[str, tuple[FieldType, str]] = {
 }
 YES, NO, UNSURE = "yes", "no", "unsure"
 _YES_OR_NO = re.compile(r"\W*(yes|no|true|false)\b", re.IGNORECASE)
-_PAIR = re.compile(r'[\s,]*("(?:[^"\\]|\\.)*")\s*:\s*', re.DOTALL)
-_MOST_STARTS = 20
 _MOST_SHOWN = 80
 ANSWER = "_answer"
 """Ends the name of the column with the model's own answer to a question."""
@@ -125,7 +121,8 @@ def columns_of(
 
 @dataclass(frozen=True)
 class FilledForm:
-    """The columns of an answer; `faults` says why those that are null have no value."""
+    """The columns of an answer; `faults` says why those that are null have no value, and which
+    texts others lack."""
 
     columns: dict[str, Any]
     faults: dict[str, str] = field(default_factory=dict)
@@ -169,7 +166,12 @@ class Form:
         faults: dict[str, str] = {}
         for name, asked in self.fields.items():
             try:
-                columns[name] = _value(asked, _present(answer, name))
+                said = _present(answer, name)
+                if asked.type == "texts":
+                    columns[name], left_out = _texts(said)
+                    faults |= {name: left_out} if left_out else {}
+                else:
+                    columns[name] = _value(asked, said)
             except ValueError as error:
                 columns[name], faults[name] = None, str(error)
         for name in self.questions:
@@ -182,60 +184,6 @@ class Form:
             except ValueError as error:
                 faults[name] = str(error)
         return FilledForm(columns, faults)
-
-
-def object_of(said: str, *, off: Collection[str] = ()) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The JSON object in an answer, and the rules that were needed to find it; RowFailed if it has
-    none.
-
-    Of an object that was cut off, or is broken, those fields are there that are whole.
-    """
-    rules: tuple[str, ...] = ()
-    text = said
-    if "reasoning" not in off:
-        answer = without_reasoning(said)
-        if answer.unfinished:
-            raise RowFailed("model", f"reasoning without an answer: {shortened(tidy(said))}")
-        rules = ("reasoning",) if answer.reasoned else ()
-        text = answer.text
-    if len(text) > LONGEST_CHARACTERS:
-        raise RowFailed(
-            "model",
-            f"the answer has {len(text):,} characters, more than {LONGEST_CHARACTERS:,}: "
-            f"{shortened(tidy(text))}",
-        )
-    found = _object_in(without_fences(text))
-    if not found:
-        shown = shortened(tidy(text)) if tidy(text) else "it is empty"
-        raise RowFailed("model", f"the answer has no JSON object with fields: {shown}")
-    return found, rules
-
-
-def _object_in(text: str) -> dict[str, Any]:
-    decoder = json.JSONDecoder(strict=False)
-    best: dict[str, Any] = {}
-    starts = [match.start() for match in re.finditer(r"\{", text)][:_MOST_STARTS]
-    for start in starts:
-        try:
-            found, _ = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            found = _whole_pairs(text, start + 1, decoder)
-        if isinstance(found, dict) and len(found) > len(best):
-            best = found
-    return best
-
-
-def _whole_pairs(text: str, at: int, decoder: json.JSONDecoder) -> dict[str, Any]:
-    """The fields of a broken object up to the first that can't be read."""
-    found: dict[str, Any] = {}
-    while pair := _PAIR.match(text, at):
-        try:
-            found[json.loads(pair.group(1), strict=False)], at = decoder.raw_decode(
-                text, pair.end()
-            )
-        except (ValueError, RecursionError):
-            break
-    return found
 
 
 def _present(answer: Mapping[str, Any], name: str) -> Any:
@@ -252,17 +200,26 @@ def _value(asked: AskedField, said: Any) -> Any:
     match asked.type:
         case "text":
             return _text(said)
-        case "texts":
-            listed = said if isinstance(said, list) else [said]
-            return [text for text in map(_text, listed) if text]
         case "boolean":
-            return said if isinstance(said, bool) else _yes_or_no(said)
-    number = _number(said)
-    if asked.type == "integer":
-        if number != int(number) or abs(number) >= 2**63:
-            raise ValueError(f"{_shown(said)} is no whole number")
-        return int(number)
-    return number
+            return _yes_or_no(said)
+        case "integer":
+            return _whole_number(said)
+    return _number(said)
+
+
+def _texts(said: Any) -> tuple[list[str], str]:
+    """The texts of a list, or a single one, and which others were left out; ValueError if all."""
+    found: list[str] = []
+    faults: list[str] = []
+    for one in said if isinstance(said, list) else [said]:
+        try:
+            if one is not None and (text := _text(one)):
+                found.append(text)
+        except ValueError as error:
+            faults.append(str(error))
+    if faults and not found:
+        raise ValueError(faults[0])
+    return found, f"left out: {'; '.join(faults)}" if faults else ""
 
 
 def _text(said: Any) -> str:
@@ -293,13 +250,22 @@ def _number(said: Any) -> float:
     return number
 
 
+def _whole_number(said: Any) -> int:
+    # A large one would lose its last digits as a float.
+    number = said if type(said) is int else _number(said)
+    if number != int(number) or abs(number) >= 2**63:
+        raise ValueError(f"{_shown(said)} is no whole number")
+    return int(number)
+
+
 def _yes_or_no(said: Any) -> bool:
     if isinstance(said, bool):
         return said
-    if isinstance(said, str) and (found := _YES_OR_NO.match(said)):
-        return found.group(1).lower() in (YES, "true")
-    if said == UNSURE:
-        raise ValueError("the model is unsure")
+    if isinstance(said, str):
+        if found := _YES_OR_NO.match(said):
+            return found.group(1).lower() in (YES, "true")
+        if tidy(said).casefold().rstrip(".") == UNSURE:
+            raise ValueError("the model is unsure")
     raise ValueError(f"{_shown(said)} is neither yes nor no")
 
 
