@@ -127,9 +127,9 @@ class Activity:
             with self._lock:
                 self._helpers.pop(own, None)
 
-    def beat(self, decoded_frames: int | None = None) -> None:
-        """Notes progress: of the calling thread, or of all if it is a library's."""
-        own = threading.get_ident()
+    def beat(self, decoded_frames: int | None = None, *, thread: int | None = None) -> None:
+        """Notes progress: of the calling thread or of `thread`; of all if it is a library's."""
+        own = threading.get_ident() if thread is None else thread
         with self._lock:
             self._count += 1
             own = self._helpers.get(own, own)

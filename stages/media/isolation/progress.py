@@ -9,17 +9,22 @@ from typing import Any
 
 _STEP_SECONDS = 1.0
 
-_listener: Callable[[int | None], None] | None = None
+_listener: Callable[..., None] | None = None
 
 
-def beat(decoded_frames: int | None = None) -> None:
+def beat(decoded_frames: int | None = None, *, thread: int | None = None) -> None:
     """Reports progress: a packet was read, a frame decoded, a token generated.
 
-    `decoded_frames` is the number of frames of the file decoded so far, if counted. A call costs
-    next to nothing. A worker without one for `stall_seconds` counts as stalled.
+    `decoded_frames` is the number of frames of the file decoded so far, if counted. It is the
+    calling thread's progress, or that of `thread`, by Python's id. A call costs next to nothing. A
+    worker without one for `stall_seconds` counts as stalled.
     """
-    if _listener is not None:
+    if _listener is None:
+        return
+    if thread is None:
         _listener(decoded_frames)
+    else:
+        _listener(decoded_frames, thread=thread)
 
 
 def pause(seconds: float) -> None:
@@ -45,7 +50,8 @@ class LargeFile(io.FileIO):
         return super().read(size)
 
 
-def listen(listener: Callable[[int | None], None] | None) -> None:
-    """Sets the receiver of all progress from now on; None for nobody."""
+def listen(listener: Callable[..., None] | None) -> None:
+    """Sets the receiver of all progress from now on, with the arguments of `beat`; None for
+    nobody."""
     global _listener
     _listener = listener

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
-
 from clipmill.schemas.errors import ErrorKind, RowFailed, ServerRefused
 from clipmill.stages.models.completions import Completion
+from clipmill.stages.models.engines.lines import Answer
 from clipmill.stages.models.engines.requests import Message, Part, Picture, Request
 from clipmill.stages.usage import TOKENS_IN, TOKENS_OUT, TOLD_TOKENS, use
 
@@ -80,12 +80,10 @@ def _part(part: Part) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
 
 
-def refusal(
-    url: str, answer: httpx.Response, content: bytes, *, key_variable: str, setting: str
-) -> Exception:
+def refusal(url: str, answer: Answer, *, key_variable: str, setting: str) -> Exception:
     """What an answer with a status other than 200 means."""
-    status = answer.status_code
-    said = " ".join(content[:500].decode("utf-8", "replace").split())
+    status = answer.status
+    said = " ".join(answer.content[:500].decode("utf-8", "replace").split())
     text = f"{url} answered {status}: {said}"
     if status in (408, 409, 425, 429) or status >= 500:
         return TryAgain("transient", text, _retry_after(answer))
@@ -102,7 +100,7 @@ def refusal(
 def completion(url: str, content: bytes) -> tuple[Completion, str]:
     """The answer with status 200, and what it says about the model that gave it."""
     try:
-        answer = httpx.Response(200, content=content).json()
+        answer = json.loads(content)
         counts = _count_tokens(answer.get("usage"))
         choice = answer["choices"][0]
         text = choice["message"]["content"]
@@ -140,9 +138,9 @@ def _count_tokens(usage: Any) -> tuple[int | None, int | None]:
     return into, out
 
 
-def _retry_after(answer: httpx.Response) -> float | None:
+def _retry_after(answer: Answer) -> float | None:
     try:
-        return float(answer.headers.get("Retry-After", ""))
+        return float(answer.retry_after or "")
     except ValueError:
         return None
 
@@ -150,7 +148,7 @@ def _retry_after(answer: httpx.Response) -> float | None:
 def listed_models(content: bytes) -> dict[str, dict[str, Any]]:
     """What a server's list of models says about each, by id; empty if it is no such list."""
     try:
-        listed = httpx.Response(200, content=content).json()["data"]
+        listed = json.loads(content)["data"]
         return {
             str(model["id"]): {name: model[name] for name in _FACTS if model.get(name) is not None}
             for model in listed

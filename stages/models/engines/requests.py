@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.isolation.progress import beat
@@ -193,8 +193,18 @@ class Engine(Protocol):
         """Tokens of a request of text, with those that the model's template adds."""
 
 
+@runtime_checkable
+class AnswersAtOnce(Protocol):
+    """An engine that can answer a request in the thread that asks."""
+
+    def answer(self, request: Request) -> Completion | RowFailed:
+        """Waits for the answer, and reports the thread's progress meanwhile."""
+
+
 def answers(engine: Engine, requests: Sequence[Request]) -> list[Completion | RowFailed]:
     """One answer or failure per request, in the order of the requests."""
+    if len(requests) == 1 and isinstance(engine, AnswersAtOnce):
+        return [engine.answer(requests[0])]
     asked = engine.submit_all(requests)
     try:
         waiting = set(asked)

@@ -19,6 +19,7 @@ from clipmill.schemas.errors import ClipmillError, RowFailed, ServerRefused
 from clipmill.schemas.retries import Backoff, retried
 from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.engines.addresses import Address
+from clipmill.stages.models.engines.alarm import Alarm
 from clipmill.stages.models.engines.chat_protocol import (
     NotTaken,
     TryAgain,
@@ -26,8 +27,9 @@ from clipmill.stages.models.engines.chat_protocol import (
     completion,
     refusal,
 )
-from clipmill.stages.models.engines.connections import Alarm
+from clipmill.stages.models.engines.lines import Answer
 from clipmill.stages.models.engines.requests import CHAT_PROMPT, Request, Sees
+from clipmill.stages.models.engines.server_turns import Health, Turns
 from clipmill.stages.models.engines.started_servers import StartedServer
 from clipmill.stages.models.places import note_served
 from clipmill.stages.references import ModelReference
@@ -106,8 +108,10 @@ class ServerEngine:
         ]
         self._lock = threading.Lock()
         self._asked: set[Future[Completion]] = set()
-        self._health = _Health(max(concurrency, _UNANSWERED))
-        self._alone = _Alone()
+        self._health = Health(max(concurrency, _UNANSWERED))
+        self._turns = Turns(concurrency)
+        self._asking = 0
+        self._answered = threading.Condition()
         self._has_answered = False
         self._takes_schemas: bool | None = None  # not known yet
         self._answered_by: set[str] = set()
@@ -118,12 +122,15 @@ class ServerEngine:
     def __exit__(self, *exception: object) -> None:
         self._closing.set()
         self._health.close()
+        self._turns.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         for address in self._addresses:
             address.cut()
         with self._lock:
             left = [asked for asked in self._asked if not asked.cancelled()]
         wait(left, _LEAVING_SECONDS)
+        with self._answered:
+            self._answered.wait_for(lambda: not self._asking, _LEAVING_SECONDS)
         for address in self._addresses:
             address.close()
         self._alarm.close()
@@ -161,6 +168,21 @@ class ServerEngine:
 
     def count_tokens(self, request: Request) -> int:
         return -(-len(request.text + request.system) // _CHARACTERS_PER_TOKEN)
+
+    def answer(self, request: Request) -> Completion | RowFailed:
+        """Answers in the calling thread: to hand a request to another one and back would take
+        about as long as all else about it."""
+        with self._answered:
+            self._asking += 1
+        try:
+            with self._alarm.beating():
+                return self._answer(request, time.monotonic())
+        except RowFailed as failure:
+            return failure
+        finally:
+            with self._answered:
+                self._asking -= 1
+                self._answered.notify_all()
 
     def submit(self, request: Request) -> Future[Completion]:
         # With the caller's context, which has the account for what is used.
@@ -214,7 +236,7 @@ class ServerEngine:
         deaths = 0
         while True:
             try:
-                with self._alone.turn(alone=deaths > 0):
+                with self._turns.turn(alone=deaths > 0):
                     return self._asked_for(request, retries)
             except _Died as died:
                 deaths += 1
@@ -280,10 +302,10 @@ class ServerEngine:
         epoch = 0 if self._started is None else self._started.epoch
         well = False
         try:
-            answer, content = address.post(body, self._timeout_seconds)
-            if answer.status_code != 200:
-                raise self._refused(address, answer, content)
-            found, by = completion(address.url, content)
+            answer = address.post(body, self._timeout_seconds)
+            if answer.status != 200:
+                raise self._refused(address, answer)
+            found, by = completion(address.url, answer.content)
             well = True
         except TryAgain as problem:
             if problem.lost and self._started is not None and not self._closing.is_set():
@@ -305,10 +327,8 @@ class ServerEngine:
             logger.info("%s: %s answers as %s", self._setting, address.url, by)
         return found
 
-    def _refused(self, address: Address, answer: httpx.Response, content: bytes) -> Exception:
-        found = refusal(
-            address.url, answer, content, key_variable=self._key_variable, setting=self._setting
-        )
+    def _refused(self, address: Address, answer: Answer) -> Exception:
+        found = refusal(address.url, answer, key_variable=self._key_variable, setting=self._setting)
         if isinstance(found, ServerRefused) and found.status == 403 and self._has_answered:
             return RowFailed(found.kind, found.message)
         return found
@@ -343,83 +363,6 @@ class ServerEngine:
 
 class _Died(Exception):
     """The run's own server died during a request, and runs again."""
-
-
-class _Health:
-    """Whether the servers answer at all, and whose turn it is to find out."""
-
-    def __init__(self, unanswered_until_down: int) -> None:
-        self.unanswered = 0
-        self._until_down = unanswered_until_down
-        self._changed = threading.Condition()
-        self._is_trying = False
-        self._tried = 0.0  # when the last try ended
-        self._is_closed = False
-
-    def is_down(self) -> bool:
-        return self.unanswered >= self._until_down
-
-    def went(self, well: bool) -> None:
-        """Notes how a request ended."""
-        with self._changed:
-            self.unanswered = 0 if well else self.unanswered + 1
-            if self._is_trying or well:
-                self._is_trying = False
-                self._tried = time.monotonic()
-                self._changed.notify_all()
-
-    def may_ask(self, submitted: float, pause_seconds: float) -> bool:
-        """Whether a request may be sent though the servers were down.
-
-        The first one waits and is sent as a trial; the others wait for how that goes. False for
-        those that had been submitted before a trial failed.
-        """
-        with self._changed:
-            while self.is_down() and not self._is_closed:
-                if self._tried > submitted:
-                    return False
-                if not self._is_trying:
-                    self._is_trying = True
-                    self._changed.wait_for(lambda: self._is_closed, pause_seconds)
-                    return not self._is_closed
-                self._changed.wait()
-            return not self._is_closed
-
-    def close(self) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
-
-
-class _Alone:
-    """Turns to send a request: many at a time, or one alone."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._together = 0
-        self._waiting = 0
-        self._is_taken = False
-
-    @contextmanager
-    def turn(self, *, alone: bool) -> Iterator[None]:
-        with self._changed:
-            if alone:
-                self._waiting += 1
-                self._changed.wait_for(lambda: not self._is_taken and not self._together)
-                self._waiting -= 1
-                self._is_taken = True
-            else:
-                self._changed.wait_for(lambda: not self._is_taken and not self._waiting)
-                self._together += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                if alone:
-                    self._is_taken = False
-                else:
-                    self._together -= 1
-                self._changed.notify_all()
 
 
 def _authorization(key_variable: str) -> dict[str, str]:
