@@ -165,8 +165,11 @@ class CaptionClip(FormStage):
                 clips.append(_Clip.of(row, self.frames_picked()))
             except RowFailed as failure:
                 rows.record(row["clip_id"], failure)
-        found = answers(engine, [self.request(clip.frames, shown) for clip in clips])
-        for clip, answer in zip(clips, found, strict=True):
+        # Some families take no video of a single frame.
+        how: list[Shown] = ["images" if len(clip.frames) == 1 else shown for clip in clips]
+        asked = [self.request(clip.frames, own) for clip, own in zip(clips, how, strict=True)]
+        found = answers(engine, asked)
+        for clip, own, answer in zip(clips, how, found, strict=True):
             try:
                 columns = self._columns(answer)
             except ServerRefused:
@@ -174,7 +177,7 @@ class CaptionClip(FormStage):
             except RowFailed as failure:
                 rows.record(clip.clip_id, failure)
                 continue
-            rows.keep(clip.clip_id, clip_seconds=clip.seconds, clip_shown_as=shown, **columns)
+            rows.keep(clip.clip_id, clip_seconds=clip.seconds, clip_shown_as=own, **columns)
         return rows.table()
 
     def _columns(self, answer: Completion | RowFailed) -> dict[str, Any]:

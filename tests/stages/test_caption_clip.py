@@ -26,6 +26,7 @@ from tests.clip_models import (
     make_qwen3_vl,
     make_smolvlm,
 )
+from tests.further_chat_models import make_gemma3, make_glm4v, make_idefics3
 from tests.models_factory import tiny_model
 from tests.openai_stand_in import completion, openai_server
 from tests.stages.models.test_captioners import jpeg
@@ -149,6 +150,9 @@ def test_model_that_would_not_see_the_clip_is_refused(tmp_path):
         (make_smolvlm, "video", "Frame from 00:00:{}Frame from 00:01:"),
         (make_llava_next_video, "video", "<video><video>{}<video>\nwhat"),
         (make_llava, "images", "0.2 s:{}1.8 s:"),
+        (make_gemma3, "images", "0.2 s:{}1.8 s:"),
+        (make_idefics3, "images", "0.2 s:{}1.8 s:"),
+        (make_glm4v, "video", "<|begin_of_video|>{}<|end_of_video|>"),
     ],
 )
 def test_further_families_see_every_frame_and_its_time(tmp_path, make, how, prompt):
