@@ -35,11 +35,13 @@ class Kind:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_list_of_texts(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) and (_is_text(kind.value_type) or kind.value_type == TEXT_AT)
+    return bool(
+        pa.types.is_list(kind) and (_is_text(kind.value_type) or kind.value_type == TEXT_AT)
+    )
 
 
 ONE_TEXT = Kind("one text", _is_text)

@@ -54,7 +54,7 @@ def texts_of(
             raise RowFailed("model", f"the answer has no list {name}")
         return [found[name]], rules
     items = _whole_items(plain, 1 if named is None else named.end())
-    return [text for item in items if (text := _only_text(item)) is not None], rules
+    return [one for item in items if (one := _only_text(item)) is not None], rules
 
 
 def _without_reasoning(said: str, off: Collection[str]) -> tuple[str, tuple[str, ...]]:
