@@ -28,6 +28,7 @@ import yaml
 
 import clipmill
 from benchmarks.embed import picture
+from clipmill.pipeline.dataset.shards import ShardMetadata
 
 HERE = Path(__file__).parent
 STAGES = HERE / "feed_stages.py"
@@ -164,8 +165,11 @@ def slow_server(seconds: float) -> Iterator[str]:
 
 def servers(place: Path) -> None:
     print("\nServer on loopback that answers after 1 s: its mean load over the run's requests\n")
-    print("| stage | server_concurrency | mean load | of the concurrency | requests |")
-    print("|---|---|---|---|---|")
+    print(
+        "| stage | server_concurrency | mean load | of the concurrency | requests "
+        "| worker, ms of processor time a request | server |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for concurrency in CONCURRENCIES:
         for label in ("summarize_captions", "caption_frames"):
             one_server(place, label, concurrency)
@@ -193,9 +197,20 @@ def one_server(place: Path, label: str, concurrency: int | None) -> None:
             load = json.loads(answer.read())
     mean = load["request_seconds"] / load["seconds"]
     shown = concurrency or f"{most} (default)"
+    requests = load["requests"]
+    own = used_by(path.with_suffix("") / label) / requests * 1000
+    servers = load["cpu_seconds"] / requests * 1000
     print(
-        f"| {label} | {shown} | {mean:.1f} | {mean / most:.0%} | {load['requests']} |", flush=True
+        f"| {label} | {shown} | {mean:.1f} | {mean / most:.0%} | {requests} | {own:.2f} "
+        f"| {servers:.2f} |",
+        flush=True,
     )
+
+
+def used_by(folder: Path) -> float:
+    """The processor seconds that shards of a step took, without opening its model."""
+    footers = [ShardMetadata.read(path) for path in folder.glob("*/*.parquet")]
+    return sum((one.cpu_seconds or 0) - (one.opening_cpu_seconds or 0) for one in footers)
 
 
 # Memory

@@ -3,7 +3,7 @@
     python -m benchmarks.slow_server SECONDS
 
 Prints its port. `GET /load` says for how many seconds a request was in it, added up over requests,
-and how long it was from the first request to the last answer.
+how long it was from the first request to the last answer, and the processor time that it has used.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Load:
                 "seconds": self.last - self.began,
                 "most": self.most,
                 "requests": self.requests,
+                "cpu_seconds": time.process_time(),
             }
         ).encode()
 
