@@ -12,8 +12,8 @@ content      the same with `detector: content`, PySceneDetect's
 scenedetect  `scenedetect -q -i FILE detect-content`: cuts only
 ffmpeg       `ffmpeg -i FILE -f null -`: decoding only
 
-The time that the same command takes for a file of four packets is subtracted: a run starts one
-worker for many videos, so Python's start-up time doesn't matter.
+The time that the same command takes for a file of four packets (of the first file) is subtracted:
+a run starts one worker for many videos, so Python's start-up time doesn't matter.
 
 Prints ratios, where more than 1 means that the first is faster: of the median wall times, and of
 the median processor times, which a busy machine disturbs less. `decoded` is the share of a file's
@@ -206,6 +206,7 @@ def main() -> None:
     if missing := [str(path) for path in files if not path.is_file()]:
         parser.error(f"no such file: {', '.join(missing)}; name video files to measure")
     totals: dict[str, np.ndarray] = {}
+    start: dict[str, np.ndarray] = {}
     all_frames = np.zeros(2)
     pairs = "".join(f"{a + ' / ' + b:>24}" for a, b in PAIRS)
     print(f"{'speed, wall (processor)':36}{pairs}{'decoded':>10}")
@@ -213,9 +214,10 @@ def main() -> None:
         for path in files:
             longer = Path(folder) / f"{path.stem}.mkv"
             lengthen(path, longer, options.seconds)
-            few = Path(folder) / f"{path.stem}.start.mkv"
-            shorten(path, few)
-            start, _ = measure(few, max(3, options.repeats), chosen)
+            if not start:
+                few = Path(folder) / f"{path.stem}.start.mkv"
+                shorten(path, few)
+                start, _ = measure(few, max(3, options.repeats), chosen)
             seconds, frames = measure(longer, options.repeats, chosen)
             seconds = {name: spent - start[name] for name, spent in seconds.items()}
             longer.unlink()

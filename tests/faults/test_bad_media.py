@@ -134,12 +134,17 @@ def check_neighbours(
     tmp_path: Path,
     ran: Ran,
     memory_bytes: int,
+    chosen: Sequence[str] = (),
 ) -> None:
     """Sound files have the same rows as without bad ones; memory stays near theirs."""
     listing = tmp_path / "neighbours.jsonl"
     listing.write_text("".join(json.dumps({"path": str(path)}) + "\n" for path in neighbours))
     alone = run_recipe(
-        SPLIT_ONLY.format(shard_videos=32), [listing], tmp_path / "alone", limit_seconds=120
+        SPLIT_ONLY.format(shard_videos=32),
+        [listing],
+        tmp_path / "alone",
+        *chosen,
+        limit_seconds=120,
     )
     assert alone.status == 0, alone.errors
     expected = outcomes(tmp_path / "alone")
@@ -168,16 +173,36 @@ def corpus(cases, tmp_path_factory) -> tuple[Path, list[Path]]:
 
 
 @pytest.mark.slow
-def test_forty_bad_files_in_a_folder_have_allowed_outcomes(tmp_path):
+@pytest.mark.parametrize("detector", ["content", "cascade"])
+def test_forty_bad_files_in_a_folder_have_allowed_outcomes(detector, tmp_path):
     """One run over all; the good files between them have the same rows as alone."""
     cases = named(all_cases(), SMALL)
     folder = tmp_path / "files"
     neighbours = write(folder, cases)
+    chosen = ("--set", f"split_clips.detector={detector}")
     ran = run_recipe(
-        SPLIT_ONLY.format(shard_videos=16), [folder], tmp_path / "dataset", limit_seconds=600
+        SPLIT_ONLY.format(shard_videos=16),
+        [folder],
+        tmp_path / "dataset",
+        *chosen,
+        limit_seconds=600,
     )
-    found = check("default, small", folder, cases, tmp_path / "dataset", ran)
-    check_neighbours(neighbours, found, tmp_path, ran, MEMORY_BYTES)
+    found = check(f"{detector}, small", folder, cases, tmp_path / "dataset", ran)
+    check_neighbours(neighbours, found, tmp_path, ran, MEMORY_BYTES, chosen)
+
+
+@pytest.mark.faults
+def test_every_bad_file_has_an_allowed_outcome_if_not_all_is_decoded(cases, corpus, tmp_path):
+    folder, _ = corpus
+    ran = run_recipe(
+        SPLIT_ONLY.format(shard_videos=32),
+        [folder],
+        tmp_path / "dataset",
+        "--set",
+        "split_clips.detector=cascade",
+        limit_seconds=900,
+    )
+    check("cascade", folder, cases, tmp_path / "dataset", ran)
 
 
 @pytest.mark.faults

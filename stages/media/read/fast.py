@@ -99,6 +99,7 @@ class FastVideo(DecodedVideo):
         self._planes: PlaneImages | None = None
         self.corrupt_seconds: list[float] = []
         self._kept_images = threading.local()
+        self._held_bytes: dict[tuple[int, int], int] = {}
         self._sound_frames = 0
         # The timestamps of packets whose pictures have not arrived yet, by place in the file.
         self._waiting: dict[int, int] = {}
@@ -165,9 +166,16 @@ class FastVideo(DecodedVideo):
             duration_seconds=facts.duration_seconds(frame.duration or facts.usual_pts),
             small=self._small(frame) if self._small else None,
             full=functools.partial(self._kept, frame),
-            held_bytes=sum(plane.buffer_size for plane in frame.planes),
+            held_bytes=self._bytes_of(frame),
             parts=self._planes(frame) if self._planes else None,
         )
+
+    def _bytes_of(self, frame: av.VideoFrame) -> int:
+        """What the frame takes in memory: looked up once per size."""
+        size = (frame.width, frame.height)
+        if size not in self._held_bytes:
+            self._held_bytes[size] = sum(plane.buffer_size for plane in frame.planes)
+        return self._held_bytes[size]
 
     def _check_sound(self, astray: tuple[float, float] | None) -> None:
         """Fails a file whose frames are mostly concealed damage, or shown at other times."""
