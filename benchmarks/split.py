@@ -1,6 +1,6 @@
 """Measures how fast split_clips is, compared with PySceneDetect's command and bare decoding.
 
-    python -m benchmarks.split [FILE ...] [--repeats 5] [--seconds 120] [--set NAME=VALUE ...]
+    python -m benchmarks.split [FILE ...] [--repeats 5] [--seconds 120] [--threads 0] [--set …]
 
 Each file is first lengthened by joining it to itself (packets are copied, not re-encoded).
 Then these processes take turns on it:
@@ -94,7 +94,7 @@ def _join(source: Path, target: Path, loops: int, packets: int | None) -> None:
                 shift += end
 
 
-def scan_and_split(path: Path, settings: dict[str, str]) -> None:
+def scan_and_split(path: Path, settings: dict[str, str], threads: int) -> None:
     """What a worker does with one video, from the file to committed Parquet.
 
     Prints the number of frames that were decoded, and that the file has.
@@ -116,7 +116,7 @@ def scan_and_split(path: Path, settings: dict[str, str]) -> None:
         }
     )
     with tempfile.TemporaryDirectory() as folder:
-        workspace = Workspace(Path(folder), Path(folder))
+        workspace = Workspace(Path(folder), Path(folder), decoder_threads=threads)
         with scan.open(workspace) as transform:
             scanned = transform(source)
         for name, table in scanned.items():
@@ -140,8 +140,9 @@ def ffmpeg_binary() -> str:
     return program
 
 
-def commands(path: Path, more: dict[str, str]) -> dict[str, list[str]]:
-    ours = [sys.executable, "-m", "benchmarks.split", "--scan", str(path)]
+def commands(path: Path, more: dict[str, str], threads: int) -> dict[str, list[str]]:
+    ours = [sys.executable, "-m", "benchmarks.split", "--threads", str(threads)]
+    ours += ["--scan", str(path)]
     return {
         **{
             name: [*ours, "--set", *(f"{key}={value}" for key, value in {**chosen, **more}.items())]
@@ -161,7 +162,7 @@ def commands(path: Path, more: dict[str, str]) -> dict[str, list[str]]:
 
 
 def measure(
-    path: Path, repeats: int, more: dict[str, str]
+    path: Path, repeats: int, more: dict[str, str], threads: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Median (wall, processor) seconds of each command, and what `needed` printed.
 
@@ -170,7 +171,7 @@ def measure(
     taken: dict[str, list[tuple[float, float]]] = {}
     frames = np.zeros(2)
     for _ in range(repeats):
-        for name, command in commands(path, more).items():
+        for name, command in commands(path, more, threads).items():
             began, used = time.perf_counter(), processor_seconds()
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, check=True, cwd=ROOT, stdout=subprocess.PIPE
@@ -195,12 +196,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="footage to make of a file")
     parser.add_argument("--scan", type=Path, help="only scan and split this file, once")
     parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="decoding threads of ours: 1 as in a run of more videos than CPUs, 0 for all",
+    )
+    parser.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of split_clips"
     )
     options = parser.parse_args()
     chosen = dict(item.split("=", 1) for item in options.set)
     if options.scan:
-        scan_and_split(options.scan, chosen)
+        scan_and_split(options.scan, chosen, options.threads)
         return
     files = options.files or [FOOTAGE / name for name in DEFAULT_FILES]
     if missing := [str(path) for path in files if not path.is_file()]:
@@ -217,8 +224,8 @@ def main() -> None:
             if not start:
                 few = Path(folder) / f"{path.stem}.start.mkv"
                 shorten(path, few)
-                start, _ = measure(few, max(3, options.repeats), chosen)
-            seconds, frames = measure(longer, options.repeats, chosen)
+                start, _ = measure(few, max(3, options.repeats), chosen, options.threads)
+            seconds, frames = measure(longer, options.repeats, chosen, options.threads)
             seconds = {name: spent - start[name] for name, spent in seconds.items()}
             longer.unlink()
             for name, value in seconds.items():
