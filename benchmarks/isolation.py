@@ -3,8 +3,7 @@
     python -m benchmarks.isolation [FILE] [--repeats 9]
 
 The helper decodes the file once and keeps the results. Then it transfers them repeatedly without
-decoding, with one progress report per frame. `benchmarks.split` measures whole runs with and
-without the helper; there the difference is smaller than the noise of a busy machine.
+decoding, with one progress report per frame.
 """
 
 from __future__ import annotations
