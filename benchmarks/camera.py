@@ -24,12 +24,12 @@ from tests.camera_moves import Move, filmed, write
 from tests.scanning import run
 
 SIZE = (640, 360)
-RATE = 25
+RATE = 10
 PICTURES = (
     ("tears_of_steel_room_17s_vp9.webm", 5.0),
-    ("bbb_opening_720p_45s.ts", 20.0),
-    ("sam2_dog_catch.mp4", 2.0),
-    ("slides_talk_123s.mp4", 30.0),
+    ("bbb_opening_720p_45s.ts", 9.0),
+    ("sam2_dog_catch.mp4", 1.0),
+    ("sam2_coffee_pour.mp4", 4.0),
 )
 MOVES = (
     Move(),

@@ -110,6 +110,12 @@ def test_fades_and_bars_do_not_disturb():
         assert found["camera_pan"] == pytest.approx(10, abs=0.4)
 
 
+def test_grain_is_no_subject():
+    columns = columns_of(filmed(PICTURE, Move(pan=10, noise=10), rate=RATE))
+    assert columns["camera_pan"] == pytest.approx(10, abs=0.2)
+    assert columns["subject_motion"] < 0.1
+
+
 def test_what_shows_nothing_has_nulls():
     noise = np.random.default_rng(0)
     black = [

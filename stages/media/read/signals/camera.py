@@ -26,7 +26,10 @@ _BLACK = 28  # brightest luma of black bars
 _FADE = 0.02  # a change of brightness by more is removed first
 _MOST_FADE = 4.0  # a stronger one leaves too little
 
-_LEAST_CORNER = 2e-5  # of cv2.cornerMinEigenVal
+# Corners, by cv2.cornerMinEigenVal, stand out from grain, which the plainest quarter shows best;
+# where all is texture, that says nothing.
+_LEAST_CORNER, _MOST_GRAIN = 2e-5, 6e-4
+_OVER_GRAIN = 12.0
 _EDGE = 3  # corners so near the frame's edge are not followed, pixels
 _WINDOW = (11, 11)
 _LEVELS = 3
@@ -219,10 +222,13 @@ class _Cells:
     def corners(self, response: np.ndarray) -> np.ndarray:
         """The place of each cell's largest response, as x and y, where it is large enough."""
         inside = self._inside(response)
+        some = inside[::3, ::3].ravel()
+        grain = float(np.partition(some, some.size // 4)[some.size // 4])
+        least = max(_LEAST_CORNER, min(_OVER_GRAIN * grain, _MOST_GRAIN))
         squares = inside.reshape(self.rows, _CELL, self.columns, _CELL).swapaxes(1, 2)
         by_cell = squares.reshape(self.rows * self.columns, _CELL * _CELL)
         best = by_cell.argmax(axis=1)
-        large = by_cell[np.arange(len(best)), best] >= _LEAST_CORNER
+        large = by_cell[np.arange(len(best)), best] >= least
         row, column = np.divmod(np.flatnonzero(large), self.columns)
         down, across = np.divmod(best[large], _CELL)
         places = (self._left + column * _CELL + across, self._top + row * _CELL + down)
