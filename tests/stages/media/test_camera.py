@@ -18,7 +18,7 @@ from tests.scanning import run
 PICTURE = textured((640, 360))
 
 
-RATE = 5.0  # each frame is compared
+RATE = 4.0  # each frame is compared
 FRAMES = 15
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from clipmill.stages.media.read.picture import Picture
 
-PAIR_SECONDS = 0.2
+PAIR_SECONDS = 0.24
 """Compared pictures are at least this far apart."""
 
 _JITTER_SECONDS = 0.002  # of timestamps in a container's units
@@ -24,6 +24,7 @@ _SIDE = 128  # long side of compared pictures, pixels
 _CELL = 10  # side of a cell, pixels
 _BLACK = 28  # brightest luma of black bars
 _FADE = 0.02  # a change of brightness by more is removed first
+_FADE_LEVELS = 0.5  # of the mean, below which it isn't looked for
 _MOST_FADE = 4.0  # a stronger one leaves too little
 
 # Corners, by cv2.cornerMinEigenVal, stand out from grain, which the plainest quarter shows best;
@@ -43,6 +44,7 @@ _NEAR = 0.4
 _NEAR_SHARE = 0.06
 _LEAST_FOLLOWING = 0.5  # of the tracks, and
 _LEAST_COVER = 0.25  # of all cells, for a camera that moves
+_SURE, _SURE_COVER = 0.85, 0.5  # from which on the pixels need not be asked
 _LEAST_QUARTERS = 3  # of the frame, in which tracks follow
 
 _CLEARLY = 1.2  # how many times better one explanation must be to win a cell, and
@@ -159,6 +161,8 @@ def _camera(
 ) -> np.ndarray | None:
     """The camera's motion, which is what the tracks say if the pixels agree."""
     found = _fit(starts, ends, before.shape)
+    if found is not None and found[1] >= max(_SURE * len(starts), _SURE_COVER * cells.count):
+        return found[0]
     before, after = _details(before), _details(after)
     unexplained = cells.means(cv2.absdiff(before, after))
     unchanged = unexplained < _UNCHANGED
@@ -188,8 +192,8 @@ def _moved(image: np.ndarray, fit: np.ndarray) -> np.ndarray:
 def _without_bars(before: np.ndarray, after: np.ndarray) -> tuple[int, int, int, int]:
     """The part of the images inside black bars: top, bottom, left, right."""
     brightest = cv2.max(before, after)
-    rows = np.flatnonzero(brightest.max(axis=1) > _BLACK)
-    columns = np.flatnonzero(brightest.max(axis=0) > _BLACK)
+    rows = np.flatnonzero(cv2.reduce(brightest, 1, cv2.REDUCE_MAX) > _BLACK)
+    columns = np.flatnonzero(cv2.reduce(brightest, 0, cv2.REDUCE_MAX) > _BLACK)
     if not len(rows):
         return 0, 0, 0, 0
     top, bottom = int(rows[0]), int(rows[-1]) + 1
@@ -236,6 +240,8 @@ class _Cells:
 
     def without_fade(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """`after` as bright as `before`, judged by most cells."""
+        if abs(cv2.mean(before)[0] - cv2.mean(after)[0]) < _FADE_LEVELS:
+            return after
         bright, later = self.means(before), self.means(after)
         gain = float(np.median((bright + 1) / (later + 1)))
         if abs(gain - 1) < _FADE or not 1 / _MOST_FADE < gain < _MOST_FADE:
