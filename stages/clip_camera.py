@@ -47,7 +47,7 @@ _MIXED = 2.0  # times as much there and back is a movement, too
 _HANDHELD = 0.2  # shake from which on a camera is handheld, % of the longer side
 
 _LEAST_MEASURED = 0.5  # share of the clip's pairs, by time
-_SMOOTHING_SECONDS = 1.0
+_SMOOTHING_SECONDS = 1.25
 _LEAST_POINTS = 4  # in such a window, to tell shake from movement
 _ROUNDING_SECONDS = 1e-6
 
@@ -122,7 +122,7 @@ def _around(
 ) -> tuple[float | None, dict[str, float]]:
     """How far the camera strays from its smoothed path, and how fast it follows that, without sign.
 
-    The path is smoothed by straight lines through a second of it. The first is a median in % of
+    The path is smoothed by straight lines through 1.25 s of it. The first is a median in % of
     the longer side; None if no run is long enough.
     """
     longer = max(size)

@@ -24,6 +24,7 @@ from clipmill.stages.media.read.sound import Sound
 
 _WINDOW_BLOCKS = 4  # that a block's loudness is measured over
 _SILENCE = "n=-60dB:d=0.1"
+_PULLS_PER_SECOND = 2
 # Shorter gaps and overlaps are a container's rounding, or a lost packet.
 _LEAST_GAP_SECONDS = 0.1
 # The loudness that the filter gives for digital silence is below this.
@@ -150,7 +151,7 @@ class _Stretch:
         self._began = first.time
         self._format = _format(first)
         self._rate = first.sample_rate
-        self._samples = 0
+        self._samples = self._waiting = 0
         self._loudness: list[float | None] = []
         self._peaks: list[float] = []
         self._crossings: list[float] = []
@@ -187,7 +188,10 @@ class _Stretch:
         frame.pts, frame.time_base = self._samples, Fraction(1, self._rate)
         self._samples += frame.samples
         self._source.push(frame)
-        self._pull()
+        # Asking after each frame costs more than some frames that wait.
+        self._waiting += frame.samples
+        if self._waiting >= self._rate // _PULLS_PER_SECOND:
+            self._pull()
 
     def end(self) -> None:
         self._source.push(None)
@@ -214,6 +218,7 @@ class _Stretch:
         }
 
     def _pull(self) -> None:
+        self._waiting = 0
         while True:
             try:
                 block = self._sink.pull()
@@ -238,17 +243,23 @@ class _Stretch:
 
     def _count_crossings(self, samples: np.ndarray) -> float:
         """How often the sign changes, the mean of the channels; 0 has none."""
+        channels = samples.shape[1]
         if self._signs is None:
-            self._signs = np.zeros(samples.shape[1])
-        count = 0.0
+            self._signs = np.zeros(channels)
+        if samples.all():
+            below = samples < 0
+            count = np.count_nonzero(below[1:] != below[:-1])
+            count += np.count_nonzero(self._signs * samples[0] < 0)
+            self._signs = np.sign(samples[-1])
+            return float(count) / channels
+        count = 0
         for channel, values in enumerate(samples.T):
-            signs = np.sign(values)
-            signs = signs[signs != 0]
+            signs = np.sign(values[values != 0])
             if len(signs):
-                count += float(np.count_nonzero(signs[1:] != signs[:-1]))
-                count += bool(self._signs[channel] * signs[0] < 0)
+                count += np.count_nonzero(signs[1:] != signs[:-1])
+                count += np.count_nonzero(self._signs[channel] * signs[0] < 0)
                 self._signs[channel] = signs[-1]
-        return count / int(samples.shape[1])
+        return float(count) / channels
 
 
 def _format(frame: av.AudioFrame) -> tuple[int, str, str]:
