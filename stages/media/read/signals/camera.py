@@ -44,7 +44,7 @@ _NEAR = 0.4
 _NEAR_SHARE = 0.06
 _LEAST_FOLLOWING = 0.5  # of the tracks, and
 _LEAST_COVER = 0.25  # of all cells, for a camera that moves
-_SURE, _SURE_COVER = 0.85, 0.5  # from which on the pixels need not be asked
+_SURE, _SURE_COVER = 0.85, 0.6  # from which on the pixels need not be asked
 _LEAST_QUARTERS = 3  # of the frame, in which tracks follow
 
 _CLEARLY = 1.2  # how many times better one explanation must be to win a cell, and
@@ -191,7 +191,11 @@ def _moved(image: np.ndarray, fit: np.ndarray) -> np.ndarray:
 
 def _without_bars(before: np.ndarray, after: np.ndarray) -> tuple[int, int, int, int]:
     """The part of the images inside black bars: top, bottom, left, right."""
+    height, width = before.shape
     brightest = cv2.max(before, after)
+    edges = (brightest[0], brightest[-1], brightest[:, 0], brightest[:, -1])
+    if all(edge.max() > _BLACK for edge in edges):
+        return 0, height, 0, width
     rows = np.flatnonzero(cv2.reduce(brightest, 1, cv2.REDUCE_MAX) > _BLACK)
     columns = np.flatnonzero(cv2.reduce(brightest, 0, cv2.REDUCE_MAX) > _BLACK)
     if not len(rows):
@@ -199,7 +203,6 @@ def _without_bars(before: np.ndarray, after: np.ndarray) -> tuple[int, int, int,
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     left, right = int(columns[0]), int(columns[-1]) + 1
     # The last row of the picture is mixed with the bar, and so stands still.
-    height, width = before.shape
     return (
         top + 2 * (top > 0),
         bottom - 2 * (bottom < height),
@@ -243,15 +246,16 @@ class _Cells:
         if abs(cv2.mean(before)[0] - cv2.mean(after)[0]) < _FADE_LEVELS:
             return after
         bright, later = self.means(before), self.means(after)
-        gain = float(np.median((bright + 1) / (later + 1)))
+        gain = float(np.median((bright + 1.0) / (later + 1.0)))
         if abs(gain - 1) < _FADE or not 1 / _MOST_FADE < gain < _MOST_FADE:
             return after
         return cv2.convertScaleAbs(after, alpha=gain)
 
     def means(self, image: np.ndarray) -> np.ndarray:
         """The mean of each cell."""
-        inside = self._inside(image).astype(np.float32)
-        return cv2.resize(inside, (self.columns, self.rows), interpolation=cv2.INTER_AREA)
+        return cv2.resize(
+            self._inside(image), (self.columns, self.rows), interpolation=cv2.INTER_AREA
+        )
 
     def _inside(self, image: np.ndarray) -> np.ndarray:
         bottom, right = self._top + self.rows * _CELL, self._left + self.columns * _CELL
@@ -290,7 +294,7 @@ def _fit(
         method=cv2.RANSAC,
         ransacReprojThreshold=_NEAR + _NEAR_SHARE * way,
         maxIters=_TRIALS,
-        confidence=0.999,
+        confidence=0.99,
     )
     if fit is None:
         return None
