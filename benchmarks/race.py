@@ -51,7 +51,13 @@ Command = Callable[[Sequence[Path], Path], None]
 
 
 def usable(path: Path) -> str | None:
-    """The ending for films of a video; None if it is not one to race on."""
+    """The ending for films of a video; None if it is not one to race on.
+
+    Joined to itself, a transport stream has pictures that refer to missing ones: such a film is
+    damaged, and measures something else.
+    """
+    if path.suffix.lower() in (".ts", ".mts", ".m2ts"):
+        return None
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
