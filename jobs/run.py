@@ -17,7 +17,6 @@ from clipmill.jobs.progress_bars import TerminalProgress, saying
 from clipmill.jobs.status import show_status
 from clipmill.pipeline import run as runs
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
-from clipmill.schemas.pandas_import import spare_pandas
 
 _err = Console(stderr=True, highlight=False)
 
@@ -46,14 +45,12 @@ def run(loaded: LoadedRecipe, dataset: Path, **asked: Any) -> bool:
 
 def run_recipe(**asked: Any) -> None:
     """`clipmill.run`, followed on standard error; then the state of the dataset."""
-    spare_pandas()
     show_status(clipmill.run(progress=TerminalWatcher(), **asked).status)
     sys.stdout.flush()
 
 
 def print_plan(format: str = "table", **asked: Any) -> None:
     """`clipmill.plan`, on standard output; messages of reading the sources on standard error."""
-    spare_pandas()
     found = clipmill.plan(progress=TerminalWatcher(), **asked)
     if format == "json":
         print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
@@ -63,6 +60,5 @@ def print_plan(format: str = "table", **asked: Any) -> None:
 
 def retry_failures(dataset: Path, kinds: Sequence[str], *, wait: bool) -> None:
     """`clipmill.retry`, followed likewise."""
-    spare_pandas()
     show_status(clipmill.retry(dataset, kinds, progress=TerminalWatcher(), wait=wait).status)
     sys.stdout.flush()

@@ -37,10 +37,13 @@ app = Commands("Make a dataset")
 _LAYOUTS = ", ".join(get_args(ImportFormat))
 
 
-def _say_that_it_begins(what: str) -> None:
-    """Prints immediately, on a terminal: a run's imports take seconds on a slow disk."""
+def _begin(what: str) -> None:
+    """Says immediately, on a terminal, what begins: a run's imports take seconds on a slow disk."""
     if sys.stderr.isatty():
         print(what, file=sys.stderr, flush=True)
+    from clipmill.schemas.pandas_import import spare_pandas
+
+    spare_pandas()  # before modules are imported that make arrays
 
 
 @app.command()
@@ -99,7 +102,7 @@ def run(
     wait: Wait = False,
 ) -> None:
     """Run what is not done yet. Running again does only what is missing."""
-    _say_that_it_begins("Reading the recipe …")
+    _begin("Reading the recipe …")
     asked: dict[str, Any] = {
         "recipe": recipe,
         "dataset": dataset,
@@ -132,7 +135,7 @@ def run(
 @app.command()
 def retry(dataset: Dataset, kind: Kinds = None, wait: Wait = False) -> None:
     """Retry failed rows, and only those, with the newest run's recipe."""
-    _say_that_it_begins("Looking for failed rows …")
+    _begin("Looking for failed rows …")
     from clipmill.jobs.run import retry_failures
 
     retry_failures(dataset, kind or [], wait=wait)
@@ -241,7 +244,7 @@ def demo(
     engine: Annotated[Engine, typer.Option(help="where stages run")] = "ray",
 ) -> None:
     """Run the full recipe on a small rendered world, offline, and measure it against the truth."""
-    _say_that_it_begins("Making the world …")
+    _begin("Making the world …")
     from clipmill.jobs.demo.demo import run_demo
 
     run_demo(dataset.absolute(), engine=engine)
