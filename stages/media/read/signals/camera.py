@@ -50,7 +50,8 @@ _LEAST_QUARTERS = 3  # of the frame, in which tracks follow
 _CLEARLY = 1.2  # how many times better one explanation must be to win a cell, and
 _CLEARLY_LEVELS = 0.5  # by how many grey levels
 _COARSE = 15  # details are finer than this, pixels
-_DETAILED = 2.5  # mean of a cell's details, grey levels
+_DETAILED = 1.0  # mean of a cell's details, grey levels
+_SAME = 0.4  # share of them by which they may differ, if the camera stands
 _UNCHANGED = 1.2  # mean difference in a cell, grey levels
 _STILL = 0.5  # share of unchanged cells; if less changes, the camera may stand
 _MOST = 0.7  # share of tracks or changed cells that a moving camera then has to explain
@@ -179,8 +180,9 @@ def _camera(
         # Where little changes, subjects may be all that moves.
         if following >= _LEAST_COVER * cells.count and (agreed or unchanged.mean() < _STILL):
             return fit
-    detailed = cells.means(np.abs(before)) >= _DETAILED
-    stands = unchanged.mean() >= _STILL and (detailed & unchanged).sum() >= _LEAST_CELLS
+    detail = cells.means(np.abs(before))
+    shown = (detail >= _DETAILED) & (unexplained < _SAME * detail)
+    stands = unchanged.mean() >= _STILL and shown.sum() >= _LEAST_CELLS
     return _STANDING if stands else None
 
 
