@@ -243,23 +243,23 @@ class _Stretch:
 
     def _count_crossings(self, samples: np.ndarray) -> float:
         """How often the sign changes, the mean of the channels; 0 has none."""
-        channels = samples.shape[1]
+        channels = int(samples.shape[1])
         if self._signs is None:
             self._signs = np.zeros(channels)
+        count = 0
         if samples.all():
             below = samples < 0
-            count = np.count_nonzero(below[1:] != below[:-1])
-            count += np.count_nonzero(self._signs * samples[0] < 0)
+            count += int(np.count_nonzero(below[1:] != below[:-1]))
+            count += int(np.count_nonzero(self._signs * samples[0] < 0))
             self._signs = np.sign(samples[-1])
-            return float(count) / channels
-        count = 0
+            return count / channels
         for channel, values in enumerate(samples.T):
             signs = np.sign(values[values != 0])
             if len(signs):
-                count += np.count_nonzero(signs[1:] != signs[:-1])
-                count += np.count_nonzero(self._signs[channel] * signs[0] < 0)
+                count += int(np.count_nonzero(signs[1:] != signs[:-1]))
+                count += bool(self._signs[channel] * signs[0] < 0)
                 self._signs[channel] = signs[-1]
-        return float(count) / channels
+        return count / channels
 
 
 def _format(frame: av.AudioFrame) -> tuple[int, str, str]:
