@@ -5,8 +5,8 @@
 Signals are measured on pictures of 256 pixels, and some on a part of the picture. For the clips of
 real footage this compares them with the filters run over every picture in its full size (for blocks
 and blur: over three pictures of each clip): Spearman's rank correlation over clips, and the
-median of the ratio, ours / FFmpeg's. It prints the processor time that signals add to a lean scan
-of the same files, too. Without files, it uses the real footage next to the checkout.
+median of the ratio, ours / FFmpeg's. It also prints the processor time that the parts of signals
+add to a lean scan. Without files, it uses the real footage next to the checkout.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from clipmill.stages.media.read import scan
+from clipmill.stages.media.read.measures import WantedMeasures
+from clipmill.stages.media.read.scan import ScanSettings
+from clipmill.stages.media.read.signals.camera import CameraMotion
+from clipmill.stages.media.read.signals.picture_signals import PictureSignals
 from tests import ffmpeg_filters
 from tests.scanning import run
 
@@ -171,12 +176,9 @@ def compared(paths: Sequence[Path], seconds: float) -> Iterator[str]:
         yield f"| `{name}` | {len(found)} | {rank} | {ratio} | {np.median(difference):.3g} |"
 
 
-def cost(paths: Sequence[Path], repeats: int) -> Iterator[str]:
-    """The processor time of a lean scan with signals, as a share of that without."""
-    from clipmill.stages.media.read.measures import WantedMeasures
-    from clipmill.stages.media.read.scan import ScanSettings, scan_video
-
-    plain = ScanSettings(
+def cost(paths: Sequence[Path]) -> Iterator[str]:
+    """The processor time of each part of a lean scan, as a share of that without signals."""
+    settings = ScanSettings(
         exact=False,
         spans=None,
         starts_at_seconds=None,
@@ -186,21 +188,50 @@ def cost(paths: Sequence[Path], repeats: int) -> Iterator[str]:
         frames_per_second=2.0,
         wanted=WantedMeasures(),
         lean=True,
+        signals=True,
     )
-    kinds = (plain, dataclasses.replace(plain, signals=True))
-    total = np.zeros(2)
+    spent = _Spent()
+    parts = {
+        "pictures": spent.on(PictureSignals, "add"),
+        "camera": spent.on(CameraMotion, "add"),
+        "sound": spent.on(scan, "measure_sound"),
+    }
+    yield f"| file | {' | '.join(parts)} |"
+    yield "|---|" + "---|" * len(parts)
+    total, without = dict.fromkeys(parts, 0.0), 0.0
     for path in paths:
-        spent: list[list[float]] = [[], []]
-        for _ in range(repeats):
-            for times, settings in zip(spent, kinds, strict=True):
-                began = time.process_time()
-                for _frame in scan_video(path, settings):
-                    pass
-                times.append(time.process_time() - began)
-        without, with_them = (min(times) for times in spent)
-        total += (without, with_them)
-        yield f"{path.name}: {with_them / without:.2f}"
-    yield f"all: {total[1] / total[0]:.2f}"
+        spent.seconds.clear()
+        began = time.process_time()
+        for _frame in scan.scan_video(path, settings):
+            pass
+        rest = time.process_time() - began - sum(spent.seconds.values())
+        without += rest
+        for part, name in parts.items():
+            total[part] += spent.seconds.get(name, 0.0)
+        shares = (f"{spent.seconds.get(name, 0.0) / rest:.0%}" for name in parts.values())
+        yield f"| {path.name} | {' | '.join(shares)} |"
+    yield f"| all | {' | '.join(f'{seconds / without:.0%}' for seconds in total.values())} |"
+
+
+class _Spent:
+    """Counts the processor time of functions, in the thread that calls them."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def on(self, owner: Any, name: str) -> str:
+        call, label = getattr(owner, name), f"{owner.__name__}.{name}"
+
+        def timed(*given: Any, **named: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return call(*given, **named)
+            finally:
+                spent = time.thread_time() - began
+                self.seconds[label] = self.seconds.get(label, 0.0) + spent
+
+        setattr(owner, name, timed)
+        return label
 
 
 def main() -> None:
@@ -208,13 +239,12 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--seconds", type=float, default=12, help="of each file")
     parser.add_argument("--only", choices=["agreement", "cost"])
-    parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     paths = given.files or sorted(p for p in FOOTAGE.iterdir() if p.suffix in KINDS)
     if given.only != "cost":
         print(*compared(paths, given.seconds), sep="\n", flush=True)
     if given.only != "agreement":
-        for line in cost(paths, given.repeats):
+        for line in cost(paths):
             print(line, flush=True)
 
 

@@ -25,6 +25,8 @@ SOON_SECONDS = 0.25
 SETTLED_SECONDS = 1.0, 0.6
 """After that picture another is sampled, because a shot may begin with a transition that is no part
 of its clip; detail, which costs most, is looked at only then, and sooner."""
+DARK_LEVEL = 8.0
+"""A shot may begin, too, where a picture is brighter than this and the one before isn't."""
 JUMP = 8.0
 """A picture may begin a shot if its colours change by this many levels more than those before."""
 
@@ -142,7 +144,7 @@ class PictureSignals:
                 now.planes.luma, before.planes.luma, now.mean, before.mean
             )
             now.change, flash = light.flash(now.grid, before.grid)
-            if now.change > before.change + JUMP:
+            if now.change > before.change + JUMP or before.mean < DARK_LEVEL <= now.mean:
                 for due in self._dues:
                     due.begin_shot(seconds)
         self._values["vmaf_motion"].append(motion)
