@@ -91,6 +91,7 @@ bench: setup  ## runs every benchmark, printed as Markdown
 	$(BIN)/python -m benchmarks.split
 	$(BIN)/python -m benchmarks.isolation
 	$(BIN)/python -m benchmarks.embed
+	$(BIN)/python -m benchmarks.bare_loops
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.cut
 	$(BIN)/python -m benchmarks.near
