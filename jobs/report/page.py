@@ -169,11 +169,11 @@ def _context(
     clips, seconds, whole_clips = catalog.connection.execute(
         f"SELECT count(*) FILTER ({selection.chosen}), "
         f"coalesce(sum(duration_seconds) FILTER ({selection.chosen}), 0), count(*) "
-        "FROM report_clips"
+        "FROM work.report_clips"
     ).fetchall()[0]
     videos, size_bytes, video_seconds = catalog.connection.execute(
         f"SELECT count(*), sum(size_bytes)::BIGINT, coalesce(sum(duration_seconds), 0) "
-        f"FROM report_videos WHERE {selection.chosen}"
+        f"FROM work.report_videos WHERE {selection.chosen}"
     ).fetchall()[0]
     rejected, rejected_more = outcomes.reasons(catalog)
     runs, run_count = run_history.runs_made(catalog.layout)
@@ -243,7 +243,7 @@ def _cards(catalog: Catalog, selection: ReportTables, comparable: dict[str, str]
             "clip-durations",
             "Clip durations",
             "clips",
-            "report_clips",
+            "work.report_clips",
             "duration_seconds",
             "seconds",
             (*internvid_figures.CLIP_SECONDS_BINS, *internvid_figures.CLIP_SECONDS),
@@ -254,7 +254,7 @@ def _cards(catalog: Catalog, selection: ReportTables, comparable: dict[str, str]
             "caption-words",
             "Caption lengths",
             "captions",
-            "report_clips",
+            "work.report_clips",
             "caption_words",
             "words",
             internvid_figures.CAPTION_WORDS,
@@ -263,7 +263,9 @@ def _cards(catalog: Catalog, selection: ReportTables, comparable: dict[str, str]
     ]
     for column in selection.columns:
         if column.is_switch:
-            values = figures.switches(catalog.connection, selection, "report_clips", column.sql)
+            values = figures.switches(
+                catalog.connection, selection, "work.report_clips", column.sql
+            )
             cards.append(_listed(selection, f"switch-{column.sql}", column.name, "clips", values))
             continue
         score = comparable.get(column.name)
@@ -274,7 +276,7 @@ def _cards(catalog: Catalog, selection: ReportTables, comparable: dict[str, str]
                 f"column-{column.sql}",
                 column.name,
                 "clips",
-                "report_clips",
+                "work.report_clips",
                 column.sql,
                 _MEASURES.get(column.name, column.name),
                 internvid_figures.SCORES[score] if score else (),
@@ -283,12 +285,12 @@ def _cards(catalog: Catalog, selection: ReportTables, comparable: dict[str, str]
             )
         )
     for name, title in (("language", "Languages"), ("category", "Categories")):
-        values = figures.texts(catalog.connection, selection, "report_videos", name)
+        values = figures.texts(catalog.connection, selection, "work.report_videos", name)
         cards.append(_listed(selection, name, title, "videos", values))
     sides = figures.shares(
         catalog.connection,
         selection,
-        "report_videos",
+        "work.report_videos",
         "short_side",
         internvid_figures.SHORT_SIDE_PIXELS,
     )
@@ -302,7 +304,7 @@ def _cards(catalog: Catalog, selection: ReportTables, comparable: dict[str, str]
             "The shorter side of the picture.",
         )
     )
-    rates = figures.texts(catalog.connection, selection, "report_videos", "rate")
+    rates = figures.texts(catalog.connection, selection, "work.report_videos", "rate")
     cards.append(
         _listed(
             selection, "frame-rates", "Frame rates", "videos", rates, "Frames per second, rounded."
@@ -313,9 +315,9 @@ def _cards(catalog: Catalog, selection: ReportTables, comparable: dict[str, str]
 
 def _source_durations(catalog: Catalog, selection: ReportTables) -> Card:
     """In minutes, or in seconds if the videos are short; the paper's bins are in minutes."""
-    (median,) = catalog.connection.execute("SELECT median(minutes) FROM report_videos").fetchall()[
-        0
-    ]
+    (median,) = catalog.connection.execute(
+        "SELECT median(minutes) FROM work.report_videos"
+    ).fetchall()[0]
     in_seconds = median is not None and median < 2
     return _drawn(
         catalog,
@@ -323,7 +325,7 @@ def _source_durations(catalog: Catalog, selection: ReportTables) -> Card:
         "source-durations",
         "Source durations",
         "videos",
-        "report_videos",
+        "work.report_videos",
         "duration_seconds" if in_seconds else "minutes",
         "seconds" if in_seconds else "minutes",
         internvid_figures.SOURCE_DURATION_MINUTES,

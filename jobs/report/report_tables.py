@@ -96,6 +96,7 @@ class ReportTables:
 
 def select(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
     """Fills the temporary tables."""
+    catalog.make_work()
     thresholds: list[RuleThreshold] = []
     relation = "memory.main.clips"
     expressions: list[str] = []
@@ -134,13 +135,13 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
     )
     catalog.make_views("clips")
     catalog.connection.execute(
-        f"CREATE TEMP TABLE report_clips AS SELECT {picked} FROM {relation}{join}"
+        f"CREATE OR REPLACE TABLE work.report_clips AS SELECT {picked} FROM {relation}{join}"
     )
     _videos(catalog, subset)
     gone = 0
     if subset is not None:
         (there,) = catalog.connection.execute(
-            "SELECT count(*) FROM report_clips WHERE chosen"
+            "SELECT count(*) FROM work.report_clips WHERE chosen"
         ).fetchall()[0]
         gone = int(subset.info["n_clips"]) - there
     shown = [
@@ -278,7 +279,7 @@ def _videos(catalog: Catalog, subset: FrozenSubset | None) -> None:
         )
     catalog.make_views("videos")
     catalog.connection.execute(
-        f"CREATE TEMP TABLE report_videos AS SELECT {chosen} AS chosen, "
+        f"CREATE OR REPLACE TABLE work.report_videos AS SELECT {chosen} AS chosen, "
         "duration_seconds / 60 AS minutes, least(width, height) AS short_side, "
         "CAST(round(fps) AS INTEGER)::VARCHAR AS rate, "
         f"language, category, size_bytes, duration_seconds FROM videos{join}"

@@ -121,7 +121,7 @@ def _scores(connection: duckdb.DuckDBPyConnection, selection: ReportTables) -> l
     if not numbers:
         return []
     counts = connection.execute(
-        f"SELECT {', '.join(f'count({one.sql})' for one in numbers)} FROM report_clips"
+        f"SELECT {', '.join(f'count({one.sql})' for one in numbers)} FROM work.report_clips"
     ).fetchall()[0]
     numbers = [one for one, count in zip(numbers, counts, strict=True) if count]
     return [column for column in numbers if column.stage] or numbers[:1]
@@ -135,7 +135,7 @@ def _at_random(
     connection: duckdb.DuckDBPyConnection, selection: ReportTables, count: int, seed: int
 ) -> _GroupIds:
     rows = connection.execute(
-        f"SELECT clip_id FROM report_clips WHERE {selection.chosen} "
+        f"SELECT clip_id FROM work.report_clips WHERE {selection.chosen} "
         f"ORDER BY {_by_chance(seed)}, clip_id LIMIT {count}"
     ).fetchall()
     return _GroupIds(
@@ -161,7 +161,7 @@ def _at_threshold(
     ):
         direction = "ASC" if operator.startswith(">") else "DESC"
         rows = connection.execute(
-            f"SELECT clip_id, {threshold.sql} FROM report_clips "
+            f"SELECT clip_id, {threshold.sql} FROM work.report_clips "
             f"WHERE {where} AND {threshold.sql} {operator} {threshold.value!r}::DOUBLE "
             f"ORDER BY {threshold.sql} {direction}, {_by_chance(0)} LIMIT {n}"
         ).fetchall()
@@ -183,7 +183,7 @@ def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) 
         ("DESC", count - count // 2, "highest"),
     ):
         rows = connection.execute(
-            f"SELECT clip_id, {column.sql} FROM report_clips WHERE {column.sql} IS NOT NULL "
+            f"SELECT clip_id, {column.sql} FROM work.report_clips WHERE {column.sql} IS NOT NULL "
             f"ORDER BY {column.sql} {direction}, {_by_chance(0)} LIMIT {n}"
         ).fetchall()
         clips += [(clip, f"{said}: {number(value)}") for clip, value in rows]

@@ -6,14 +6,11 @@ dataset, and no shard is opened before a query needs it.
 
 from __future__ import annotations
 
-import atexit
-import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +22,13 @@ from clipmill.pipeline.catalog.damaged_files import damage_behind
 from clipmill.pipeline.catalog.index import Coverage, find_coverage
 from clipmill.pipeline.catalog.layout import Layout, read_layout
 from clipmill.pipeline.catalog.user_sql import readable_errors, reading_statement
+from clipmill.pipeline.catalog.work_database import WorkDatabase, new_places
 from clipmill.pipeline.dataset.run_records import StageRecord, require_dataset, run_records
 from clipmill.pipeline.dataset.tombstones import Tombstone
 from clipmill.schemas.bounded_memory import bounded_memory
 from clipmill.schemas.damage import DamagedFile, read_json, reading
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.folders import SUBSET_CLIPS, subset_records
-from clipmill.schemas.scratch import ScratchFolder
 from clipmill.schemas.sql_text import escaped_for_glob, literal, quoted
 from clipmill.schemas.step_tables import Columns, StepTable, empty, raw_view
 
@@ -52,9 +49,14 @@ class Catalog:
     """
 
     def __init__(
-        self, layout: Layout, connection: duckdb.DuckDBPyConnection, use_index: bool
+        self,
+        layout: Layout,
+        connection: duckdb.DuckDBPyConnection,
+        work: WorkDatabase,
+        use_index: bool,
     ) -> None:
         self.layout = layout
+        self._work = work
         self.connection = connection
         self._missing = _view_queries(layout)
         self._kept_back: dict[str, DamagedFile] = {}
@@ -87,12 +89,17 @@ class Catalog:
 
     def close(self) -> None:
         self.connection.close()
+        self._work.remove()
         if "_parser" in vars(self):
             self._parser.close()
 
     def execute(self, query: str, parameters: object = None) -> duckdb.DuckDBPyConnection:
         self._create_views_for(query)
         return self.connection.execute(query, parameters)
+
+    def make_work(self) -> None:
+        """Attaches `work`, a database for the program's own tables, if it isn't yet."""
+        self._work.attach(self.connection)
 
     def make_views(self, *names: str) -> None:
         """Makes views that SQL for `connection` names."""
@@ -281,8 +288,9 @@ def open_catalog(
     machine's memory. Without `use_index` all rows come from the tables themselves.
     """
     layout = read_layout(require_dataset(dataset))
+    spill, work = new_places()
     config: dict[str, Any] = {
-        "temp_directory": str(_spill_folder().path / f"{os.getpid()}-{next(_opened)}"),
+        "temp_directory": str(spill),
         "python_enable_replacements": False,
         "autoload_known_extensions": allow_external,
         "autoinstall_known_extensions": allow_external,
@@ -308,30 +316,14 @@ def open_catalog(
         subsets = [folder for _, folder in _subset_folders(layout.dataset)]
         allowed = {
             name
-            for folder in (*layout.folders, *subsets)
+            for folder in (*layout.folders, *subsets, str(work.folder))
             for name in (folder, escaped_for_glob(folder))
         }
         folders = ", ".join(map(literal, sorted(allowed)))
         connection.execute(f"SET allowed_directories = [{folders}]")
         connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
-    return Catalog(layout, connection, use_index)
-
-
-_opened = itertools.count()
-
-
-@cache
-def _spill_folder() -> ScratchFolder:
-    """Where the catalogs of this process spill, each into a folder that DuckDB creates and
-    removes.
-
-    The folder exists until the process ends: a relation may be read long after its catalog was
-    dropped.
-    """
-    folder = ScratchFolder("sql")
-    atexit.register(folder.remove)
-    return folder
+    return Catalog(layout, connection, work, use_index)
 
 
 def _limit_memory(connection: duckdb.DuckDBPyConnection, limit: str | None) -> None:

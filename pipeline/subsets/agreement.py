@@ -86,7 +86,7 @@ def compare_recipes(
     unable: list[Unable] = []
     catalog.make_views("clips")
     connection = catalog.connection
-    connection.execute("CREATE SCHEMA IF NOT EXISTS work")
+    catalog.make_work()
     connection.execute(f"CREATE OR REPLACE TABLE {_KEPT} (clip UBIGINT, recipe BIGINT)")
     clips = 0
     try:

@@ -126,7 +126,7 @@ def _choices(
     catalog: Catalog, recipe: SubsetRecipe, scorers: Mapping[str, ResolvedScorer]
 ) -> list[Choice]:
     found: list[Choice] = []
-    catalog.connection.execute("CREATE SCHEMA IF NOT EXISTS work")
+    catalog.make_work()
     with checked_expressions(catalog, scorers) as checker:
         for rule in recipe.rules:
             body = rule.body

@@ -105,7 +105,7 @@ def read_candidates(
     wanted = _Columns()
     relation = _with_roles(catalog, scorers)
     connection = catalog.connection
-    connection.execute("CREATE SCHEMA IF NOT EXISTS work")
+    catalog.make_work()
     with checked_expressions(catalog, scorers) as checker:
         for rule in recipe.rules:
             found.columns[rule.number] = _rule_columns(

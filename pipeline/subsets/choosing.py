@@ -46,7 +46,7 @@ def choose(dataset: Path, plan: Plan, wish: Wish) -> Choice:
         return choose_sources(dataset, wish.sample, wish.seed)
     with open_catalog(dataset) as catalog, catalog.damage_named():
         connection = catalog.connection
-        connection.execute("CREATE SCHEMA IF NOT EXISTS work")
+        catalog.make_work()
         if wish.where is not None:
             _match(catalog, wish.where)
         else:
