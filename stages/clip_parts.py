@@ -100,3 +100,32 @@ def times_inside(times: Sequence[float], part: Part) -> Sequence[float]:
             times, part.end_seconds - SMALLEST_SECONDS
         )
     ]
+
+
+def trimmed(shot: Part, seconds: Sequence[float], at_start: float, at_end: float) -> Part:
+    """The shot without so many seconds at its start and end; it begins and ends with a frame."""
+    first, last = shot.first, shot.last
+    start, end = shot.start_seconds, shot.end_seconds
+    if at_start:
+        first = bisect.bisect_left(seconds, start + at_start - SMALLEST_SECONDS, first, last)
+        start = seconds[first] if first < last else end
+    if at_end:
+        last = bisect.bisect_left(seconds, end - at_end - SMALLEST_SECONDS, first, last)
+        end = seconds[last] if last < shot.last else end
+    return replace(shot, start_seconds=start, end_seconds=end, first=first, last=last)
+
+
+def early_ends(row: dict[str, Any], most_seconds: float | None) -> dict[int, float]:
+    """Frames preceded by a hole, or a picture held longer than this, with the time at which the
+    shot before ends."""
+    seconds = row["seconds"]
+    ends = {
+        bisect.bisect_left(seconds, hole["end_seconds"] - SMALLEST_SECONDS): hole["start_seconds"]
+        for hole in row.get("holes") or ()
+    }
+    if most_seconds is not None:
+        after = [*seconds[1:], row["end_seconds"]]
+        for number, (at, end) in enumerate(zip(seconds, after, strict=True), 1):
+            if end - at > most_seconds:
+                ends.setdefault(number, at + most_seconds)
+    return ends

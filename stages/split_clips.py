@@ -6,7 +6,6 @@ runs PySceneDetect's detectors, or Clipmill's own, over the statistics, and so n
 
 from __future__ import annotations
 
-import bisect
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
-from clipmill.schemas.ids import clip_id
 from clipmill.schemas.tables import OUTCOME
 from clipmill.stages.cascade_shots import (
     TRANSITION_RULE,
@@ -30,12 +28,14 @@ from clipmill.stages.cascade_shots import (
 from clipmill.stages.clip_parts import (
     SMALLEST_SECONDS,
     Part,
-    end_frame,
+    early_ends,
     equal_parts,
     given_shot,
     times_inside,
+    trimmed,
     without_repeats,
 )
+from clipmill.stages.clip_rows import clip_row, shot_row
 from clipmill.stages.clip_signals import CLIP_SIGNALS, KEPT, VideoSignals
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
 from clipmill.stages.reading_stage import ReadingStage
@@ -369,7 +369,7 @@ class SplitClips(ReadingStage):
                 continue
             clips = without_repeats(row["video_id"], clips)
             shot_rows += [
-                _shot_row(row, number, shot, parts)
+                shot_row(row, number, shot, parts)
                 for number, (shot, parts) in enumerate(zip(shots, clips, strict=True))
             ]
             kept = [
@@ -381,7 +381,7 @@ class SplitClips(ReadingStage):
             signals = self._signals(row, {name: table[name][place] for name in kept_columns}, shots)
             for number, part in kept:
                 more = signals.of(part) if signals else {}
-                rows.keep(row["video_id"], **_clip_row(row, number, part), **more)
+                rows.keep(row["video_id"], **clip_row(row, number, part), **more)
             if not kept:
                 rules = [part.rule for parts in clips for part in parts if part.rule]
                 rules = [rule for rule in rules if rule != TRANSITION_RULE] or rules
@@ -416,7 +416,7 @@ class SplitClips(ReadingStage):
             return [given_shot(row, span) for span in spans]
         seconds = row["seconds"]
         cuts, transitions = ([], []) if self.boundaries == "whole" else self._cuts(row)
-        ends = self._early_ends(row)
+        ends = early_ends(row, self.max_hold_seconds)
         edges = [0, *sorted({*cuts, *(i for i in ends if 0 < i < len(seconds))}), len(seconds)]
         times = [*(seconds[i] for i in edges[:-1]), row["end_seconds"]]
         shots = [
@@ -431,23 +431,6 @@ class SplitClips(ReadingStage):
             for i in range(len(edges) - 1)
         ]
         return with_transitions(shots, transitions, row) if transitions else shots
-
-    def _early_ends(self, row: dict[str, Any]) -> dict[int, float]:
-        """Frames preceded by a hole or a held picture, with the time at which the shot before
-        ends."""
-        seconds = row["seconds"]
-        ends = {
-            bisect.bisect_left(seconds, hole["end_seconds"] - SMALLEST_SECONDS): hole[
-                "start_seconds"
-            ]
-            for hole in row.get("holes") or ()
-        }
-        if (most := self.max_hold_seconds) is not None:
-            after = [*seconds[1:], row["end_seconds"]]
-            for number, (at, end) in enumerate(zip(seconds, after, strict=True), 1):
-                if end - at > most:
-                    ends.setdefault(number, at + most)
-        return ends
 
     def _cuts(self, row: dict[str, Any]) -> tuple[list[int], list[Transition]]:
         if self.detector == CASCADE:
@@ -486,11 +469,11 @@ class SplitClips(ReadingStage):
         """The clips of a shot; a piece that a rule drops is returned with the rule."""
         if shot.rule:
             return [shot]
-        part = self._trimmed(shot, seconds)
+        part = trimmed(shot, seconds, self.trim_start_seconds, self.trim_end_seconds)
         duration = part.end_seconds - part.start_seconds
         if part.first >= part.last:
-            trimmed = "trim_end_seconds" if self.trim_end_seconds else "trim_start_seconds"
-            rule = trimmed if shot.first < shot.last else "boundaries"
+            setting = "trim_end_seconds" if self.trim_end_seconds else "trim_start_seconds"
+            rule = setting if shot.first < shot.last else "boundaries"
             return [replace(part, rule=f"split_clips.{rule}")]
         pieces = [part]
         if self.max_clip_seconds and duration > self.max_clip_seconds + SMALLEST_SECONDS:
@@ -520,63 +503,3 @@ class SplitClips(ReadingStage):
             )
             counted.append(replace(part, rule=rule))
         return counted
-
-    def _trimmed(self, shot: Part, seconds: Sequence[float]) -> Part:
-        first, last = shot.first, shot.last
-        start, end = shot.start_seconds, shot.end_seconds
-        if self.trim_start_seconds:
-            begin = start + self.trim_start_seconds - SMALLEST_SECONDS
-            first = bisect.bisect_left(seconds, begin, first, last)
-            start = seconds[first] if first < last else end
-        if self.trim_end_seconds:
-            finish = end - self.trim_end_seconds - SMALLEST_SECONDS
-            last = bisect.bisect_left(seconds, finish, first, last)
-            end = seconds[last] if last < shot.last else end
-        return replace(shot, start_seconds=start, end_seconds=end, first=first, last=last)
-
-
-def _shot_row(row: dict[str, Any], number: int, shot: Part, parts: list[Part]) -> dict[str, Any]:
-    count = sum(part.rule is None for part in parts)
-    return {
-        "video_id": row["video_id"],
-        "shot": number,
-        "start_seconds": shot.start_seconds,
-        "end_seconds": shot.end_seconds,
-        "start_frame": row["frame_numbers"][shot.first] if shot.first < shot.last else None,
-        "end_frame": end_frame(row, shot),
-        "n_clips": count,
-        "rule": None if count else parts[0].rule,
-        "transition": shot.transition,
-    }
-
-
-def _clip_row(row: dict[str, Any], number: int, part: Part) -> dict[str, Any]:
-    # The difference at the first frame is that across the cut.
-    motion = [m for m in row["motion"][part.first + 1 : part.last] if m is not None]
-    return {
-        "clip_id": clip_id(row["video_id"], part.start_seconds, part.end_seconds),
-        "shot": number,
-        "start_seconds": part.start_seconds,
-        "end_seconds": part.end_seconds,
-        "duration_seconds": part.end_seconds - part.start_seconds,
-        "start_frame": row["frame_numbers"][part.first],
-        "end_frame": end_frame(row, part),
-        "fps": row["fps"],
-        "width": row["width"],
-        "height": row["height"],
-        "motion": _mean(motion),
-        "motion_max": max(motion, default=None),
-        "sharpness": _mean(row["sharpness"][part.first : part.last]),
-        "brightness": _mean(row["brightness"][part.first : part.last]),
-        "caption_given": part.caption,
-        "captions_given": part.captions,
-        "extra": part.extra,
-        "tone_mapped": row.get("tone_mapped"),
-        "corrupt_frames": None
-        if (times := row.get("corrupt_seconds")) is None
-        else len(times_inside(times, part)),
-    }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
