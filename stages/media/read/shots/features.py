@@ -29,6 +29,7 @@ NAMES = (
     "nearest_by_step",
     "nearest",
     "nearest_later",
+    "nearest_of_8",
     "moved_by_most",
     "moved_by_median",
     "moved",
@@ -39,6 +40,11 @@ NAMES = (
     "alike_across",
     "alike_within",
     "contrast",
+    "unlike",
+    "unlike_by_step",
+    "stillness",
+    "quarter_by_most",
+    "least",
 )
 # Blocks of 12x9 pixels are looked for this far away.
 _REACH = 4
@@ -57,6 +63,9 @@ def described(
         return np.empty((0, len(NAMES)))
     around = np.clip(indexes[:, None] + np.array([-1, 0, 1]), 0, len(values.l1) - 1)
     most = lambda series: np.nan_to_num(series)[around].max(1)  # noqa: E731  three of one kind
+    distances, motion, shapes = _distances(windows), _motion(windows), _shapes(windows)
+    # What any of these explains is no cut: motion, light, more motion than before, an overlay.
+    ratios = (motion[0], motion[3], distances[2], motion[-1], shapes[1])
     columns = [
         np.log(np.nan_to_num(found.l1)[indexes] + 0.1),
         np.log(most(found.correlation) + 0.1),
@@ -64,31 +73,48 @@ def described(
         np.log(np.nan_to_num(values.l1)[indexes] + 1),
         most(values.correlation),
         most(values.histogram),
-        *_distances(windows),
-        *_motion(windows),
+        *distances[:-1],
+        *motion[:-1],
         *_colours(windows),
         np.log(windows.std((2, 3, 4)).max(1) + 1),
+        *shapes,
+        distances[-1],
+        motion[-1],
+        np.minimum.reduce(ratios),
     ]
     return np.stack(columns, 1)
 
 
 def _distances(windows: np.ndarray) -> list[Floats]:
-    """Pictures on both sides against each other, and against those of their own side."""
+    """Pictures on both sides against each other, and against those of their own side.
+
+    The picture next to the cut may be a blend of both shots, as in films of a changed frame rate:
+    it doesn't count among its own side's, and the sides are also compared without it.
+    """
     flat = windows.reshape(*windows.shape[:2], -1)
     before, after = flat[:, :BEFORE], flat[:, BEFORE:]
-    across = _pairs(before[:, -4:], after[:, :4])
-    later = _pairs(before[:, -4:], after[:, 4:])
-    sides = (before[:, -6:], after[:, :6])
+    across = _pairs(before, after)
+    clear = np.maximum.reduce([across[:, -4:, :4], across[:, -5:-1, :4], across[:, -4:, 1:5]])
+    nearest = np.maximum.reduce(
+        [
+            part.min((1, 2))
+            for part in (across[:, -4:, :4], across[:, -5:-1, :4], across[:, -4:, 1:5])
+        ]
+    )
+    sides = (before[:, -7:-1], after[:, 1:7])
     upper = np.triu_indices(6, 1)
     within = np.maximum(*(np.median(_pairs(s, s)[:, upper[0], upper[1]], 1) for s in sides))
-    steps = np.maximum(*(_steps(side).max(1) for side in sides))
-    nearest, mean = across.min((1, 2)), across.mean((1, 2))
+    moves = [_steps(side) for side in (before[:, :-1], after[:, 1:])]
+    steps = np.maximum(*(move.max(1) for move in moves))
+    quiet, lively = np.sort([np.median(move, 1) for move in moves], axis=0)
     return [
         _log_ratio(nearest, within),
-        _log_ratio(mean, within),
+        _log_ratio(clear.mean((1, 2)), within),
         _log_ratio(nearest, steps),
         np.log(nearest + 1),
-        _log_ratio(later.min((1, 2)), within),
+        _log_ratio(across[:, -4:, 4:].min((1, 2)), within),
+        _log_ratio(across.min((1, 2)), within),
+        np.log((quiet + 0.5) / (lively + 0.5)),
     ]
 
 
@@ -109,23 +135,34 @@ def _steps(side: np.ndarray) -> Floats:
 def _motion(windows: np.ndarray) -> list[Floats]:
     """What motion of blocks doesn't explain, across the candidate and within its shots."""
     t = BEFORE
-    across = [(t, t - 1), (t + 1, t - 2)]
-    within = [(t - 2, t - 3), (t - 1, t - 2), (t + 1, t), (t + 2, t + 1)]
+    # Without the pictures next to the cut if they are blends of both shots.
+    across = [(t, t - 1), (t + 1, t - 2), (t, t - 2), (t + 1, t - 1)]
+    within = [(t - 2, t - 3), (t - 3, t - 4), (t + 2, t + 1), (t + 3, t + 2)]
     blocks = _moved(windows, across + within)
-    nearest_blocks = np.minimum(blocks[:, 0], blocks[:, 1])
+    nearest_blocks = _clear(blocks)
     left = blocks.mean(2)
-    moved, inside = left[:, :2].min(1), left[:, 2:]
-    lit = _moved(evenly_lit(windows), [*across, within[1], within[2]]).mean(2)
-    evenly = lit[:, :2].min(1)
+    moved, inside = _clear(left), left[:, 4:]
+    lit = _moved(evenly_lit(windows), [*across, within[0], within[2]]).mean(2)
+    evenly = _clear(lit)
+    quarter = np.quantile(nearest_blocks, 0.25, axis=1)
     return [
         _log_ratio(moved, inside.max(1)),
         _log_ratio(moved, np.median(inside, 1)),
         np.log(moved + 1),
-        _log_ratio(evenly, lit[:, 2:].max(1)),
+        _log_ratio(evenly, lit[:, 4:].max(1)),
         np.log(evenly + 1),
         (nearest_blocks > _CHANGED).mean(1),
-        np.log(np.quantile(nearest_blocks, 0.25, axis=1) + 1),
+        np.log(quarter + 1),
+        _log_ratio(quarter, inside.max(1)),
     ]
+
+
+def _clear(across: Floats) -> Floats:
+    """What the first two pairs both have, or one of the next two, which leave a picture out."""
+    found: Floats = np.maximum.reduce(
+        [np.minimum(across[:, 0], across[:, 1]), across[:, 2], across[:, 3]]
+    )
+    return found
 
 
 def _moved(windows: np.ndarray, pairs: list[tuple[int, int]]) -> Floats:
@@ -167,6 +204,26 @@ def evenly_lit(windows: np.ndarray) -> np.ndarray:
     deviation = luma.std((2, 3), keepdims=True)
     even = (luma - mean) / (deviation + 4) * 40 + 128
     return np.clip(even, 0, 255).astype(np.uint8)[..., None]
+
+
+def _shapes(windows: np.ndarray) -> list[Floats]:
+    """How unlike the pictures of both sides are, whatever their light, and those of a side."""
+    luma = (windows @ np.array([0.299, 0.587, 0.114], np.float32)).reshape(*windows.shape[:2], -1)
+    luma -= luma.mean(2, keepdims=True)
+    luma /= np.sqrt((luma**2).mean(2, keepdims=True) + 4) * np.sqrt(luma.shape[2])
+    unlike = 1 - np.einsum("nix,njx->nij", luma, luma)
+    t = BEFORE
+    near = np.maximum.reduce(
+        [
+            unlike[:, t - 4 : t, t : t + 4].min((1, 2)),
+            unlike[:, t - 5 : t - 1, t : t + 4].min((1, 2)),
+            unlike[:, t - 4 : t, t + 1 : t + 5].min((1, 2)),
+        ]
+    )
+    at = np.arange(luma.shape[1] - 1)
+    steps = unlike[:, at, at + 1]
+    most = np.maximum(steps[:, t - 7 : t - 2].max(1), steps[:, t + 1 : t + 6].max(1))
+    return [np.log(near + 0.02), np.log((near + 0.02) / (most + 0.03))]
 
 
 def _colours(windows: np.ndarray) -> list[Floats]:

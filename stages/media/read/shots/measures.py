@@ -196,7 +196,12 @@ class ShotMeasures:
         # Peaks of which all pictures are there, and which no later picture exceeds.
         until = known if is_end else known - _AHEAD_SECONDS
         start = self._mixed[length] - held
-        for middle in blends.peaks(seconds[: len(values[0])], *values, half):
+        # A peak is one among those up to half a `half` away.
+        low = int(np.searchsorted(seconds, seconds[min(start, len(seconds) - 1)] - half))
+        high = min(int(np.searchsorted(seconds, until + half)), len(values[0]))
+        part = slice(low, high)
+        for peak in blends.peaks(seconds[part], *(series[part] for series in values), half):
+            middle = low + peak
             if middle >= start and seconds[middle] <= until:
                 self._wanted.update(held + i for i in blends.spread(seconds, middle, half))
         self._mixed[length] = held + int(np.searchsorted(seconds, until, "right"))
