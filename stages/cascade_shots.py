@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from clipmill.schemas.extras import extras_explained
 from clipmill.stages.clip_parts import Part
 
 TRANSITION_RULE = "split_clips.transition"
@@ -24,11 +25,12 @@ class Transition:
 
 @dataclass(frozen=True)
 class CascadeSettings:
-    """`threshold` is the least probability of a cut."""
+    """`threshold` is the least probability of a cut; `judge` is asked where it is unclear."""
 
     threshold: float
     min_scene_len: str
     trim_transitions: bool
+    judge: str
 
 
 def cascade_cuts(
@@ -38,7 +40,10 @@ def cascade_cuts(
     from clipmill.stages.media.read.shots.find import Scanned, find_shots
 
     found = find_shots(
-        Scanned.of(row), settings.threshold, least_seconds(settings.min_scene_len, row["fps"])
+        Scanned.of(row),
+        settings.threshold,
+        least_seconds(settings.min_scene_len, row["fps"]),
+        judge_named(settings.judge),
     )
     numbers = row["frame_numbers"]
     count = len(numbers)
@@ -55,6 +60,16 @@ def cascade_cuts(
             # The shots meet in the middle.
             edges.add(sum(ends) // 2)
     return sorted(edge for edge in edges if 0 < edge < count), transitions
+
+
+def judge_named(name: str) -> Any:
+    """The network, loaded once per worker; None for `none`."""
+    if name == "none":
+        return None
+    with extras_explained("shots"):
+        from clipmill.stages.media.read.shots.judge import load_judge
+
+        return load_judge()
 
 
 def with_transitions(

@@ -23,6 +23,7 @@ from clipmill.stages.cascade_shots import (
     CascadeSettings,
     Transition,
     cascade_cuts,
+    judge_named,
     with_transitions,
 )
 from clipmill.stages.clip_parts import (
@@ -202,6 +203,11 @@ class SplitClips(ReadingStage):
         description="cascade: clips end where a fade, dissolve or wipe begins; otherwise the "
         "shots meet in its middle",
     )
+    judge: Literal["none", "transnetv2"] = Field(
+        "none",
+        description="cascade: a network that is asked where it is unclear whether there is a cut; "
+        "needs `clipmill[shots]`",
+    )
     decode: Literal["needed", "all"] = Field(
         "needed",
         description="cascade: decode only the pictures that others need or that may show something "
@@ -350,6 +356,8 @@ class SplitClips(ReadingStage):
 
     @contextmanager
     def open(self, workspace: Workspace) -> Iterator[Transform]:
+        if self.detector == CASCADE:
+            judge_named(self.judge)  # if it isn't there, nothing needs to be decoded
         yield self._transform
 
     def _transform(self, table: pa.Table) -> dict[str, pa.Table]:
@@ -440,6 +448,7 @@ class SplitClips(ReadingStage):
                     threshold=_CASCADE_THRESHOLD if self.threshold is None else self.threshold,
                     min_scene_len=self.min_scene_len or _CASCADE_MIN_SCENE_LEN,
                     trim_transitions=self.trim_transitions,
+                    judge=self.judge,
                 ),
             )
         # Imported here, because PySceneDetect takes half a second.

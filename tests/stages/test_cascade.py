@@ -129,7 +129,7 @@ def test_settings_that_need_no_new_scan(scanned, workspace):
         shots = found(scanned, workspace, **settings)["shots"]
         return [s["start_frame"] for s in shots if s["transition"] is None]
 
-    assert {CUT, SECOND_CUT} <= set(cuts(threshold=0.8))
+    assert {CUT, SECOND_CUT} <= set(cuts())
     # No probability is 1.
     assert not {CUT, SECOND_CUT} & set(cuts(threshold=1))
     for length in ("10", "0.4s", "00:00:00.4"):
