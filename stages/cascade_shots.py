@@ -47,7 +47,10 @@ def cascade_cuts(
     )
     numbers = row["frame_numbers"]
     count = len(numbers)
-    at = lambda number: bisect.bisect_left(numbers, number)  # noqa: E731  used three times
+
+    def at(number: int) -> int:
+        return bisect.bisect_left(numbers, number)
+
     transitions = [
         Transition(span.kind, at(span.first), at(span.last + 1)) for span in found.transitions
     ]

@@ -441,7 +441,7 @@ class SplitClips(ReadingStage):
         return with_transitions(shots, transitions, row) if transitions else shots
 
     def _cuts(self, row: dict[str, Any]) -> tuple[list[int], list[Transition]]:
-        if self.detector == CASCADE:
+        if self.detector == "cascade":
             return cascade_cuts(
                 row,
                 CascadeSettings(

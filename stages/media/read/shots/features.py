@@ -62,7 +62,11 @@ def described(
     if not len(indexes):
         return np.empty((0, len(NAMES)))
     around = np.clip(indexes[:, None] + np.array([-1, 0, 1]), 0, len(values.l1) - 1)
-    most = lambda series: np.nan_to_num(series)[around].max(1)  # noqa: E731  three of one kind
+
+    def most(series: Floats) -> Floats:
+        found: Floats = np.nan_to_num(series)[around].max(1)
+        return found
+
     distances, motion, shapes = _distances(windows), _motion(windows), _shapes(windows)
     # What any of these explains is no cut: motion, light, more motion than before, an overlay.
     ratios = (motion[0], motion[3], distances[2], motion[-1], shapes[1])
@@ -194,7 +198,8 @@ def unmoved(shown: np.ndarray, searched: np.ndarray) -> Floats:
             total = means.reshape(count, _BLOCKS[0] * _BLOCKS[1], -1).sum(2, dtype=np.uint16)
             best = total if best is None else np.minimum(best, total)
     assert best is not None
-    return best / tall.shape[2]
+    found: Floats = best / tall.shape[2]
+    return found
 
 
 def evenly_lit(windows: np.ndarray) -> np.ndarray:
@@ -203,7 +208,8 @@ def evenly_lit(windows: np.ndarray) -> np.ndarray:
     mean = luma.mean((2, 3), keepdims=True)
     deviation = luma.std((2, 3), keepdims=True)
     even = (luma - mean) / (deviation + 4) * 40 + 128
-    return np.clip(even, 0, 255).astype(np.uint8)[..., None]
+    found: np.ndarray = np.clip(even, 0, 255).astype(np.uint8)[..., None]
+    return found
 
 
 def _shapes(windows: np.ndarray) -> list[Floats]:

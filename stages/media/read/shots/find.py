@@ -116,9 +116,9 @@ def candidates_of(scanned: Scanned) -> Candidates:
     kept = []
     for index in indexes:
         around = np.clip(np.arange(index - BEFORE, index + AFTER), 0, count - 1)
-        shown = [scanned.thumbnails.get(scanned.numbers[i]) for i in around]
-        if all(thumbnail is not None for thumbnail in shown):
-            windows.append(np.stack(shown))
+        shown = [scanned.numbers[i] for i in around]
+        if all(number in scanned.thumbnails for number in shown):
+            windows.append(np.stack([scanned.thumbnails[number] for number in shown]))
             kept.append(index)
     indexes = np.array(kept, np.intp)
     pictures = np.stack(windows) if windows else np.empty((0, BEFORE + AFTER, *_SHAPE), np.uint8)
@@ -147,12 +147,12 @@ def places_of(scanned: Scanned) -> tuple[list[mixes.Place], np.ndarray]:
         apart, left, split = (np.array(scanned.statistics[name]) for name in blends.names(length))
         for index in blends.peaks(scanned.seconds, apart, left, split, half):
             around = blends.spread(scanned.seconds, index, half)
-            pictures = [scanned.thumbnails.get(scanned.numbers[i]) for i in around]
-            if all(picture is not None for picture in pictures):
+            numbers = [scanned.numbers[i] for i in around]
+            if all(number in scanned.thumbnails for number in numbers):
                 places.append(
                     mixes.Place(int(index), half, apart[index], left[index], split[index])
                 )
-                shown.append(np.stack(pictures))
+                shown.append(np.stack([scanned.thumbnails[number] for number in numbers]))
     pictures = np.stack(shown) if shown else np.empty((0, blends.PER_SPREAD, *_SHAPE), np.uint8)
     return places, pictures
 

@@ -60,7 +60,8 @@ class Judge:
 
     @torch.inference_mode()
     def _run(self, windows: np.ndarray) -> np.ndarray:
-        return self.per_picture(windows)[:, _AT].max(1)
+        found: np.ndarray = self.per_picture(windows)[:, _AT].max(1)
+        return found
 
     @torch.inference_mode()
     def per_picture(self, windows: np.ndarray) -> np.ndarray:

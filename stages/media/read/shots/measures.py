@@ -6,7 +6,7 @@ Only the last seconds of thumbnails are held.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import cv2
@@ -184,7 +184,8 @@ class ShotMeasures:
         found = candidates(
             relative(differences(self._numbers, self._takes, self._statistics, part)), STORED
         )
-        for index in np.flatnonzero(found[self._decided - low : until - low]) + self._decided:
+        for place in np.flatnonzero(found[self._decided - low : until - low]):
+            index = self._decided + int(place)
             self._wanted.update(range(max(0, index - BEFORE), min(count, index + AFTER)))
         self._decided = until
 
@@ -192,16 +193,18 @@ class ShotMeasures:
         self, length: str, half: float, seconds: np.ndarray, *, known: float, is_end: bool
     ) -> None:
         held = self._held
-        values = [np.array(self._statistics[name][held:]) for name in blends.names(length)]
+        apart, left, split = (
+            np.array(self._statistics[name][held:]) for name in blends.names(length)
+        )
         # Peaks of which all pictures are there, and which no later picture exceeds.
         until = known if is_end else known - _AHEAD_SECONDS
         start = self._mixed[length] - held
         # A peak is one among those up to half a `half` away.
         low = int(np.searchsorted(seconds, seconds[min(start, len(seconds) - 1)] - half))
-        high = min(int(np.searchsorted(seconds, until + half)), len(values[0]))
+        high = min(int(np.searchsorted(seconds, until + half)), len(apart))
         part = slice(low, high)
-        for peak in blends.peaks(seconds[part], *(series[part] for series in values), half):
-            middle = low + peak
+        for peak in blends.peaks(seconds[part], apart[part], left[part], split[part], half):
+            middle = low + int(peak)
             if middle >= start and seconds[middle] <= until:
                 self._wanted.update(held + i for i in blends.spread(seconds, middle, half))
         self._mixed[length] = held + int(np.searchsorted(seconds, until, "right"))
@@ -226,18 +229,21 @@ class ShotMeasures:
 
 
 def differences(
-    numbers: Sequence[int], takes: Sequence[int], statistics: dict[str, list[float]], part: slice
+    numbers: Sequence[int],
+    takes: Sequence[int],
+    statistics: Mapping[str, Sequence[float]],
+    part: slice,
 ) -> Differences:
     """The differences of a part of the pictures."""
-    values = [np.array(statistics[name][part], float) for name in _COMPARED]
+    l1, correlation, chi = (np.array(statistics[name][part], float) for name in _COMPARED)
     number, take = np.array(numbers[part]), np.array(takes[part])
     gaps = np.diff(number, prepend=number[:1] - 1).astype(float)
     starts = np.diff(take, prepend=take[:1]) != 0
     if len(starts) and not part.start:
         starts[0] = True
-    for value in values:
+    for value in (l1, correlation, chi):
         value[starts] = np.nan
-    return Differences(*values, gaps)
+    return Differences(l1, correlation, chi, gaps)
 
 
 def _rounded(values: np.ndarray) -> list[float]:
