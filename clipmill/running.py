@@ -82,7 +82,7 @@ def run(
 
     recipe: a ready-made name or a YAML file; without one, that of the dataset's newest run.
     sources: lists, folders, patterns, files or URLs instead of the recipe's.
-    settings: by `label.setting`, e.g. `{"split_clips.threshold": 35}`.
+    settings: by `label.setting`, e.g. `{"split_clips.min_clip_seconds": 2}`.
     engine: `auto`, `ray` or `local` instead of the recipe's.
     where, subset, sample: work only on the clips for which an SQL condition over `clips` is true,
     on those of a frozen subset, or on that many random sources (drawn with `seed`), and on their

@@ -51,7 +51,7 @@ Set = Annotated[
         "--set",
         metavar="A.B=VALUE",
         help="change a setting, e.g. "
-        "split_clips.threshold=35, or add a stage: LABEL.stage=NAME with its settings; "
+        "split_clips.min_clip_seconds=2, or add a stage: LABEL.stage=NAME with its settings; "
         "repeatable",
         autocompletion=completion.settings,
     ),

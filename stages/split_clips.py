@@ -284,9 +284,10 @@ class SplitClips(ReadingStage):
         if not any(self.weights) or not all(map(math.isfinite, self.weights)):
             raise ValueError("weights: expected numbers, at least one of them not 0")
         if self.threshold is not None and self.threshold > _MOST[self.detector]:
+            hint = "; thresholds like 27 need `detector: content`" if self.detector == CASCADE else ""
             raise ValueError(
                 f"threshold of {self.detector}: at most {_MOST[self.detector]:g}, "
-                f"not {self.threshold:g}"
+                f"not {self.threshold:g}{hint}"
             )
         if self.detector == CASCADE and self.exact:
             raise ValueError(
@@ -441,7 +442,7 @@ class SplitClips(ReadingStage):
         return with_transitions(shots, transitions, row) if transitions else shots
 
     def _cuts(self, row: dict[str, Any]) -> tuple[list[int], list[Transition]]:
-        if self.detector == "cascade":
+        if self.detector == CASCADE:
             return cascade_cuts(
                 row,
                 CascadeSettings(

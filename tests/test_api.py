@@ -281,7 +281,7 @@ def test_run_returns_counts_reports_progress_and_is_then_complete(made, tmp_path
         "sources": films,
         "dataset": tmp_path / "new",
         "engine": "local",
-        "settings": {"split_clips.threshold": 30},
+        "settings": {"split_clips.threshold": 0.4},
     }
     with caplog.at_level(logging.INFO, "clipmill.run"):
         result = clipmill.run("timestamps-only", progress=seen.append, **asked)
@@ -296,7 +296,7 @@ def test_run_returns_counts_reports_progress_and_is_then_complete(made, tmp_path
     assert not clipmill.run(dataset=tmp_path / "new").did_anything
     clips = result.dataset.sql("SELECT count(*) FROM clips").fetchall()
     more = clipmill.run(
-        dataset=tmp_path / "new", settings={"split_clips.threshold": 90}, engine="local"
+        dataset=tmp_path / "new", settings={"split_clips.threshold": 1}, engine="local"
     )
     assert more.did_anything
     # visible immediately
