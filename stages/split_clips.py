@@ -284,7 +284,7 @@ class SplitClips(ReadingStage):
         if not any(self.weights) or not all(map(math.isfinite, self.weights)):
             raise ValueError("weights: expected numbers, at least one of them not 0")
         if self.threshold is not None and self.threshold > _MOST[self.detector]:
-            hint = "; thresholds like 27 need `detector: content`" if self.detector == CASCADE else ""
+            hint = "; 27 is one of `detector: content`" if self.detector == CASCADE else ""
             raise ValueError(
                 f"threshold of {self.detector}: at most {_MOST[self.detector]:g}, "
                 f"not {self.threshold:g}{hint}"

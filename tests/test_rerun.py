@@ -144,10 +144,13 @@ def test_every_shard_records_its_counts(made):
 def test_timestamps_are_the_same_without_kept_frames(made, tmp_path):
     """The timestamps-only recipe keeps no picture and needs no model."""
     films = Path(made.loaded.recipe.sources[0].path)
-    run(
-        load_recipe(recipe_path("timestamps-only"), sources=[str(films)], engine="local"),
-        tmp_path / "dataset",
+    loaded = load_recipe(
+        recipe_path("timestamps-only"),
+        sources=[str(films)],
+        engine="local",
+        overrides=["split_clips.detector=content"],
     )
+    run(loaded, tmp_path / "dataset")
     query = "SELECT clip_id, start_frame, end_frame, motion, sharpness FROM clips ORDER BY 1"
     rows = []
     for dataset in (tmp_path / "dataset", made.dataset):

@@ -373,7 +373,7 @@ def test_missing_clips_of_a_subset_are_reported_and_explained(dataset: Path):
 
 
 def test_changed_settings_explain_missing_clips_of_a_subset(dataset: Path):
-    run(load(None, dataset, overrides=["split_clips.threshold=200"]), dataset, take_sources=False)
+    run(load(None, dataset, overrides=["split_clips.threshold=1"]), dataset, take_sources=False)
     report = verify(dataset)
     assert report.faults == []
     assert any("changed since" in note.what for note in report.notes)
