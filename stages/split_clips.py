@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
@@ -88,7 +88,7 @@ SHOTS = pa.schema(
 )
 
 Detector = Literal["content", "adaptive", "threshold", "histogram", "hash", "cascade"]
-CASCADE = "cascade"
+CASCADE: Final = "cascade"
 _LENGTH_OF_TIME = re.compile(
     r"(?P<frames>\d+)|(?P<seconds>\d+(\.\d+)?)\s?s?"
     r"|(\d+:)?[0-5]?\d:[0-5]?\d(\.\d+)?"
