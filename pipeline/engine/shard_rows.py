@@ -12,7 +12,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +153,10 @@ class ShardRows:
                     yield from _first(pending, ahead)
             self._rest()
             while pending:
-                with self.time.waiting():
-                    wait([pending[0][0]])  # an interrupt may come here, and ends this
+                # An interrupt may come here, and ends this. `wait` would never return for a call
+                # that a closed pool has cancelled.
+                with self.time.waiting(), contextlib.suppress(CancelledError):
+                    pending[0][0].exception()
                 yield from _first(pending, ahead)
         except DeviceBroken:
             raise  # the rows at fault are among those in the journal
