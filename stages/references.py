@@ -5,6 +5,7 @@ A reference names a model in one of these ways, in a recipe as one string or as 
     Salesforce/blip-image-captioning-base@main     a hub id, with or without a revision
     ./models/captioner                             a folder (relative to the recipe's file)
     package:clipmill.jobs/demo/models/captioner    a folder in an installed Python package
+    package:NAME/models#sha256=HEX                 the same, of known content (`folder_sha256`)
     http://127.0.0.1:8000/v1#qwen2.5-vl@7b-0125    a model behind an OpenAI-compatible server, with
                                                    or without a revision of your own choice
 
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +26,10 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from clipmill.stages.media.isolation.progress import LargeFile
+from clipmill.stages.packages import PACKAGE, packaged_path, pinned
 
 # Files of a model's folder that count for its identity: all that could change its output.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-PACKAGE = "package:"
 _WEB = ("http://", "https://")
 _NEXT_ADDRESS = re.compile(r"\s*,\s*(?=https?://)")
 _CONFIG = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -56,34 +56,18 @@ def folder_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def packaged_path(text: str) -> Path:
-    """The path that `package:NAME/…` means: data in an installed Python package.
-
-    ValueError if there is no such package here.
-    """
-    name, _, rest = text.removeprefix(PACKAGE).partition("/")
-    if name == "jobs":
-        name = "clipmill.jobs"  # the name in recipes for releases before 0.2
-    try:
-        spec = importlib.util.find_spec(name) if name.replace(".", "").isidentifier() else None
-    except ModuleNotFoundError:  # of its parent package
-        spec = None
-    folder = next(iter(spec.submodule_search_locations or ()), None) if spec else None
-    if folder is None or not rest:
-        raise ValueError(f"{text}: expected package:NAME/path of an installed Python package")
-    return Path(folder, rest)
-
-
 class DataFile(BaseModel):
     """A file in settings (a vocabulary, a head's weights) that counts by its content.
 
-    Either `path` is set, or `url` with the file's `sha256`; as text `URL#sha256=HEX`.
+    Either `path` is set, or the file's `sha256` with its `url` or, for a file in an installed
+    Python package, with `package`; as text `URL#sha256=HEX` and `package:NAME/path#sha256=HEX`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     path: str | None = None
     url: str | None = None
     sha256: str | None = None
+    package: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -91,6 +75,8 @@ class DataFile(BaseModel):
         if not isinstance(value, str | Path):
             return value
         text = str(value)
+        if text.startswith(PACKAGE) and "#" in text:
+            return pinned(text)
         if text.startswith(PACKAGE):
             return {"path": str(packaged_path(text))}
         if text.startswith(_WEB):
@@ -100,8 +86,10 @@ class DataFile(BaseModel):
 
     @model_validator(mode="after")
     def _one_place(self) -> DataFile:
-        if (self.path is None) == (self.url is None):
-            raise ValueError("a file needs a path or a url")
+        if sum(place is not None for place in (self.path, self.url, self.package)) != 1:
+            raise ValueError("a file needs a path, a url or a package")
+        if self.package is not None:
+            pinned(f"{PACKAGE}{self.package}#sha256={self.sha256}")
         if self.url is not None:
             if not self.url.startswith(_WEB) or not self.name:
                 raise ValueError(f"{self.url}: expected the URL of a file, with http or https")
@@ -113,15 +101,16 @@ class DataFile(BaseModel):
         return self
 
     def __str__(self) -> str:
-        return str(self.path if self.url is None else self.url)
+        return f"{PACKAGE}{self.package}" if self.package else str(self.url or self.path)
 
     @property
     def name(self) -> str:
         """The file's own name, without a folder."""
-        return Path(unquote(urlsplit(self.url).path) if self.url else str(self.path)).name
+        path = unquote(urlsplit(self.url).path) if self.url else self.package or self.path
+        return Path(str(path)).name
 
     def identity(self) -> str:
-        if self.url is not None:
+        if self.path is None:
             return f"sha256:{self.sha256}"
         path = Path(str(self.path))
         return "sha256:" + file_sha256(path) if path.is_file() else "missing:" + path.name
@@ -180,9 +169,10 @@ def _served(addresses: Sequence[Any]) -> dict[str, Any]:
 
 
 class ModelReference(BaseModel):
-    """Exactly one of `hub`, `folder` and `server` is set; `model` names the server's model.
+    """Exactly one of `hub`, `folder`, `server` and `package` is set.
 
-    `more_servers` serve the same model.
+    `model` names the server's model, and `more_servers` serve the same. `sha256` is that of a
+    package's folder, as `folder_sha256` computes it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -192,6 +182,8 @@ class ModelReference(BaseModel):
     server: str | None = None
     model: str | None = None
     more_servers: tuple[str, ...] = ()
+    package: str | None = None
+    sha256: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -204,6 +196,8 @@ class ModelReference(BaseModel):
             return value
         if value.startswith(_WEB):
             return _served(_NEXT_ADDRESS.split(value))
+        if value.startswith(PACKAGE) and "#" in value:
+            return pinned(value)
         if value.startswith(PACKAGE):
             return {"folder": str(packaged_path(value))}
         if value.startswith((".", "/", "~")):
@@ -213,8 +207,11 @@ class ModelReference(BaseModel):
 
     @model_validator(mode="after")
     def _one_place(self) -> ModelReference:
-        if sum(place is not None for place in (self.hub, self.folder, self.server)) != 1:
-            raise ValueError("a model reference needs exactly one of: hub, folder, server")
+        places = (self.hub, self.folder, self.server, self.package)
+        if sum(place is not None for place in places) != 1:
+            raise ValueError("a model reference needs exactly one of: hub, folder, server, package")
+        if self.package is not None:
+            pinned(f"{PACKAGE}{self.package}#sha256={self.sha256}")
         if self.more_servers and not self.server:
             raise ValueError("more_servers are further addresses of the model that server names")
         if self.server:
@@ -229,6 +226,8 @@ class ModelReference(BaseModel):
     def __str__(self) -> str:
         if self.server:
             return f"{','.join(self.servers)}#{self.served_as}"
+        if self.package:
+            return f"{PACKAGE}{self.package}"
         if self.folder:
             return self.folder
         return f"{self.hub}@{self.revision}" if self.revision else str(self.hub)
@@ -252,8 +251,10 @@ class ModelReference(BaseModel):
     def identity(self) -> str:
         """What the results depend on: bytes for a folder, name and revision for the rest.
 
-        A served model is the same at another address.
+        A served model is the same at another address, and a package's is known without it.
         """
+        if self.package:
+            return f"sha256:{self.sha256}"
         if self.folder:
             path = Path(self.folder)
             return "sha256:" + folder_sha256(path) if path.is_dir() else "missing:" + path.name

@@ -17,7 +17,7 @@ from pathlib import Path
 from clipmill.pipeline.dataset.shards import write_json
 from clipmill.pipeline.recipes.plan import PlannedStep
 from clipmill.stages.media.fetch.data_files import cache_folder, local_file
-from clipmill.stages.models.loading import cached_folder, repository_of
+from clipmill.stages.models.loading import cached_folder, local_folder, repository_of
 from clipmill.stages.protocol import ModelCheck
 from clipmill.stages.references import DataFile, ModelReference
 
@@ -63,8 +63,8 @@ def _files(value: ModelReference | DataFile) -> list[tuple[str, int, int]]:
         paths = [local_file(value, setting="")]
     else:
         found = (
-            Path(value.folder)
-            if value.folder
+            local_folder(value, setting="")
+            if value.folder or value.package
             else cached_folder(repository_of(str(value.hub)), value.revision)
         )
         if found is None:

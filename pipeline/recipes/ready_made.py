@@ -52,7 +52,8 @@ def names_without_downloads() -> list[str]:
     from clipmill.stages.references import DataFile
 
     def comes_along(value: ModelReference | DataFile) -> bool:
-        return bool(value.path if isinstance(value, DataFile) else value.folder)
+        own = value.path if isinstance(value, DataFile) else value.folder
+        return bool(own or value.package)
 
     return [
         name

@@ -14,7 +14,8 @@ from pathlib import Path
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.stages.media.fetch.data_files import Unreachable
 from clipmill.stages.models.published_weights import PAIR, published_weights
-from clipmill.stages.references import ModelReference
+from clipmill.stages.packages import check_same, installed
+from clipmill.stages.references import ModelReference, folder_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,16 @@ def local_folder(reference: ModelReference, *, setting: str) -> Path:
 
     `setting` is named in errors, as `<stage>.<setting>`. If the hub is unreachable, its cache is
     used after a few seconds. Raises UsageError if a local folder lacks files, ClipmillError if the
-    hub cannot provide the model.
+    hub or an installed package cannot provide the model.
     """
     if reference.server:
         raise UsageError(
             f"{setting}: {reference} is a server; this setting needs a hub id or a local folder"
         )
+    if reference.package:
+        folder = installed(reference.package, setting)
+        check_same(reference.package, str(reference.sha256), folder_sha256(folder), setting)
+        return folder
     if reference.folder:
         folder = Path(reference.folder)
         if not folder.is_dir():

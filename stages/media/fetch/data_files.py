@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.retries import Backoff, retried
+from clipmill.stages.packages import check_same, installed
 from clipmill.stages.references import DataFile, file_sha256
 
 if TYPE_CHECKING:
@@ -39,8 +40,13 @@ def local_file(file: DataFile, *, setting: str) -> Path:
 
     `setting` is named in errors, as `<stage>.<setting>`. A path is returned unchanged, whether
     the file exists or not. Raises ClipmillError if a file can't be fetched (Unreachable if its
-    server doesn't answer), or doesn't match the recipe's checksum.
+    server doesn't answer), is in a package that isn't installed, or doesn't match the recipe's
+    checksum.
     """
+    if file.package is not None:
+        path = installed(file.package, setting)
+        check_same(file.package, str(file.sha256), file_sha256(path), setting)
+        return path
     if file.url is None:
         return Path(str(file.path))
     place = cache_folder() / str(file.sha256) / file.name
