@@ -27,6 +27,7 @@ R = TypeVar("R")
 _MOST_SHARDS = 16  # in flight in one worker
 _MOST_BYTES = 256 << 20
 _JOIN_SECONDS = 10.0
+_LOOK_SECONDS = 0.2
 
 
 class Stopped(Exception):
@@ -138,13 +139,17 @@ class Flow:
             for lane in self.lanes.values():
                 lane.end()
 
-    def join(self, also: Sequence[threading.Thread] = ()) -> None:
-        """Waits a little for calls, and for other threads, to end."""
+    def join(
+        self, also: Sequence[threading.Thread] = (), meanwhile: Callable[[], None] | None = None
+    ) -> None:
+        """Waits a little for calls, and for other threads, to end; does `meanwhile` now and
+        then."""
         until = time.monotonic() + _JOIN_SECONDS
-        for lane in self.lanes.values():
-            lane.join(until)
-        for thread in also:
-            thread.join(max(0.0, until - time.monotonic()))
+        for thread in [*(one for lane in self.lanes.values() for one in lane.threads), *also]:
+            while thread.is_alive() and (left := until - time.monotonic()) > 0:
+                thread.join(left if meanwhile is None else min(left, _LOOK_SECONDS))
+                if meanwhile is not None:
+                    meanwhile()
 
 
 class Lane:
@@ -162,7 +167,7 @@ class Lane:
         self._is_entering = False
         self._to_begin = 0
         self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any], int] | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []
         self._taken = 0
 
     @contextlib.contextmanager
@@ -226,9 +231,9 @@ class Lane:
         with flow.lock:
             flow.check()
             flow.held_bytes += held_bytes
-            if len(self._threads) < min(self._taken, self.calls):
+            if len(self.threads) < min(self._taken, self.calls):
                 thread = threading.Thread(target=self._work, name="stage-call", daemon=True)
-                self._threads.append(thread)
+                self.threads.append(thread)
                 thread.start()
             self._queue.put((future, call, held_bytes))
         return future
@@ -250,13 +255,8 @@ class Lane:
         """Lets all waiting end, and the threads after what is queued; with the lock held."""
         self.places.notify_all()
         self._room.notify_all()
-        for _ in self._threads:
+        for _ in self.threads:
             self._queue.put(None)
-
-    def join(self, until: float) -> None:
-        """Waits for the threads until a time of the monotonic clock."""
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
 
 
 class Turn:

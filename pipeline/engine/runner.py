@@ -104,25 +104,29 @@ class Worker:
             for shard in shards:
                 self.run(shard)
             return
-        names, taking = iter(shards), threading.Lock()
+        names, taking, ended = iter(shards), threading.Lock(), threading.Semaphore(0)
 
         def work() -> None:
-            while self._flow.error is None:
-                with taking:
-                    shard = next(names, None)
-                if shard is None:
-                    return
-                with contextlib.suppress(BaseException):  # the flow has kept it
-                    self.run(shard)
+            try:
+                while self._flow.error is None:
+                    with taking:
+                        shard = next(names, None)
+                    if shard is None:
+                        return
+                    with contextlib.suppress(BaseException):  # the flow has kept it
+                        self.run(shard)
+            finally:
+                ended.release()
 
         self._threads = [threading.Thread(target=work, daemon=True) for _ in range(at_once)]
         for thread in self._threads:
             thread.start()
         try:
-            for thread in self._threads:
-                # After an error, the others' calls end when the stages are closed.
-                while thread.is_alive() and self._flow.error is None:
-                    thread.join(_LOOK_SECONDS)
+            # Not by joining the threads: Python 3.11 takes a thread for ended when an interrupt
+            # comes while it is joined. After an error, their calls end when the stages are closed.
+            for _ in self._threads:
+                while self._flow.error is None and not ended.acquire(timeout=_LOOK_SECONDS):
+                    pass
         except BaseException as error:
             self._flow.stop(error)
             raise
@@ -187,8 +191,8 @@ class Worker:
         else:
             self._stack.close()
         if failed and not isinstance(error, DeviceBroken):
-            # Closing the stages has cut what they were waiting for.
-            self._flow.join(self._threads)
+            # Closing the stages has cut what they were waiting for; a call may have begun since.
+            self._flow.join(self._threads, abandon_calls if self.calls else None)
         self._log.write("worker_end")
         self.activity.close()
 
