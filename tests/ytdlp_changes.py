@@ -49,7 +49,7 @@ _LOADING = threading.Lock()
 
 def _cloudpickle() -> Any:
     """Ray's cloudpickle, without Ray: it takes seconds to import."""
-    name = "cloudpickle"
+    name = "rays_cloudpickle"  # not that of the package, which may be installed, too
     with _LOADING:  # downloads call this from several threads
         if name not in sys.modules:
             ray = importlib.util.find_spec("ray")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 SHARD_VIDEOS = 16
 """Videos per shard of a large run, and wherever no videos are decoded."""
 _SHARDS_A_CPU = 4
+_LEAST_BYTES = 2 << 20
+"""Of media in a shard: about the work that outweighs what a shard costs at every step."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class FittedShards:
     """Shards for a machine with so many CPUs.
 
     A shard's videos are downloaded together, so `downloads` of them are in one at least, if that
-    is what their stage does at a time; files on disk need none.
+    is what their stage does at a time. Files on disk need none, but small ones share a shard.
     """
 
     cpus: int
@@ -30,7 +32,10 @@ class FittedShards:
         """From so many new videos on, shards are no smaller than they may be at most."""
         return SHARD_VIDEOS * _SHARDS_A_CPU * self.cpus
 
-    def videos(self, new: int, *, are_on_disk: bool) -> int:
-        """Videos per shard for so many new ones."""
-        least = 1 if are_on_disk else self.downloads
-        return min(SHARD_VIDEOS, max(least, new // (_SHARDS_A_CPU * self.cpus)))
+    def videos(self, new: int, bytes_on_disk: int | None) -> int:
+        """Videos per shard for so many new ones; the size is None if any is to be downloaded."""
+        if bytes_on_disk is None:
+            least = self.downloads
+        else:
+            least = new * _LEAST_BYTES // max(1, bytes_on_disk)
+        return min(SHARD_VIDEOS, max(1, least, new // (_SHARDS_A_CPU * self.cpus)))

@@ -6,6 +6,7 @@ failure; a source that the dataset already has is left unchanged.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -370,17 +371,26 @@ def excluded_ids(given: DataFile | Path | str | None) -> set[str]:
     return found - {""}
 
 
+def _bytes_on_disk(paths: Sequence[str | None]) -> int | None:
+    """The size of all files; None if any source has none."""
+    total = 0
+    for path in paths:
+        if path is None:
+            return None
+        with contextlib.suppress(OSError):  # a file that is gone by now
+            total += Path(path).stat().st_size
+    return total
+
+
 def _shards_of(tables: Iterable[pa.Table], shard_videos: int | FittedShards) -> Iterator[pa.Table]:
     """The rows in shards, each with at most `shard_videos` to download."""
     if isinstance(shard_videos, FittedShards):
-        rest, begun, new, elsewhere = iter(tables), [], 0, 0
-        while new < shard_videos.most and (one := next(rest, None)) is not None:
+        rest, begun, paths = iter(tables), [], list[str | None]()
+        while len(paths) < shard_videos.most and (one := next(rest, None)) is not None:
             begun.append(one)
-            taken = one.filter(pc.equal(states(one), KEPT))
-            new += taken.num_rows
-            elsewhere += taken["path"].null_count
+            paths += one.filter(pc.equal(states(one), KEPT))["path"].to_pylist()
         tables = itertools.chain(begun, rest)
-        shard_videos = shard_videos.videos(new, are_on_disk=not elsewhere)
+        shard_videos = shard_videos.videos(len(paths), _bytes_on_disk(paths))
     waiting: list[pa.Table] = []
     kept = 0
     for table in tables:

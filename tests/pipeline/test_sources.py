@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import string
 import threading
 import time
@@ -458,8 +459,13 @@ def test_shards_never_change_and_new_ones_are_added(tmp_path):
 def test_few_videos_are_spread_over_more_shards(tmp_path):
     """As many as suit the machine that they first come to; what is there stays as it is."""
 
-    def of(count: int, name: str, fitted: FittedShards) -> list[int]:
-        spec = write(tmp_path, f"{name}.txt", "\n".join(f"/{name}/{n}.mp4" for n in range(count)))
+    def of(count: int, name: str, fitted: FittedShards, size_bytes: int = 3 << 20) -> list[int]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        films = [tmp_path / name / f"{n}.mp4" for n in range(count)]
+        for film in films:
+            film.touch()
+            os.truncate(film, size_bytes)
+        spec = write(tmp_path, f"{name}.txt", "\n".join(map(str, films)))
         ingest(tmp_path / name, [SourceSpec(**spec)], shard_videos=fitted, base_folder=tmp_path)
         return sizes(tmp_path / name)
 
@@ -468,6 +474,10 @@ def test_few_videos_are_spread_over_more_shards(tmp_path):
     assert of(30, "c", FittedShards(1)) == [7] * 4 + [2]
     assert of(2 * FittedShards(2).most, "d", FittedShards(2)) == [16] * 16
     assert of(20, "a", FittedShards(16)) == [2] * 10
+    # Small files share a shard: its steps cost more than they do.
+    assert of(20, "e", FittedShards(8), size_bytes=400_000) == [5] * 4
+    assert of(20, "f", FittedShards(8), size_bytes=10_000) == [16, 4]
+    assert of(20, "g", FittedShards(8), size_bytes=0) == [16, 4]
     # What is downloaded together stays together.
     spec = write(tmp_path, "urls.txt", numbered(range(10)))
     take(tmp_path, spec, shard_videos=FittedShards(4, downloads=4))
