@@ -40,6 +40,8 @@ LABELS = (
     "check_captions",
     "choose_caption",
     "rewrite_captions",
+    "detect_language",
+    "detect_caption_language",
 )
 # Stages that the demo's recipe lacks, but that fit its results.
 ADDED = (
@@ -54,6 +56,8 @@ ADDED = (
     "rewrite_captions.model=package:clipmill.jobs/demo/models/summarizer",
     "rewrite_captions.dtype=float32",
     "rewrite_captions.max_new_tokens=24",
+    "detect_language.stage=detect_language",
+    "detect_caption_language.stage=detect_caption_language",
 )
 # Stages that can't run with the demo's models; each has its own test file.
 ELSEWHERE: set[str] = {"score_video_similarity", "caption_clip"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from clipmill.pipeline.catalog import views
+from clipmill.pipeline.catalog import languages, views
 from clipmill.schemas import tables
 from clipmill.schemas.sql_text import quoted
 from clipmill.schemas.step_tables import StepTable, kept
@@ -110,14 +110,25 @@ def _clips(before: Sequence[StepTable], only: Collection[str] | None) -> GateRow
     if download is not None and "video_id" in own:
         of_video = [name for name, _ in views.CLIPS_VIDEO_COLUMNS]
         columns.update(dict.fromkeys(of_video, download.stage))
-        if only is None or any(name in only for name in of_video):
+        about = {name: f"v.{quoted(name)}" for name in of_video}
+        if (detected := views.primary(before, "detect_language")) is not None:
+            place = f"d.{quoted(languages.DETECTED)}"
+            about["language"] = languages.filled(about["language"], place)
+            found = views.language_columns(before)
+            about |= {name: f"d.{quoted(name)}" for name in found}
+            # It reads what the source says, too.
+            columns |= dict.fromkeys(("language", *found), detected.stage)
+        if only is None or any(name in only for name in about):
             videos = kept(download, ["source_key", "video_id", *of_video])
             joins.append(
                 f" LEFT JOIN (SELECT * FROM ({videos}) QUALIFY row_number() OVER "
                 "(PARTITION BY video_id, _base ORDER BY _retry, source_key) = 1) AS v "
                 "ON v.video_id = base.video_id AND v._base = base._base"
             )
-            picked += [f"v.{quoted(name)}" for name in of_video]
+            if detected is not None:
+                rows = languages.of_videos(detected)
+                joins.append(f" LEFT JOIN ({rows}) AS d ON d.video_id = base.video_id")
+            picked += [f"{place} AS {quoted(name)}" for name, place in about.items()]
     rows = kept(maker, dict.fromkeys([maker.key, "clip_id", *own]))
     needed = [] if "clip_id" in own else ['base."clip_id"']
     query = f"SELECT {', '.join([*needed, *picked, 'base._base'])} FROM ({rows}) AS base"

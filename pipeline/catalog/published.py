@@ -342,7 +342,8 @@ def clip_names(steps: Sequence[StepTable], scores: Sequence[PublishedScore]) -> 
     further = [name for name in made if name not in promised]
     further += [score.name for score in scores if score.name not in made]
     about = [name for name, _ in (*views.CLIPS_VIDEO_COLUMNS, *views.CLIPS_SPLIT_COLUMNS)]
-    return [*promised, *further, *about, *views.signal_columns(steps), "media"]
+    found = [*views.signal_columns(steps), *views.language_columns(steps)]
+    return [*promised, *further, *about, *found, "media"]
 
 
 KNOWN_VIDEOS_SQL = (

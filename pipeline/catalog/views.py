@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from clipmill.pipeline.catalog import languages
 from clipmill.pipeline.catalog.audit_views import AUDIT_LABELS_VIEW, AUDITS_VIEW
 from clipmill.schemas import tables
 from clipmill.schemas.folders import SUBSET_CLIPS
@@ -330,7 +331,19 @@ def video_columns(steps: Sequence[StepTable]) -> dict[str, str]:
     found.update((c.name, c.table.stage) for c in _provided(steps, "video_id", VIDEOS_VIEW))
     if scanned is not None and _CORRUPT in scanned.schema.names:
         found.setdefault(_CORRUPT, scanned.stage)
+    if (detected := primary(steps, "detect_language")) is not None:
+        found["language"] = detected.stage  # it reads what the source says, too
     return found
+
+
+def language_columns(steps: Sequence[StepTable]) -> dict[str, StepTable]:
+    """The columns of `clips` about its video's detected language, with the step that found it."""
+    found = primary(steps, "detect_language")
+    if found is None or primary(steps, "download_videos") is None:
+        return {}
+    taken = clip_columns(steps).keys() | signal_columns(steps).keys()
+    names = (name for name, _ in languages.DETECTED_COLUMNS)
+    return {name: found for name in names if name not in taken}
 
 
 def usual_caption(steps: Sequence[StepTable]) -> str:
@@ -397,9 +410,14 @@ def video_rows(steps: Sequence[StepTable]) -> str:
         f"({kept(download, ['source_key', *names])}) QUALIFY row_number() OVER "
         "(PARTITION BY video_id, _base ORDER BY _retry, source_key) = 1"
     )
-    columns = [(name, f"base.{quoted(name)}") for name in names]
+    columns = {name: f"base.{quoted(name)}" for name in names}
+    found = primary(steps, "detect_language")
+    for column, (_, expression) in zip(further, _expressions(further), strict=True):
+        if column.table == found and column.column == languages.DETECTED:
+            columns["language"] = languages.filled(columns["language"], expression)
     groups = [(name, f"base.{name}") for name, _ in _GROUPS]
-    return _wide(rows, "video_id", columns + _expressions(further) + groups, further)
+    picked = [*columns.items(), *_expressions(further), *groups]
+    return _wide(rows, "video_id", picked, further)
 
 
 _GROUPS: Columns = (("_base", pa.int64()), ("_first", pa.int64()))
@@ -473,7 +491,13 @@ def clip_rows(steps: Sequence[StepTable]) -> str:
         columns += [("_base", "base._base"), ("_first", null(pa.int64()))]
         return _wide(kept(split, own), "clip_id", columns, joined)
     names = [name for name, _ in CLIPS_VIDEO_COLUMNS]
-    columns += [(name, f"v.{quoted(name)}") for name in names] + last
+    of_video = {name: f"v.{quoted(name)}" for name in names}
+    detected = primary(steps, "detect_language")
+    if detected is not None:
+        place = f"d.{quoted(languages.DETECTED)}"
+        of_video["language"] = languages.filled(of_video["language"], place)
+        last += [(name, f"d.{quoted(name)}") for name in language_columns(steps)]
+    columns += [*of_video.items(), *last]
     columns += [("_base", "base._base"), ("_first", "v._first")]
     query = _wide(kept(split, own), "clip_id", columns, joined)
     picked = ", ".join(
@@ -482,7 +506,11 @@ def clip_rows(steps: Sequence[StepTable]) -> str:
     )
     rows = kept(download, ["source_key", "video_id", *names])
     videos = f"SELECT video_id, min(_base) AS _first, {picked} FROM ({rows}) GROUP BY video_id"
-    return f"{query} LEFT JOIN ({videos}) AS v ON v.video_id = base.video_id"
+    query += f" LEFT JOIN ({videos}) AS v ON v.video_id = base.video_id"
+    if detected is None:
+        return query
+    found = languages.of_videos(detected)
+    return f"{query} LEFT JOIN ({found}) AS d ON d.video_id = base.video_id"
 
 
 def stored_rows(columns: Sequence[str], files: Sequence[str], *, hide_removed: bool) -> str:
