@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.isolation.isolated import (
     LEAST_MEMORY_BYTES,
     MEMORY_LIMIT_BYTES,
@@ -38,4 +41,18 @@ class ReadingStage(Stage):
             self.time_limit_seconds,
             self.memory_limit_bytes,
             settings_of=self.name,
+        )
+
+
+def require_file(path: Path) -> None:
+    """RowFailed if the file is not available now: its disk may come back."""
+    try:
+        problem = None if path.is_file() else "no such file"
+    except OSError as error:
+        problem = error.strerror
+    if problem:
+        raise RowFailed(
+            "transient",
+            f"{path}: {problem}; mount its disk, or put the "
+            "file back, then retry the failures of kind transient",
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
 from clipmill.schemas.tables import HOLE, OUTCOME
 from clipmill.stages.media.isolation.isolated import Limits, collect_isolated
 from clipmill.stages.protocol import Rows, Stage, Transform, Workspace, resource, strict_table
-from clipmill.stages.reading_stage import ReadingStage
+from clipmill.stages.reading_stage import ReadingStage, require_file
 
 # What stayed the same between two pictures, given by their places among those decoded.
 OVERLAY = pa.struct(
@@ -218,7 +217,7 @@ class ScanVideos(ReadingStage):
         from clipmill.stages.media.read.scan import ScanSettings, scan_video
 
         path, spans = workspace.resolve(row["path"]), row["spans"]
-        _require(path)
+        require_file(path)
         if self.spans == "require" and not spans:
             raise RowRejected(
                 "split_clips.boundaries", "set to `given`, but the source has no spans"
@@ -249,17 +248,3 @@ class ScanVideos(ReadingStage):
     @property
     def limits(self) -> Limits:
         return replace(super().limits, settings_of="split_clips")
-
-
-def _require(path: Path) -> None:
-    """RowFailed if the file is not available now: its disk may come back."""
-    try:
-        problem = None if path.is_file() else "no such file"
-    except OSError as error:
-        problem = error.strerror
-    if problem:
-        raise RowFailed(
-            "transient",
-            f"{path}: {problem}; mount its disk, or put the "
-            "file back, then retry the failures of kind transient",
-        )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -16,42 +14,7 @@ from clipmill.stages.clip_sound import SOUND_SIGNALS, sound_signals
 from clipmill.stages.media.read.signals.sound_levels import measure_sound
 from tests.media import SHARED_VIDEOS, cached
 from tests.scanning import run
-
-LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
-
-
-def tone(
-    decibels: Sequence[float], seconds: float, rate: int = 48000, hertz: float = 1000.0
-) -> np.ndarray:
-    """A sine with these peak levels, one per channel."""
-    times = np.arange(round(seconds * rate)) / rate
-    wave = np.sin(2 * np.pi * hertz * times)
-    return np.stack([10 ** (level / 20) * wave for level in decibels])
-
-
-def write(path: Path, *parts: tuple[float, np.ndarray], rate: int = 48000, codec: str = "") -> Path:
-    """A file with these samples at these seconds, [channel, sample]."""
-    channels = parts[0][1].shape[0]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec or "pcm_f32le", rate=rate, layout=LAYOUTS[channels])
-        for seconds, samples in parts:
-            for at in range(0, samples.shape[1], 1024):
-                piece = np.ascontiguousarray(samples[:, at : at + 1024], np.float32)
-                frame = av.AudioFrame.from_ndarray(piece, "fltp", LAYOUTS[channels])
-                frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
-                frame.pts = round(seconds * rate) + at
-                if not codec:
-                    frame = _packed(frame)
-                container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def _packed(frame: av.AudioFrame) -> av.AudioFrame:
-    samples = np.ascontiguousarray(frame.to_ndarray().T.reshape(1, -1))
-    packed = av.AudioFrame.from_ndarray(samples, "flt", frame.layout.name)
-    packed.sample_rate, packed.time_base, packed.pts = frame.sample_rate, frame.time_base, frame.pts
-    return packed
+from tests.sounds import tone, write
 
 
 def signals_of(

@@ -19,23 +19,22 @@ import av.filter
 import numpy as np
 
 from clipmill.stages.media.isolation.out_of_memory import raise_if_out
-from clipmill.stages.media.read.opening import packets
 from clipmill.stages.media.read.sound import Sound
+from clipmill.stages.media.read.tracks import (
+    LEAST_GAP_SECONDS,
+    Span,
+    TrackReader,
+    check_rate,
+    format_of,
+    joined_spans,
+    usual_layout,
+)
 
 _WINDOW_BLOCKS = 4  # that a block's loudness is measured over
 _SILENCE = "n=-60dB:d=0.1"
 _PULLS_PER_SECOND = 2
-# Shorter gaps and overlaps are a container's rounding, or a lost packet.
-_LEAST_GAP_SECONDS = 0.1
 # The loudness that the filter gives for digital silence is below this.
 _NOTHING = -120.0
-
-# What headers say beyond these is wrong, and would take gigabytes.
-_LOWEST_RATE, _HIGHEST_RATE = 1_000, 768_000
-# The same as FFmpeg's.
-_USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-
-Span = tuple[float | None, float | None]
 
 
 def measure_sound(
@@ -54,8 +53,8 @@ def measure_sound(
         if sound.stream is None:
             return {"sound": None, "sound_problem": "it has no sound track that can be decoded"}
         try:
-            for start, end in _joined(spans):
-                reader = _Reader(sound, start - zero, end - zero)
+            for start, end in joined_spans(spans):
+                reader = TrackReader(sound, start - zero, end - zero)
                 for stretch in _stretches(reader.frames()):
                     stretch.move(zero)
                     stretches.append(stretch.columns())
@@ -66,62 +65,6 @@ def measure_sound(
     if not stretches and first_error:
         return {"sound": None, "sound_problem": f"its sound cannot be decoded ({first_error})"}
     return {"sound": stretches, "sound_problem": None}
-
-
-def _joined(spans: Sequence[Span] | None) -> list[tuple[float, float]]:
-    """The spans in time order, without overlaps; one without ends for the whole file."""
-    if spans is None:
-        return [(float("-inf"), float("inf"))]
-    joined: list[tuple[float, float]] = []
-    for start, end in sorted(
-        (float("-inf") if a is None else a, float("inf") if b is None else b) for a, b in spans
-    ):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined
-
-
-class _Reader:
-    """Decodes a track from one time of the file to another, over whatever is broken."""
-
-    def __init__(self, sound: Sound, start_seconds: float, end_seconds: float) -> None:
-        self._sound = sound
-        self._start, self._end = start_seconds, end_seconds
-        self.first_error: str | None = None
-
-    def frames(self) -> Iterator[av.AudioFrame]:
-        stream = self._sound.stream
-        assert stream is not None
-        stream.codec_context.flush_buffers()
-        try:
-            for packet in self._packets():
-                try:
-                    decoded = packet.decode()
-                except av.FFmpegError as error:
-                    raise_if_out(error)
-                    self.first_error = self.first_error or error.strerror
-                    continue
-                for frame in decoded:
-                    if frame.samples and frame.time is not None and self._is_inside(frame):
-                        yield frame
-        except av.FFmpegError as error:
-            raise_if_out(error)
-            self.first_error = self.first_error or error.strerror
-
-    def _packets(self) -> Iterator[av.Packet[av.AudioStream]]:
-        stream = self._sound.stream
-        assert stream is not None
-        if self._start == float("-inf"):
-            yield from packets(self._sound.container, stream)
-        else:
-            yield from self._sound.packets(self._start, self._end)
-
-    def _is_inside(self, frame: av.AudioFrame) -> bool:
-        assert frame.time is not None
-        middle = frame.time + frame.samples / frame.sample_rate / 2
-        return self._start <= middle < self._end
 
 
 def _stretches(frames: Iterable[av.AudioFrame]) -> Iterator[_Stretch]:
@@ -146,10 +89,9 @@ class _Stretch:
 
     def __init__(self, first: av.AudioFrame) -> None:
         assert first.time is not None
-        if not _LOWEST_RATE <= first.sample_rate <= _HIGHEST_RATE:
-            raise ValueError(f"{first.sample_rate:,} samples per second")
+        check_rate(first)
         self._began = first.time
-        self._format = _format(first)
+        self._format = format_of(first)
         self._rate = first.sample_rate
         self._samples = self._waiting = 0
         self._loudness: list[float | None] = []
@@ -163,7 +105,7 @@ class _Stretch:
         self._source = self._graph.add_abuffer(
             sample_rate=self._rate,
             format=first.format.name,
-            layout=_layout(first),
+            layout=usual_layout(first),
             time_base=Fraction(1, self._rate),
         )
         loudness = self._graph.add("ebur128", "metadata=1:framelog=quiet:peak=none")
@@ -181,7 +123,7 @@ class _Stretch:
     def continues_with(self, frame: av.AudioFrame) -> bool:
         assert frame.time is not None
         gap = frame.time - (self._began + self._seconds)
-        return abs(gap) < _LEAST_GAP_SECONDS and _format(frame) == self._format
+        return abs(gap) < LEAST_GAP_SECONDS and format_of(frame) == self._format
 
     def add(self, frame: av.AudioFrame) -> None:
         # Filters count from the stretch's start, over the container's rounding.
@@ -260,16 +202,6 @@ class _Stretch:
                 count += bool(self._signs[channel] * signs[0] < 0)
                 self._signs[channel] = signs[-1]
         return count / channels
-
-
-def _format(frame: av.AudioFrame) -> tuple[int, str, str]:
-    return frame.sample_rate, frame.format.name, frame.layout.name
-
-
-def _layout(frame: av.AudioFrame) -> str:
-    """The frame's layout; the usual one for its number of channels if the file doesn't say."""
-    is_told = all(channel.name != "NONE" for channel in frame.layout.channels)
-    return frame.layout.name if is_told else _USUAL.get(frame.layout.nb_channels, frame.layout.name)
 
 
 def _silence(start_seconds: float, end_seconds: float) -> dict[str, float]:
