@@ -80,7 +80,7 @@ def render(
     uneven: bool = False,
     rotation: int = 0,
     interlaced: bool = False,
-    audio: bool = False,
+    audio: bool | np.ndarray = False,
     keyframes: int = 250,
     hdr: bool = False,
     ticks: int = 512,
@@ -93,6 +93,7 @@ def render(
     `uneven` makes every third frame last three times as long (variable frame rate); `rotation` is
     only written to the header, in degrees counter-clockwise. A frame lasts `ticks` units of the
     time base (some codecs need 1); `frame_of` converts pictures if the conversion matters.
+    `audio` is a tone, or the samples themselves, 16,000 per second.
     """
     time_base = Fraction(1, rate * ticks)
     times = []
@@ -104,7 +105,7 @@ def render(
         stream = output.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.codec_context.time_base = time_base
-        sound = output.add_stream("aac", rate=16000) if audio else None
+        sound = None if audio is False else output.add_stream("aac", rate=16000)
         if hdr:
             stream.codec_context.color_primaries = 9
             stream.codec_context.color_trc = 16
@@ -129,12 +130,13 @@ def render(
                 output.mux(stream.encode(frame))
         output.mux(stream.encode())
         if sound is not None:
-            _add_tone(output, sound, float(stamp * time_base))
+            tone = np.sin(np.arange(int(float(stamp * time_base) * 16000)) / 8)
+            _add_sound(output, sound, tone if audio is True else np.asarray(audio))
     return times
 
 
-def _add_tone(output, sound, seconds: float) -> None:
-    samples = np.sin(np.arange(int(seconds * 16000)) / 8).astype(np.float32)
+def _add_sound(output, sound, samples: np.ndarray) -> None:
+    samples = samples.astype(np.float32)
     for start in range(0, len(samples) - 1023, 1024):
         frame = av.AudioFrame.from_ndarray(
             samples[None, start : start + 1024], format="fltp", layout="mono"

@@ -273,7 +273,7 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
     for step in steps:
         if step.key != level or step.step in taken or step.name in base:
             continue
-        renamed = step.stage != step.name
+        renamed = not step.is_primary
         for field in step.own_columns:
             column = field.name
             if step.name == "embed_clips" and column.startswith("embedding"):

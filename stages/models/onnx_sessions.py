@@ -19,11 +19,12 @@ _ERRORS_ONLY = 3
 class OnnxModel:
     """One loaded model. Several threads may run it at a time; each call uses up to `threads`.
 
-    On a GPU if ONNX Runtime was built for one and finds it. Raises MissingExtra without ONNX
-    Runtime, ClipmillError if the file is not a model that it can load; both name the setting.
+    On a GPU if ONNX Runtime was built for one and finds it, unless `on_gpu` is false. Raises
+    MissingExtra without ONNX Runtime, ClipmillError if the file is not a model that it can load;
+    both name the setting.
     """
 
-    def __init__(self, path: Path, *, threads: int, setting: str) -> None:
+    def __init__(self, path: Path, *, threads: int, setting: str, on_gpu: bool = True) -> None:
         with extras_explained("signals"):
             import onnxruntime
 
@@ -33,7 +34,8 @@ class OnnxModel:
         # Threads that spin between calls take processor time from other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = _ERRORS_ONLY
-        providers = [one for one in (_GPU, _CPU) if one in onnxruntime.get_available_providers()]
+        wanted = (_GPU, _CPU) if on_gpu else (_CPU,)
+        providers = [one for one in wanted if one in onnxruntime.get_available_providers()]
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), sess_options=options, providers=providers
