@@ -171,6 +171,10 @@ def stages_page() -> str:
     return "\n".join(parts)
 
 
+# Steps that a stage runs as, apart from its own.
+_INNER = {"find_speech": "detect_speech", "scan_videos": "split_clips"}
+
+
 def _marked(fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:
     """Settings, with ◦ before the description of those that do not change the result."""
     found = {}
@@ -188,8 +192,8 @@ def _stage_parts(cls: type[Stage], common: Mapping[str, FieldInfo]) -> Iterable[
     doc = (cls.__doc__ or "").strip()
     if doc and not doc.startswith((Stage.__doc__ or "").strip()[:20]):
         yield "\n".join(line.strip() for line in doc.splitlines()) + "\n"
-    if cls.name == "scan_videos":
-        yield "An inner step of `split_clips`: it takes its settings from there.\n"
+    if outer := _INNER.get(cls.name):
+        yield f"An inner step of `{outer}`: it takes its settings from there.\n"
     # A stage's columns may depend on its settings: these are for the defaults.
     stage = cls.model_construct()
     reads = ", ".join(f"`{read}`" for read in stage.columns_read()) or "only its key"
@@ -207,7 +211,7 @@ def _stage_parts(cls: type[Stage], common: Mapping[str, FieldInfo]) -> Iterable[
         inherited = common.get(name)
         if inherited is None or info.default != inherited.default:
             own[name] = info
-    if own and cls.name != "scan_videos":
+    if own and cls.name not in _INNER:
         yield _settings(_marked(own))
     further = ", ".join(f"`{name}`" for name in cls.more_tables)
     yield f"Writes the table `{cls.name}`" + (f", and also {further}.\n" if further else ".\n")

@@ -29,6 +29,7 @@ LABELS = (
     "download_videos",
     "scan_videos",
     "split_clips",
+    "find_speech",
     "tag_clips",
     "caption_frames",
     "summarize_captions",
@@ -48,6 +49,7 @@ ADDED = (
     "take_given_score.stage=take_given_score",
     "take_given_score.column=UMT_Score",
     "take_given_score.scorer=UMT-SIM",
+    "detect_speech.stage=detect_speech",
     "check_captions.stage=check_captions",
     "check_captions.motion=split_clips.motion",
     "choose_caption.stage=choose_caption",
@@ -60,7 +62,7 @@ ADDED = (
     "detect_caption_language.stage=detect_caption_language",
 )
 # Stages that can't run with the demo's models; each has its own test file.
-ELSEWHERE: set[str] = {"score_video_similarity", "caption_clip"}
+ELSEWHERE: set[str] = {"score_video_similarity", "caption_clip", "detect_speech"}
 
 
 def test_every_built_in_stage_is_under_contract():
