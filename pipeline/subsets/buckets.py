@@ -27,8 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipmill.pipeline.subsets.integer_vectors import random_words
 from clipmill.schemas.errors import UsageError
+from clipmill.stages.models.integer_vectors import random_words
 
 LARGEST_BUCKET = 64
 # Up to this many items share one bucket, and every pair of them is compared.

@@ -1,8 +1,4 @@
-"""Clusters clips by their embeddings: spherical k-means in integers.
-
-scikit-learn's k-means is not used: its sums, and so its clusters, change with the number of
-threads. Here vectors and centres are integers (see `integer_vectors.py`), so that every product
-and sum is exact, and ties go to the cluster with the lowest number.
+"""Clusters the clips that reach a rule by their embeddings.
 
 The centres are found on a sample of bounded size, at the same cost for any number of clips; then
 each clip goes to the centre with the largest product.
@@ -17,21 +13,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from clipmill.pipeline.subsets.integer_vectors import (
-    VectorStore,
-    clip_vectors,
-    directions,
-    random_words,
-)
 from clipmill.schemas.errors import UsageError
-
-# Sampled clips per cluster, and the smallest sample.
-SAMPLE_PER_CLUSTER = 64
-LEAST_SAMPLE = 20_000
-ROUNDS = 20
-# Sampled clips per cluster that are searched for the first centres, and the fewest.
-_SEEDS_PER_CLUSTER, _LEAST_SEEDS = 8, 4096
-_ROWS_AT_A_TIME = 2048
+from clipmill.stages.models.integer_vectors import VectorStore, clip_vectors, random_words
+from clipmill.stages.models.k_means import LEAST_SAMPLE, SAMPLE_PER_CLUSTER, find_centres, nearest
 
 
 def assign_clusters(
@@ -61,9 +45,9 @@ def assign_clusters(
         if not len(sample):
             return assigned
         vectors = sample.take(np.argsort(mixed[sample.ranks]))
-    centres = _centres(vectors, clusters, seed)
+    centres = find_centres(vectors, clusters, seed)
     for ranks, some in clip_vectors(reread()):
-        assigned[ranks] = _nearest(some.astype(np.float32), centres)[0]
+        assigned[ranks] = nearest(some.astype(np.float32), centres)[0]
     return assigned
 
 
@@ -74,71 +58,3 @@ def _mixed(n: int, seed: int) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(mixed ^ (mixed >> np.uint64(31)))
-
-
-def _centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Lloyd's algorithm from spread-out first centres, until nothing moves or ROUNDS are over."""
-    centres = _first_centres(vectors, clusters, seed)
-    before = np.empty(0, np.int64)
-    for _ in range(ROUNDS):
-        labels, products = _nearest(vectors, centres)
-        if np.array_equal(labels, before):
-            break
-        before = labels
-        sums = _sums(vectors, labels, len(centres))
-        moved = directions(sums).astype(np.float32)
-        # An empty cluster, or one whose members cancel out, restarts at the vector that fits its
-        # own centre worst; in a tie, at the first.
-        lost = np.flatnonzero(~moved.any(axis=1))
-        moved[lost] = vectors[np.argsort(products, kind="stable")[: len(lost)]]
-        centres = moved
-    return centres
-
-
-def _first_centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Greedy k-means++: draws candidates for each next centre, with probabilities that grow with
-    their distance from earlier centres, and takes the one that leaves the smallest distances.
-    """
-    pool = vectors[: max(_SEEDS_PER_CLUSTER * clusters, _LEAST_SEEDS)]
-    squares = np.einsum("ij,ij->i", pool, pool).astype(np.int64)
-    n_candidates = 1 + clusters.bit_length() // 2
-    picks = random_words(f"centres {seed}", clusters * n_candidates)
-    distances = np.ones(len(pool), np.int64)
-    centres: list[np.ndarray] = []
-    for own_picks in picks.reshape(clusters, n_candidates):
-        running = np.cumsum(distances)
-        if not running[-1]:
-            break  # every vector of the pool is a centre
-        candidates = np.searchsorted(running, own_picks % np.uint64(running[-1]), side="right")
-        products = (pool @ pool[candidates].T).astype(np.int64)
-        # The squares of the distances, exact: zero only for equal vectors.
-        away = squares[:, None] + squares[candidates] - 2 * products
-        if centres:
-            away = np.minimum(away, distances[:, None])
-        best = int(away.sum(axis=0).argmin())
-        centres.append(pool[candidates[best]])
-        distances = away[:, best]
-    return np.stack(centres)
-
-
-def _nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each vector the centre with the largest product (the first in a tie), and the product."""
-    labels, products = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
-    for start in range(0, len(vectors), _ROWS_AT_A_TIME):
-        part = slice(start, start + _ROWS_AT_A_TIME)
-        found = vectors[part] @ centres.T
-        labels[part] = found.argmax(axis=1)
-        products[part] = found.max(axis=1)
-    return labels, products
-
-
-def _sums(vectors: np.ndarray, labels: np.ndarray, clusters: int) -> np.ndarray:
-    """The sum of each cluster's vectors: integers in float64, far below 2**53."""
-    order = np.argsort(labels, kind="stable")
-    sums = np.zeros((clusters, vectors.shape[1]))
-    for start in range(0, len(order), _ROWS_AT_A_TIME):
-        part = order[start : start + _ROWS_AT_A_TIME]
-        own = labels[part]
-        begins = np.flatnonzero(np.diff(own, prepend=-1))
-        sums[own[begins]] += np.add.reduceat(vectors[part].astype(np.float64), begins, axis=0)
-    return sums

@@ -6,7 +6,7 @@ only to the next, the first one stays.
 
 Pairs come from the buckets of `pipeline/subsets/buckets.py`, whose formula gives the share of
 pairs that is found, and each is verified. The result is the same on every machine: see
-`pipeline/subsets/integer_vectors.py`.
+`stages/models/integer_vectors.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipmill.pipeline.subsets.buckets import Nearness, binomial, have_near_before
-from clipmill.pipeline.subsets.integer_vectors import LENGTH, VectorStore, random_words
 from clipmill.schemas.errors import UsageError
+from clipmill.stages.models.integer_vectors import LENGTH, VectorStore, random_words
 
 RECALL = 0.95
 SKETCH_BITS = 256
