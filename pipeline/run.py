@@ -28,6 +28,7 @@ from clipmill.pipeline.engine.alike import AllRows
 from clipmill.pipeline.engine.asked import shards_of
 from clipmill.pipeline.engine.driver_log import DriverLog
 from clipmill.pipeline.engine.engines import MOST_VIDEOS, Engine, engine_for
+from clipmill.pipeline.engine.fitting import fit_record
 from clipmill.pipeline.engine.gated_run import GatedRun, RunPhase, is_another
 from clipmill.pipeline.engine.gpus import with_gpus_of
 from clipmill.pipeline.engine.halting import end_halt, halt
@@ -395,7 +396,7 @@ class _Run:
         self.clear_up_after()
         kept_record.finish("done")
         log.end("done")
-        gated.tell_what_stopped_all()
+        gated.tell_at_the_end()
         for line in self._rows.lines():
             self.watcher.say(line)
         self.watcher.say(f"Done in {log.seconds:.0f} s.")
@@ -435,8 +436,20 @@ class _Run:
 
     def new_record(self, gated: GatedRun, engine: Engine | None = None) -> records.RunRecord:
         name = engine.name if engine is not None else None
+        fits = {
+            step.stage_label: fit_record(self.dataset, step)
+            for step in self.plan.steps
+            if step.stage.fits
+        }
         return new_record(
-            self.loaded, self.plan, self.steps, self.shards(), gated.may_skip, self._choice, name
+            self.loaded,
+            self.plan,
+            self.steps,
+            self.shards(),
+            gated.may_skip,
+            self._choice,
+            name,
+            fits,
         )
 
     def _run_engine(
@@ -495,7 +508,7 @@ class _Run:
         )
         watched = self.watcher.progress(shown, recipe.progress_seconds)
         with started(engine, run, self.watcher.busy) as found:
-            tell([*found.lines, *describe_phases(self.steps), *gated.notes(todo)])
+            tell([*found.lines, *describe_phases(self.steps, self.dataset), *gated.notes(todo)])
             with watched as progress:
                 gated.run(self._ended(found.run_phase), record, note)
 

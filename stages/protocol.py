@@ -48,13 +48,15 @@ class Workspace:
     `dataset` is the dataset's folder; downloaded media goes to `media` inside it; `scratch` is
     emptied when the shard is done. Paths stored in tables are relative to `dataset` where they
     lie inside it. `decoder_threads` is a decoder's share of the CPUs where several work at a time,
-    0 where it may use all of them.
+    0 where it may use all of them. `fitted` is what the stage's `fit_on` has found, None if it has
+    found nothing yet.
     """
 
     dataset: Path
     scratch: Path
     decoded_frames: int = 0
     decoder_threads: int = 0
+    fitted: pa.Table | None = None
     _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -125,6 +127,8 @@ class Stage(BaseModel):
       fragile  its rows may crash the worker: they run one by one, with a journal
       robust   no row can end its worker or fill its memory, since what might (decoders, yt-dlp)
                runs in helper processes: a small run of such stages needs no processes of Ray's
+      fits     its rows depend on what `fit_on` finds, once, in the rows of all shards; it is kept
+               with the dataset under the step's fingerprint
       in_helpers  its rows are computed in helper processes, and its transform is thread-safe: a
                worker with several CPUs has as many calls of it at a time
     """
@@ -142,6 +146,7 @@ class Stage(BaseModel):
     error_kind: ClassVar[ErrorKind] = "model"
     fragile: ClassVar[bool] = False
     robust: ClassVar[bool] = False
+    fits: ClassVar[bool] = False
     in_helpers: ClassVar[bool] = False
 
     batch_rows: int = resource(64, ge=1, description="rows passed to the stage at a time")
@@ -186,6 +191,18 @@ class Stage(BaseModel):
 
     def open(self, workspace: Workspace) -> AbstractContextManager[Transform]:
         """Loads models, yields the transform, releases them."""
+        raise NotImplementedError
+
+    def fit_on(self, rows: Iterable[pa.Table]) -> pa.Table | None:
+        """What `open` gets as `workspace.fitted`; None if these rows don't suffice for any.
+
+        Called once per dataset and fingerprint, before the first shard, when the steps that this
+        stage reads from have done all of theirs. `rows` are the rows of one shard after the other,
+        with the key and the columns that the stage reads; there may be millions. The result must
+        depend on nothing else; it is kept, so that later shards get the same. If its first column
+        is also one of the stage's own, rows refer to its rows by it: what no row refers to after
+        videos were removed is emptied, except for that column.
+        """
         raise NotImplementedError
 
     def columns_read(self) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ LABELS = (
     "rewrite_captions",
     "detect_language",
     "detect_caption_language",
+    "cluster_clips",
 )
 # Stages that the demo's recipe lacks, but that fit its results.
 ADDED = (
@@ -60,6 +61,7 @@ ADDED = (
     "rewrite_captions.max_new_tokens=24",
     "detect_language.stage=detect_language",
     "detect_caption_language.stage=detect_caption_language",
+    "cluster_clips.stage=cluster_clips",
 )
 # Stages that can't run with the demo's models; each has its own test file.
 ELSEWHERE: set[str] = {"score_video_similarity", "caption_clip", "detect_speech"}
@@ -98,6 +100,7 @@ def transformed(step: PlannedStep, batches: list[pa.Table], workspace: Workspace
     """Rows of the stage's own table for some batches."""
     rows = []
     workspace.scratch.mkdir(parents=True, exist_ok=True)
+    workspace.fitted = step.stage.fit_on(batches) if step.stage.fits else None
     with step.stage.open(workspace) as transform:
         for batch in batches:
             output = transform(batch)
@@ -115,6 +118,7 @@ def workspace(tmp_path) -> Workspace:
 def test_stage_declares_what_it_writes(made, step, workspace):
     batch = inputs(made, step).slice(0, 2)
     workspace.scratch.mkdir(parents=True)
+    workspace.fitted = step.stage.fit_on([batch]) if step.stage.fits else None
     with step.stage.open(workspace) as transform:
         output = transform(batch)
     tables = output if isinstance(output, dict) else {step.stage.name: output}

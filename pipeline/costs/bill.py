@@ -128,7 +128,7 @@ def estimate(
     elsewhere = None if rates is None else Footers(rates, groups)
     steps = estimate_steps(work, Rates(run.plan.steps, footers, elsewhere))
     prices = recipe.prices if recipe.prices and recipe.prices.has_any else None
-    workers = workers_of(recipe, steps)
+    workers = workers_of(recipe, steps, run.dataset)
     by_stage = [
         (label, list(parts))
         for label, parts in itertools.groupby(steps, key=lambda one: one.step.stage_label)
@@ -142,7 +142,7 @@ def estimate(
     first = steps[0]
     seconds = first.amounts["media_seconds"] / 3600
     busy = [one for one in steps if one.shards]
-    wall = wall_seconds(recipe, steps)
+    wall = wall_seconds(recipe, steps, run.dataset)
     sums = {name: total([own[name] for own in amounts]) for name in COUNTED}
     is_empty = not work
     return Bill(

@@ -32,22 +32,22 @@ def machine_of(recipe: Recipe) -> Machine | None:
     return Machine(cpus, gpus)
 
 
-def legs_of(recipe: Recipe, steps: Sequence[StepEstimate]) -> tuple[Leg, ...] | None:
+def legs_of(recipe: Recipe, steps: Sequence[StepEstimate], dataset: Path) -> tuple[Leg, ...] | None:
     """The phases and pools of a run with Ray; none if its machine is unknown."""
     machine = machine_of(recipe)
     busy = tuple(one.step for one in steps if one.shards)
     if machine is None or not busy:
         return None if machine is None else ()
     most = max(one.shards for one in steps)
-    return tuple(leg for phase in phases(busy) for leg in plan_legs(phase, machine, most))
+    return tuple(leg for phase in phases(busy, dataset) for leg in plan_legs(phase, machine, most))
 
 
-def wall_seconds(recipe: Recipe, steps: Sequence[StepEstimate]) -> Values | None:
+def wall_seconds(recipe: Recipe, steps: Sequence[StepEstimate], dataset: Path) -> Values | None:
     """The run's time; None if it depends on a cluster. Unknown times are not numbers."""
     by_label = {one.step.label: one for one in steps}
     if recipe.engine == "local":
         return np.asarray(sum(_seconds(one) + _opening(one) for one in steps))
-    legs = legs_of(recipe, steps)
+    legs = legs_of(recipe, steps, dataset)
     if legs is None:
         return None
     whole = np.full_like(steps[0].rows, RAY_STARTS_SECONDS if legs else 0.0)
@@ -66,9 +66,9 @@ def wall_seconds(recipe: Recipe, steps: Sequence[StepEstimate]) -> Values | None
     return whole
 
 
-def workers_of(recipe: Recipe, steps: Sequence[StepEstimate]) -> dict[str, int]:
+def workers_of(recipe: Recipe, steps: Sequence[StepEstimate], dataset: Path) -> dict[str, int]:
     """How many workers load each step's models, by its label; 1 where that is unknown."""
-    legs = legs_of(recipe, steps) if recipe.engine == "ray" else ()
+    legs = legs_of(recipe, steps, dataset) if recipe.engine == "ray" else ()
     found = {one.step.label: 1 for one in steps}
     for leg in legs or ():
         for pool in leg:

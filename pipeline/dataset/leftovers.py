@@ -43,7 +43,8 @@ def remove_leftovers_of_runs(dataset: Path) -> None:
             for inner in _listed(folder):  # one folder per fingerprint; for sources, their lists
                 if (folder / inner).is_dir():
                     _remove(folder / inner, _HALF_A_FILE)
-    _remove(dataset / folders.CHOICES, _HALF_A_FILE)
+    for name in (folders.CHOICES, folders.FITS):
+        _remove(dataset / name, _HALF_A_FILE)
     for name in _listed(dataset / folders.SCRATCH):
         shutil.rmtree(dataset / folders.SCRATCH / name, ignore_errors=True)
     _remove(dataset / folders.MEDIA_FOUND, _HALF_A_NOTE)

@@ -56,11 +56,21 @@ class ServedRecord(TypedDict):
     said: str
 
 
+class FitRecord(TypedDict):
+    """What a stage found once: its file, the run that found it, in how many rows, and how much."""
+
+    file: str
+    run_id: str
+    rows: int
+    found: int
+
+
 class StageRecord(TypedDict):
     """One stage of a run; `stage` is its label in the recipe, `name` its class's word.
 
     `models`, `prompts`, `places` and `served` are by setting. `gate` is what it skips rows by, and
-    `threshold` what its best share came to.
+    `threshold` what its best share came to. `fit` is what its rows are made with, null if it was
+    not found yet; stages that find nothing have none.
     """
 
     stage: str
@@ -76,6 +86,7 @@ class StageRecord(TypedDict):
     served: NotRequired[dict[str, list[ServedRecord]]]
     gate: NotRequired[str | None]
     threshold: NotRequired[float | None]
+    fit: NotRequired[FitRecord | None]
 
 
 class ChoiceRecord(TypedDict):
@@ -141,6 +152,14 @@ class RecordOfThisRun:
         with self._lock:
             stage = next(stage for stage in self._record["stages"] if stage["stage"] == label)
             stage["gate"], stage["threshold"] = says, value
+            with contextlib.suppress(OSError, DamagedFile):
+                write_run(self._dataset, self._record)
+
+    def add_fit(self, label: str, fit: FitRecord) -> None:
+        """Adds what a stage found once, and saves the record at once."""
+        with self._lock:
+            stage = next(stage for stage in self._record["stages"] if stage["stage"] == label)
+            stage["fit"] = fit
             with contextlib.suppress(OSError, DamagedFile):
                 write_run(self._dataset, self._record)
 

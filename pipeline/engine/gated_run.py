@@ -1,4 +1,4 @@
-"""Runs a plan with gates: in phases, with thresholds between them, until nothing more passes."""
+"""Runs a plan in phases, with thresholds and fits between them, until no gate lets more in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipmill.pipeline.dataset.run_records import RecordOfThisRun, RunRecord
 from clipmill.pipeline.dataset.steps import fingerprints
+from clipmill.pipeline.engine.fitting import fit_notes, fit_record, fit_step, needs_fit, require_fit
 from clipmill.pipeline.engine.letting_in import (
     LettingIn,
     groups_that_wait,
@@ -17,7 +18,7 @@ from clipmill.pipeline.engine.letting_in import (
 from clipmill.pipeline.engine.thresholds import Phase, phases, with_threshold
 from clipmill.pipeline.recipes.cheap_first import cheap_first_notes
 from clipmill.pipeline.recipes.gates import SETTING, check_gates
-from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList
+from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList, pending
 from clipmill.schemas.words import counted
 
 RunPhase = Callable[[Plan, Phase, ShardList], None]
@@ -99,7 +100,7 @@ class GatedRun:
         So a threshold is found when nothing more can change it, whatever was interrupted.
         """
         plan, so_far = self._plan, []
-        for phase in phases(self._steps):
+        for phase in phases(self._steps, self._dataset):
             first = plan.by_label[phase[0].label]
             if first.gate is not None and first.gate.of_all:
                 plan, threshold = with_threshold(plan, first.label, self._dataset)
@@ -111,12 +112,31 @@ class GatedRun:
             while todo:
                 for labels in todo:
                     steps = tuple(plan.by_label[label] for label in labels)
+                    self._fit(plan, steps[0], record, tell)
                     run_phase(plan, steps, self._list_shards())
                 done = [plan.by_label[label] for labels in so_far for label in labels]
                 todo = so_far if self._request(plan, done) else []
 
-    def tell_what_stopped_all(self) -> None:
-        """Says which gates have let nothing through."""
+    def _fit(
+        self, plan: Plan, step: PlannedStep, record: RecordOfThisRun, tell: Callable[[str], None]
+    ) -> None:
+        """Lets a phase's first step find what it needs, if it has work and did not find it yet."""
+        if not needs_fit(step, self._dataset):
+            return
+        if not pending(plan, [step], self._list_shards(), self._dataset)[step.label]:
+            return
+        require_fit(step, self._dataset)
+        tell(f"{step.stage_label}: fitting it to the rows of all shards …")
+        if fit_step(plan, step, self._dataset, record.run_id) is not None:
+            found = fit_record(self._dataset, step)
+            assert found is not None  # it was just stored
+            record.add_fit(step.stage_label, found)
+            tell(f"{step.stage_label}: fitted to {counted(found['rows'], 'row')}.")
+
+    def tell_at_the_end(self) -> None:
+        """Says which gates have let nothing through, and which fits are of far fewer rows."""
+        for line in fit_notes(self._plan, self._steps, self._dataset):
+            self._say(line)
         for step in self._steps:
             if step.gate is not None:
                 skipped, done = skipped_and_done(step, self._dataset)

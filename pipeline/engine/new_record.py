@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from clipmill.pipeline.dataset.choices import Choice
-from clipmill.pipeline.dataset.run_records import ModelRecord, RunRecord, StageRecord
+from clipmill.pipeline.dataset.run_records import FitRecord, ModelRecord, RunRecord, StageRecord
 from clipmill.pipeline.dataset.versions import code_version, package_versions
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep, ShardList
 from clipmill.pipeline.recipes.recipe import LoadedRecipe
@@ -25,10 +26,12 @@ def new_record(
     may_skip: Sequence[str] = (),
     choice: Choice | None = None,
     engine: str | None = None,
+    fits: Mapping[str, FitRecord | None] = MappingProxyType({}),
 ) -> RunRecord:
     """The record of a run; its intended extent tells `verify` what must exist.
 
-    `engine` is the one that was chosen; None where nothing is run.
+    `engine` is the one that was chosen; None where nothing is run. `fits` are those that stages
+    have, by label.
     """
     now = datetime.now(UTC)
     return {
@@ -49,14 +52,16 @@ def new_record(
         "last_shard": shards.first[-1] if shards.first else None,
         "may_skip": list(may_skip),
         "choice": None if choice is None else choice.record,
-        "stages": [_stage_record(plan, label, loaded) for label in loaded.stages],
+        "stages": [_stage_record(plan, label, loaded, fits) for label in loaded.stages],
     }
 
 
-def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> StageRecord:
+def _stage_record(
+    plan: Plan, label: str, loaded: LoadedRecipe, fits: Mapping[str, FitRecord | None]
+) -> StageRecord:
     stage = loaded.stages[label]
     steps = [step for step in plan.steps if step.stage_label == label]
-    return {
+    record: StageRecord = {
         "stage": label,
         "name": stage.name,
         "key": stage.key,
@@ -78,6 +83,9 @@ def _stage_record(plan: Plan, label: str, loaded: LoadedRecipe) -> StageRecord:
         "prompts": stage.prompts(),
         "gate": gate.says() if (gate := loaded.gates.get(label)) is not None else None,
     }
+    if label in fits:
+        record["fit"] = fits[label]
+    return record
 
 
 def _models(stage: Stage) -> dict[str, ModelRecord]:

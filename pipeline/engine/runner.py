@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipmill.pipeline.dataset.commit_fence import Fence
+from clipmill.pipeline.dataset.fits import fitted
 from clipmill.pipeline.dataset.run_logs import (
     NO_LOGS,
     LogLimits,
@@ -206,6 +207,7 @@ class Worker:
                     self.dataset,
                     scratch_folder(self.dataset, step.label),
                     decoder_threads=usable_cpus() // self.calls.get(step.label, usable_cpus() + 1),
+                    fitted=fitted(self.dataset, step) if step.stage.fits else None,
                 )
                 started = time.monotonic()
                 with self._time.on(meter, "opening"), noted_places() as places:

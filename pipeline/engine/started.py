@@ -92,7 +92,7 @@ def _on_ray(engine: Engine, run: ToRun, busy: Busy) -> Iterator[Started]:
         of_run = tuple(fitted.by_label[step.label] for step in run.steps)
         legs = [
             leg
-            for phase in phases(of_run)
+            for phase in phases(of_run, run.dataset)
             for leg in legs_of(fitted, phase, run.shards, run.dataset, machine)
         ]
         beside = f" and {machine.gpus:g} GPUs" if machine.gpus else ""

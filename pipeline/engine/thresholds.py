@@ -1,5 +1,6 @@
 """Finds the thresholds of gates that let the best share of all rows through, and when they can be
-found: after a phase in which the steps before have done every shard.
+found: after a phase in which the steps before have done every shard. So it is with what a stage
+finds once in all rows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import duckdb
 
+from clipmill.pipeline.engine.fitting import needs_fit
 from clipmill.pipeline.engine.left_out import broken, gate_connection
 from clipmill.pipeline.recipes.gates import Gate, check_gates, gate_rows
 from clipmill.pipeline.recipes.plan import Plan, PlannedStep
@@ -40,27 +42,29 @@ class Threshold:
         )
 
 
-def phases(steps: Sequence[PlannedStep]) -> list[Phase]:
-    """Steps that may run at once; a gate over all rows begins a new phase."""
+def phases(steps: Sequence[PlannedStep], dataset: Path) -> list[Phase]:
+    """Steps that may run at once; a gate over all rows, or a fit to them, begins a new phase."""
     found: list[list[PlannedStep]] = [[]]
     for step in steps:
-        if step.gate is not None and step.gate.of_all and found[-1]:
+        waits = (step.gate is not None and step.gate.of_all) or needs_fit(step, dataset)
+        if waits and found[-1]:
             found.append([])
         found[-1].append(step)
     return [tuple(phase) for phase in found]
 
 
-def describe_phases(steps: Sequence[PlannedStep]) -> list[str]:
-    """Which stages must end on all shards before a gate over all rows; empty if none must."""
-    found = phases(steps)
+def describe_phases(steps: Sequence[PlannedStep], dataset: Path) -> list[str]:
+    """Which stages must end on all shards before what needs all rows; empty if none must."""
+    found = phases(steps, dataset)
     lines = []
     for before, phase in itertools.pairwise(found):
         names = ", ".join(dict.fromkeys(step.stage_label for step in before))
         gate = phase[0].gate
-        assert gate is not None  # it begins the phase
+        why = [gate.says()] if gate is not None and gate.of_all else []
+        why += ["it is fitted to all rows"] if needs_fit(phase[0], dataset) else []
         lines.append(
             f"  {phase[0].stage_label} begins when all shards have been through {names}: "
-            f"{gate.says()}"
+            f"{', and '.join(why)}"
         )
     return lines
 

@@ -25,6 +25,7 @@ from clipmill.pipeline.catalog.index_writer import update_index
 from clipmill.pipeline.dataset.audit_records import forget_videos
 from clipmill.pipeline.dataset.choices import forget_chosen
 from clipmill.pipeline.dataset.crash_journal import read_journal
+from clipmill.pipeline.dataset.fits import forget_in_fits
 from clipmill.pipeline.dataset.run_logs import forget
 from clipmill.pipeline.dataset.shards import (
     base_shard,
@@ -301,6 +302,7 @@ def purge(
             delete(place)
     if not dry_run:
         _clean_notes(dataset, selection)
+        forget_in_fits(dataset)
     # Last, to include subsets that were frozen during the removal.
     done.subsets = subsets_with(dataset, selection.videos)
     return done

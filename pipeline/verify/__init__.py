@@ -16,6 +16,7 @@ from clipmill.pipeline.dataset.commit_fence import is_held
 from clipmill.pipeline.dataset.steps import Step
 from clipmill.pipeline.verify.audit_checks import check_audits
 from clipmill.pipeline.verify.findings import Book, Finding, Remake, Verification
+from clipmill.pipeline.verify.fit_checks import check_fits
 from clipmill.pipeline.verify.groups import GroupChecks
 from clipmill.pipeline.verify.layout import SOURCES_STEP, Survey, check_notes, read_survey
 from clipmill.pipeline.verify.media_checks import MediaChecks
@@ -119,6 +120,7 @@ def _check(
         say(f"shard {number} of {len(survey.bases)}")
         groups.check(base)
     shards.finish()
+    check_fits(survey, book)
     open_ = _open_steps(book, groups)
     say("names of files")
     sources_known = SOURCES_STEP.id not in open_

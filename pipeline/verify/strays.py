@@ -24,6 +24,7 @@ from clipmill.schemas.words import counted
 _TEMPORARY = re.compile(r"\..*\.tmp\Z|\..*~[0-9a-f]{8}\Z")
 _SOURCE_FILE = re.compile(r"([0-9a-f]{20})\.")
 _SHOWN = 1000
+_IN_RUNS = (Path(folders.CHOICES).name, Path(folders.FITS).name)
 _NOTES_OF_SOURCES = tuple(
     Path(place).name
     for place in (folders.LISTS, folders.LIST_COUNTS, folders.EXCLUDED, folders.PUBLISHED)
@@ -94,16 +95,17 @@ class StrayChecks:
                     for entry in _listed(self.survey.dataset / name)
                     if entry.startswith(".") or not entry.endswith(".json")
                 ],
-                allowed=(Path(folders.CHOICES).name,) if name == folders.RUNS else (),
+                allowed=_IN_RUNS if name == folders.RUNS else (),
             )
-        self._others(
-            folders.CHOICES,
-            [
-                entry
-                for entry in _listed(self.survey.dataset / folders.CHOICES)
-                if entry.startswith(".") or not entry.endswith(".parquet")
-            ],
-        )
+        for name in (folders.CHOICES, folders.FITS):
+            self._others(
+                name,
+                [
+                    entry
+                    for entry in _listed(self.survey.dataset / name)
+                    if entry.startswith(".") or not entry.endswith(".parquet")
+                ],
+            )
         self._lists()
         self._scratch()
         self._subsets()
