@@ -103,9 +103,19 @@ def _means(frames: np.ndarray, parents: np.ndarray) -> tuple[np.ndarray, np.ndar
     finite = np.isfinite(frames).all(axis=1)
     starts = np.flatnonzero(np.diff(parents, prepend=-1))
     units = directions(np.where(finite[:, None], frames, 0), _FRAME_LENGTH)
-    sums = units if len(starts) == len(units) else np.add.reduceat(units, starts, axis=0)
+    sums = _sums(units, starts)
     sums[~np.logical_and.reduceat(finite, starts)] = 0
     return directions(sums).astype(np.int16), parents[starts]
+
+
+def _sums(rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The sums of runs of rows that begin at these indexes."""
+    each = len(rows) // max(1, len(starts))
+    if each == 1 and len(starts) == len(rows):
+        return rows
+    if np.array_equal(starts, np.arange(0, len(rows), each)):
+        return np.asarray(rows.reshape(-1, each, rows.shape[1]).sum(axis=1))
+    return np.asarray(np.add.reduceat(rows, starts, axis=0))
 
 
 class VectorStore:
