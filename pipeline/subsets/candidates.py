@@ -206,11 +206,10 @@ def _rule_columns(
     elif isinstance(body, Percentile):
         values.append(wanted.add(_number(body.column, checker, place), place))
     elif isinstance(body, Cap | Quota):
-        checker.type_of(body.per, place)
-        values.append(
-            "video" if body.per.strip() == "video_id" else wanted.add(f"({body.per}\n)", place)
-        )
+        values.append(_group(body.per, checker, wanted, place))
         by = body.by
+    elif isinstance(body, Sample) and body.per is not None:
+        values.append(_group(body.per, checker, wanted, place))
     elif isinstance(body, Sample) and body.weight not in ("uniform", "one_per_video"):
         values.append(wanted.add(f"CAST({_number(body.weight, checker, place)} AS DOUBLE)", place))
     elif isinstance(body, Stratify):
@@ -233,6 +232,12 @@ def _rule_columns(
     return RuleColumns(
         tuple(values), tuple(order), chance, tuple(compared), uncropped, tuple(parts)
     )
+
+
+def _group(per: str, checker: Expressions, wanted: _Columns, place: str) -> str:
+    """The column with a clip's group."""
+    checker.type_of(per, place)
+    return "video" if per.strip() == "video_id" else wanted.add(f"({per}\n)", place)
 
 
 def _passes(predicate: str, crop: str | None = None) -> str:

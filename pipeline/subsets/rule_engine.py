@@ -17,6 +17,13 @@ import pyarrow as pa
 
 from clipmill.pipeline.subsets import clusters, near
 from clipmill.pipeline.subsets.candidates import ALL, CANDIDATES, Candidates, RuleColumns
+from clipmill.pipeline.subsets.groups import (
+    describe_shares,
+    largest_shares,
+    limits,
+    part_of,
+    weighted_by_group,
+)
 from clipmill.pipeline.subsets.rules import (
     Balance,
     Cap,
@@ -32,7 +39,6 @@ from clipmill.pipeline.subsets.shares import equal, proportional
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.scratch import ScratchFolder
-from clipmill.schemas.sql_text import literal
 from clipmill.schemas.step_tables import StepTable, kept
 from clipmill.schemas.words import counted
 
@@ -225,16 +231,19 @@ class RuleEngine:
         assert isinstance(body, Cap | Quota)
         (group,) = columns.values
         limit = str(body.clips)
+        if isinstance(body, Cap) and body.fraction is not None:
+            limit = part_of(body.fraction, f"count(*) OVER (PARTITION BY {group})")
         takes_null = False
         if isinstance(body.clips, dict):
-            limit, takes_null = _limits(group, body.clips)
+            limit, takes_null = limits(group, body.clips)
             outcome.notes += self._unknown_groups(group, body, source)
         order = ", ".join([*columns.order, columns.chance])
         ranked = (
-            f"SELECT *, row_number() OVER (PARTITION BY {group} ORDER BY {order}) AS _place "
-            f"FROM {source}" + ("" if takes_null else f" WHERE {group} IS NOT NULL")
+            f"SELECT *, row_number() OVER (PARTITION BY {group} ORDER BY {order}) AS _place, "
+            f"{limit} AS _limit FROM {source}"
+            + ("" if takes_null else f" WHERE {group} IS NOT NULL")
         )
-        self._keep(target, f"SELECT * FROM ({ranked}) WHERE _place <= {limit}")
+        self._keep(target, f"SELECT * FROM ({ranked}) WHERE _place <= _limit")
         if not takes_null:
             outcome.nulls = self._one(f"SELECT count(*) FROM {source} WHERE {group} IS NULL")[0]
 
@@ -261,7 +270,11 @@ class RuleEngine:
         assert isinstance(body, Sample)
         n = outcome.before.clips
         reach, weight = source, ""
-        if columns.values:
+        if body.per is not None:
+            reach, weight = weighted_by_group(source, columns.values[0], body.weight)
+            (n,) = self._one(f"SELECT count({columns.values[0]}) FROM {source}")
+            outcome.nulls = outcome.before.clips - n
+        elif columns.values:
             weight = f" / {columns.values[0]}"
             (wrong,) = self._one(
                 f"SELECT count(*) FROM {source} WHERE {columns.values[0]} <= 0 "
@@ -277,11 +290,7 @@ class RuleEngine:
             outcome.nulls = outcome.before.clips - n
             reach = f"(SELECT * FROM {source} WHERE {columns.values[0]} IS NOT NULL)"
         elif body.weight == "one_per_video":
-            reach = (
-                f"(SELECT s.*, of_video FROM {source} AS s JOIN (SELECT video, count(*) AS "
-                f"of_video FROM {source} GROUP BY video) USING (video))"
-            )
-            weight = " * of_video"
+            reach, weight = weighted_by_group(source, "video", "inverse")
         wanted = body.clips if body.clips is not None else round(Fraction(str(body.fraction)) * n)
         if body.clips is not None and body.clips >= n:
             outcome.notes.append(
@@ -293,6 +302,9 @@ class RuleEngine:
         u = f"((({columns.chance} >> 11) + 0.5) / 9007199254740992)"
         order = f"-ln({u}){weight}, {columns.chance}" if weight else columns.chance
         self._keep(target, f"SELECT * FROM {reach} ORDER BY {order} LIMIT {wanted}")
+        if body.per is not None:
+            shares = self._one(largest_shares(source, target, columns.values[0]))
+            outcome.notes.append(describe_shares(body.per, *shares))
 
     def _stratify(
         self, rule: Rule, columns: RuleColumns, source: str, target: str, outcome: Outcome
@@ -466,17 +478,3 @@ _APPLY = {
     Balance: RuleEngine._balance,
     Deduplicate: RuleEngine._deduplicate,
 }
-
-
-def _limits(group: str, clips: dict[str | None, int]) -> tuple[str, bool]:
-    """How many clips of each group may stay, as SQL; and whether null counts as a group."""
-    cases = "".join(
-        f" WHEN CAST({group} AS VARCHAR) = {literal(name)} THEN {number}"
-        for name, number in clips.items()
-        if name not in (None, "*")
-    )
-    rest = clips.get("*", 0)
-    null = clips.get(None)
-    first = f" WHEN {group} IS NULL THEN {null}" if null is not None else ""
-    both = first + cases
-    return (f"(CASE{both} ELSE {rest} END)" if both else str(rest)), null is not None

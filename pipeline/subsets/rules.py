@@ -108,18 +108,27 @@ class Percentile(Body):
 
 
 class Cap(Body):
-    """Keeps at most this many clips of each group: the first ones in the order `by`, or any.
+    """Keeps at most this many clips of each group, or this share of them (rounded up): the first
+    ones in the order `by`, or any.
 
     Clips whose group is null are removed.
     """
 
     per: Sql
-    clips: Count
+    clips: Count | None = None
+    fraction: Share | None = None
     by: Sql | None = None
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Cap:
+        if (self.clips is None) == (self.fraction is None):
+            raise ValueError("give one of clips and fraction")
+        return self
 
     def describe(self) -> str:
         order = "at random" if self.by is None else f"by {self.by}"
-        return f"{self.clips} per {self.per}, {order}"
+        size = self.clips if self.clips is not None else f"{100 * (self.fraction or 0):.6g}%"
+        return f"{size} per {self.per}, {order}"
 
 
 class Quota(Body):
@@ -166,26 +175,39 @@ class Quota(Body):
         return value
 
 
+GROUP_WEIGHTS = {"inverse": "clips", "inverse_sqrt": "√ clips"}
+
+
 class Sample(Body):
     """Draws clips at random, without replacement, with the recipe's seed.
 
     `weight` is `uniform`, `one_per_video` (1 / clips of the video among those that reach the
-    rule, which is how InternVid-DIV was drawn), or any positive SQL expression.
+    rule, which is how InternVid-DIV was drawn), or any positive SQL expression. With `per`, it is
+    `inverse` (1 / clips of the group among those that reach the rule) or `inverse_sqrt` (1 / their
+    square root, which is how Movie Gen balanced concepts); clips whose group is null are removed.
     """
 
     clips: Count | None = None
     fraction: Share | None = None
     weight: Sql = "uniform"
+    per: Sql | None = None
 
     @model_validator(mode="after")
     def _one_size(self) -> Sample:
         if (self.clips is None) == (self.fraction is None):
             raise ValueError("give one of clips and fraction")
+        if (self.per is None) == (self.weight in GROUP_WEIGHTS):
+            raise ValueError(
+                "`per` and a weight by group belong together: {per: cluster, weight: "
+                f"{' or '.join(GROUP_WEIGHTS)}}}"
+            )
         return self
 
     def describe(self) -> str:
         size = f"{self.fraction:.6g} of them" if self.clips is None else counted(self.clips, "clip")
-        return f"{size}, {self.weight}"
+        if self.per is None:
+            return f"{size}, {self.weight}"
+        return f"{size}, weighted by 1 / {GROUP_WEIGHTS[self.weight]} per {self.per}"
 
 
 class Stratify(Body):
