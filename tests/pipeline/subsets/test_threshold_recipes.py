@@ -55,6 +55,7 @@ BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
         "aesthetic": (4, INF),
         "vmaf_motion": (2, INF),
         "motion_vectors_pixels": (0.5, 7),
+        "cluster": (-INF, INF),
     },
     "data-juicer-evolution": DATA_JUICER,
     "data-juicer-msrvtt": {
@@ -83,15 +84,20 @@ BOUNDS: dict[str, dict[str, tuple[float, float]]] = {
     },
     "lvd-2m": {"seconds": (10, INF), "flow_raft": (20, INF)},
 }
-# Parameters for the size of the picture: the clips here have 720 lines.
-PIXELS = {"goku-1080": "min_height", "movie-gen": "min_side"}
+# The clips here have 720 lines; all concepts stay.
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "goku-1080": {"min_height": 720},
+    "movie-gen": {"min_side": 720, "kept_by_concept": 1.0},
+}
 SHARES = {"openvid-1m"}
 FROM_FILES = {"open-sora-2"}
 FRAMES = {"data-juicer-evolution": 3, "data-juicer-msrvtt": 3, "spatialvid": 3}
 
 
 def around(low: float, high: float) -> tuple[float, float]:
-    """A range of values of which about half are in the span."""
+    """A range of values of which about half are in the span, if it has an end."""
+    if low == -INF and high == INF:
+        return 0.0, 9.0
     low = max(low, high - 10) if high < INF else low
     high = min(high, low + 10)
     half = (high - low) / 2
@@ -144,8 +150,7 @@ def test_recipe_keeps_what_lies_between_its_thresholds(name, tmp_path):
     clips = write_catalog(tmp_path, name, BOUNDS[name])
     expected = {clip.id for clip in clips if passes(clip, BOUNDS[name])}
     assert 0 < len(expected) < len(clips)
-    parameters = {PIXELS[name]: 720} if name in PIXELS else {}
-    assert kept(tmp_path, name, **parameters) == expected
+    assert kept(tmp_path, name, **PARAMETERS.get(name, {})) == expected
 
 
 def test_openvid_keeps_shares(tmp_path):
