@@ -12,8 +12,8 @@ scikit-learn's MiniBatchKMeans.
 from __future__ import annotations
 
 import argparse
+import os
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -84,10 +84,15 @@ def _run(folder: Path, what: str, *more: str) -> None:
     """A run in a process of its own; its cost, and the time between the lines of the fit."""
     command = [sys.executable, "-m", "clipmill.jobs.cli", "run", "recipe.yaml"]
     command += ["--dataset", "dataset", *more]
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    began = time.monotonic()
     fit_seconds, fit_began = 0.0, 0.0
     process = subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        command,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     said = []
@@ -97,14 +102,12 @@ def _run(folder: Path, what: str, *more: str) -> None:
             fit_began = time.monotonic()
         elif re.search(r"fitted to [\d,]+ rows\.", line):
             fit_seconds = time.monotonic() - fit_began
-    if process.wait():
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
         raise SystemExit("".join(said))
-    seconds = time.monotonic() - began
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(
-        f"| {what} | {seconds:.1f} | {cpu:.1f} | {after.ru_maxrss / 1024:.0f} | "
-        f"{fit_seconds:.1f} |",
+        f"| {what} | {time.monotonic() - began:.1f} | {used.ru_utime + used.ru_stime:.1f} | "
+        f"{used.ru_maxrss / 1024:.0f} | {fit_seconds:.1f} |",
         flush=True,
     )
 
