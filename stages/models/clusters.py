@@ -102,11 +102,12 @@ def _hashes(ids: list[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), "<u8")
 
 
-def _ranked(table: pa.Table) -> Iterable[pa.RecordBatch]:
+def _ranked(table: pa.Table) -> list[pa.RecordBatch]:
     """The embeddings of a table with the numbers of their rows."""
     ranks = pa.array(np.arange(table.num_rows))
     column = lists_of_frames(table["embeddings"])
-    return pa.table({"rank": ranks, "embeddings": column}).to_batches()
+    batches: list[pa.RecordBatch] = pa.table({"rank": ranks, "embeddings": column}).to_batches()
+    return batches
 
 
 def lists_of_frames(column: pa.ChunkedArray) -> pa.ChunkedArray:

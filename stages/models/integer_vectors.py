@@ -11,7 +11,7 @@ rounding changes the cosine of two vectors by about 0.0002.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ def directions(rows: np.ndarray, length: float = LENGTH) -> np.ndarray:
 
 
 def clip_vectors(
-    rows: pa.RecordBatchReader, wanted: np.ndarray | None = None
+    rows: Iterable[pa.RecordBatch], wanted: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ranks and int16 vectors of the clips that have a direction, in pieces of bounded size.
 
