@@ -21,6 +21,7 @@ from clipmill.jobs.report import (
     outcomes,
     run_history,
     sample_clips,
+    signal_section,
 )
 from clipmill.jobs.report.figures import Distribution, Values
 from clipmill.jobs.report.report_tables import Column, ReportTables, select
@@ -187,6 +188,27 @@ def _context(
         and not card.histogram
         and card.title not in internvid_figures.SCORES
     ]
+    languages = next(card for card in cards if card.id == "language")
+    signals = signal_section.signal_section(
+        catalog,
+        selection,
+        lambda kind, column: _drawn(
+            catalog,
+            selection,
+            f"signal-{kind.column}",
+            kind.title,
+            "clips",
+            "work.report_clips",
+            column.sql,
+            kind.unit,
+            (),
+            whole=kind.whole,
+            column_made=column,
+        ),
+        languages,
+    )
+    if signals is not None and signals.languages is not None:
+        cards.remove(languages)
     on_step("choosing samples")
     groups = sample_clips.sample_groups(catalog, selection, samples=sample_count, seed=seed)
     return {
@@ -210,6 +232,7 @@ def _context(
         "rules": outcomes.subset_funnel(subset) if subset else [],
         "audits": audits_made.audits_made(dataset, subset),
         "failures": outcomes.failures(catalog, dataset),
+        "signals": signals,
         "cards": [card for card in cards if card.title not in empty],
         "empty": empty,
         "left_out": selection.left_out,

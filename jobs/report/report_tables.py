@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipmill.jobs.report.caption_words import WORD
+from clipmill.jobs.report.signal_kinds import FoundSignals, SignalKind, find_signals
 from clipmill.pipeline.catalog import views
 from clipmill.pipeline.catalog.catalog import Catalog
 from clipmill.pipeline.subsets.expressions import Expressions, is_numeric
@@ -75,6 +76,9 @@ class ReportTables:
     """Clips of the subset that are no longer in the catalog."""
     caption: str
     """SQL of a clip's caption."""
+    signals: FoundSignals
+    signal_columns: dict[SignalKind, Column]
+    """Those that have a section of their own."""
 
     @property
     def chosen(self) -> str:
@@ -115,8 +119,18 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
                     number, says, roles.get(column, column), operator, value, f"t{n}", reached
                 )
             )
-    columns, left_out = _columns(catalog, roles)
+    signals = find_signals(catalog.layout)
+    columns, left_out = _columns(catalog, roles, signals)
     expressions += [f"{column.sql} AS {_name(n)}" for n, column in enumerate(columns)]
+    sections = signals.columns if signals else {}
+    for n, (kind, name) in enumerate(sections.items()):
+        place = _read(name, roles)
+        expressions.append(f"{place if kind.whole else _finite(place)} AS s{n}")
+    if signals.cluster is not None:
+        expressions += [
+            f"{_read(signals.cluster, roles)} AS cluster",
+            f"{_read(str(signals.distance), roles)} AS cluster_distance",
+        ]
     chosen, join = "true", ""
     if subset is not None:
         chosen = "s.clip_id IS NOT NULL"
@@ -148,7 +162,11 @@ def select(catalog: Catalog, subset: FrozenSubset | None) -> ReportTables:
         Column(column.name, _name(n), column.stage, column.is_whole, column.is_switch)
         for n, column in enumerate(columns)
     ]
-    return ReportTables(shown, left_out, thresholds, subset, gone, caption)
+    drawn = {
+        kind: Column(name, f"s{n}", catalog.layout.clip_columns[name][0].stage, kind.whole)
+        for n, (kind, name) in enumerate(sections.items())
+    }
+    return ReportTables(shown, left_out, thresholds, subset, gone, caption, signals, drawn)
 
 
 def _name(number: int) -> str:
@@ -159,8 +177,22 @@ def _ids(subset: FrozenSubset) -> str:
     return f"SELECT clip_id FROM subset_clips WHERE name = {literal(subset.name)}"
 
 
-def _columns(catalog: Catalog, roles: Mapping[str, str]) -> tuple[list[Column], list[str]]:
-    """The numbers and switches of `clips`, scores first; `sql` reads them."""
+def _read(name: str, roles: Mapping[str, str]) -> str:
+    """SQL of a column of `clips` under its own name, which a role may have taken."""
+    return quoted(_own(name) if name in roles else name)
+
+
+def _finite(value: str) -> str:
+    return f"if(isfinite({value}), {value}, NULL)"
+
+
+def _columns(
+    catalog: Catalog, roles: Mapping[str, str], signals: FoundSignals
+) -> tuple[list[Column], list[str]]:
+    """The numbers and switches of `clips`, scores first; `sql` reads them.
+
+    Without those that have a section of their own.
+    """
     described = catalog.execute("SELECT * FROM clips LIMIT 0").description
     made = catalog.layout.clip_columns
     promised = {name for name, _ in (*views.CLIPS_VIEW, *views.CLIPS_SPLIT_COLUMNS)}
@@ -170,12 +202,12 @@ def _columns(catalog: Catalog, roles: Mapping[str, str]) -> tuple[list[Column], 
         number, switch = is_numeric(kind), kind == "BOOLEAN"
         if name in _PLACES or name in SAFE or not (number or switch):
             continue
-        if name not in made and name not in promised:
+        if (name not in made and name not in promised) or name in signals.names:
             continue
-        value = quoted(_own(name) if name in roles else name)
+        value = _read(name, roles)
         whole = number and kind.partition("(")[0] not in ("FLOAT", "DOUBLE", "DECIMAL")
         if kind in ("FLOAT", "DOUBLE"):  # a value that can't be plotted counts as missing
-            value = f"if(isfinite({value}), {value}, NULL)"
+            value = _finite(value)
         elif number and not whole:
             value = f"{value}::DOUBLE"
         is_signal = name in made and made[name][0].name == "split_clips"
@@ -183,6 +215,7 @@ def _columns(catalog: Catalog, roles: Mapping[str, str]) -> tuple[list[Column], 
         found.append(Column(name, value, stage, whole, switch))
     order = {name: place for place, name in enumerate(_FIRST)}
     last = {name: place for place, name in enumerate(_MEASURED, start=1000)}
+    last |= dict.fromkeys(signals.later, 500)
     found.sort(key=lambda column: order.get(column.name, last.get(column.name, 100)))
     return found[:SHOWN_COLUMNS], [column.name for column in found[SHOWN_COLUMNS:]]
 

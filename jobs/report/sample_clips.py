@@ -44,6 +44,8 @@ class SampleClip:
     """Captions of frames, each with its start time."""
     fine_more: int
     given: str | None
+    read: str | None
+    """What stands on its pictures."""
     tags: list[str]
     scores: list[tuple[str, str]]
     strip: Strip | None
@@ -91,15 +93,17 @@ def sample_groups(
             if isinstance(edge, RuleThreshold)
             else _at_ends(connection, edge, n)
         )
-    rows = _rows(catalog, sorted({clip for group in wanted for clip, _ in group.clips}))
+    rows = rows_of(catalog, sorted({clip for group in wanted for clip, _ in group.clips}))
     strips = make_strips(
         catalog,
         [
             ClipSpan(clip, row["video_id"], row["start_seconds"], row["end_seconds"])
             for clip, row in rows.items()
         ],
+        veiled={clip for clip, row in rows.items() if selection.signals.is_veiled(row)},
     )
-    columns = [column.name for column in selection.columns]
+    columns = [column.name for column in selection.signal_columns.values()]
+    columns += [column.name for column in selection.columns]
     return [
         SampleGroup(
             group.title,
@@ -124,10 +128,13 @@ def _scores(connection: duckdb.DuckDBPyConnection, selection: ReportTables) -> l
         f"SELECT {', '.join(f'count({one.sql})' for one in numbers)} FROM work.report_clips"
     ).fetchall()[0]
     numbers = [one for one, count in zip(numbers, counts, strict=True) if count]
-    return [column for column in numbers if column.stage] or numbers[:1]
+    made = [column for column in numbers if column.stage]
+    if selection.signals:  # which have a section with their ends
+        return [column for column in made if column.name not in selection.signals.later]
+    return made or numbers[:1]
 
 
-def _by_chance(seed: int) -> str:
+def by_chance(seed: int) -> str:
     return f"md5_number_lower(clip_id || {literal(f':{seed}')})"
 
 
@@ -136,7 +143,7 @@ def _at_random(
 ) -> _GroupIds:
     rows = connection.execute(
         f"SELECT clip_id FROM work.report_clips WHERE {selection.chosen} "
-        f"ORDER BY {_by_chance(seed)}, clip_id LIMIT {count}"
+        f"ORDER BY {by_chance(seed)}, clip_id LIMIT {count}"
     ).fetchall()
     return _GroupIds(
         "At random",
@@ -163,7 +170,7 @@ def _at_threshold(
         rows = connection.execute(
             f"SELECT clip_id, {threshold.sql} FROM work.report_clips "
             f"WHERE {where} AND {threshold.sql} {operator} {threshold.value!r}::DOUBLE "
-            f"ORDER BY {threshold.sql} {direction}, {_by_chance(0)} LIMIT {n}"
+            f"ORDER BY {threshold.sql} {direction}, {by_chance(0)} LIMIT {n}"
         ).fetchall()
         clips += [(clip, f"{said}: {number(value)}") for clip, value in rows]
         if not rows:
@@ -184,7 +191,7 @@ def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) 
     ):
         rows = connection.execute(
             f"SELECT clip_id, {column.sql} FROM work.report_clips WHERE {column.sql} IS NOT NULL "
-            f"ORDER BY {column.sql} {direction}, {_by_chance(0)} LIMIT {n}"
+            f"ORDER BY {column.sql} {direction}, {by_chance(0)} LIMIT {n}"
         ).fetchall()
         clips += [(clip, f"{said}: {number(value)}") for clip, value in rows]
     shown: dict[str, str | None] = {}
@@ -197,7 +204,7 @@ def _at_ends(connection: duckdb.DuckDBPyConnection, column: Column, count: int) 
     )
 
 
-def _rows(catalog: Catalog, clips: list[str]) -> dict[str, dict[str, Any]]:
+def rows_of(catalog: Catalog, clips: list[str]) -> dict[str, dict[str, Any]]:
     """The columns of `clips` for a few clips."""
     wanted = pa.table({"clip_id": pa.array(clips, pa.string())})
     catalog.connection.register("report_wanted", wanted)
@@ -231,6 +238,7 @@ def sample_of(
         fine=fine[::step],
         fine_more=len(fine) - len(fine[::step]),
         given=shortened(row["caption_given"]),
+        read=shortened(" · ".join(row.get("text_read") or ())),
         tags=[shortened(tag["tag"], 40) or "" for tag in (row["tags"] or ())[:_TAGS_SHOWN]],
         scores=scores[:_SCORES_SHOWN],
         strip=strip,
