@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from clipmill.pipeline.catalog.layout import Layout
 
-VEILED_FROM = 0.5
-"""Pictures of clips with a higher NSFW score are not recognisable on the page."""
+VEILED_FROM = 0.8
+"""From this NSFW score on, a clip's pictures are not recognisable on the page. Dark and animated
+ones score 0.5 without being any such thing."""
 
 
 @dataclass(frozen=True)

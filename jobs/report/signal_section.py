@@ -134,7 +134,7 @@ def _ends(
             f"ORDER BY {column.sql} {direction}, {by_chance(0)} LIMIT {2 * AT_AN_END}"
         ).fetchall()
         # With few clips, one may be at both ends.
-        rows = [(clip, number(value)) for clip, value in rows if clip not in taken][:AT_AN_END]
+        rows = [(clip, _short(value)) for clip, value in rows if clip not in taken][:AT_AN_END]
         taken |= {clip for clip, _ in rows}
         found.append((title, rows))
     return found
@@ -192,7 +192,11 @@ def _spread(clips: Sequence[tuple[str, str, float]]) -> list[tuple[str, str]]:
         (others if video in seen else first).append((clip, away))
         seen.add(video)
     shown = sorted((first + others)[:CLIPS_A_CLUSTER], key=lambda one: one[1])
-    return [(clip, number(away)) for clip, away in shown]
+    return [(clip, _short(away)) for clip, away in shown]
+
+
+def _short(value: float) -> str:
+    return "< 0.001" if 0 < value < 0.001 else number(value)
 
 
 def _about_clusters(selection: ReportTables, found: Sequence[_Found]) -> str:
@@ -237,8 +241,8 @@ class _Thumbs:
             clip,
             self._pictures.get(clip),
             value,
-            f"{shortened(row['title'], 60) or place or row['video_id']}, "
-            f"{clock(row['start_seconds'])}",
+            f"{clock(row['start_seconds'])} "
+            f"{shortened(row['title'], 60) or place or row['video_id']}",
             clip_link(link, row["start_seconds"], row["end_seconds"]),
             clip in self._veiled,
         )

@@ -148,7 +148,7 @@ def test_numbers_about_all_clips(root):
     assert tiles["Text"][0] == "96%"
     assert tiles["Speech"] == ["35%", "of the time: 0.2 min; 8 clips without sound"]
     assert tiles["Faces"] == ["67%", "of 24 clips show one; at most 2 at a time"]
-    assert tiles["NSFW"] == ["1", "clip scores 0.5 or more; the highest 0.9"]
+    assert tiles["NSFW"] == ["1", "clip scores 0.8 or more; the highest 0.9"]
     assert tiles["Clusters"] == ["2", "the largest has 22 clips"]
     assert tiles["Languages"] == ["2", "named or detected for 2 of 3 videos"]
 
