@@ -51,6 +51,8 @@ INDEX_OF_PUBLISHED = f"{INDEX}/published"
 SUBSETS = "subsets"
 SUBSET_RECORD = "subset.json"
 SUBSET_CLIPS = "clips-*.parquet"
+COMPARED = f"{SUBSETS}/.compared"
+"""Which clips of a group are near-duplicates, as found so far; may be deleted."""
 
 AUDITS = "audits"
 """By audit, its sample of clips and their labels."""

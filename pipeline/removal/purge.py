@@ -8,6 +8,7 @@ row, with its key and the rejection `removed`, so that it is accounted for and n
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -45,6 +46,7 @@ from clipmill.schemas import tables
 from clipmill.schemas.damage import check_is_file, read_json, reading
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.folders import (
+    COMPARED,
     JOURNAL,
     LISTS,
     RETRIES,
@@ -303,6 +305,7 @@ def purge(
     if not dry_run:
         _clean_notes(dataset, selection)
         forget_in_fits(dataset)
+        shutil.rmtree(dataset / COMPARED, ignore_errors=True)
     # Last, to include subsets that were frozen during the removal.
     done.subsets = subsets_with(dataset, selection.videos)
     return done

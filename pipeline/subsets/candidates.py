@@ -220,6 +220,9 @@ def _rule_columns(
         by = body.prefer
         if body.by == "bytes":
             values.append(wanted.add(_SAME_BYTES, place))
+        if body.within is not None:
+            checker.type_of(body.within, place)
+            values.append(wanted.add(f"({body.within}\n)", place))
     if by is not None:
         order = [
             f"{wanted.add(f'({term.expression})', place)} {term.direction}"

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from clipmill.pipeline.subsets import clusters, near
 from clipmill.pipeline.subsets.candidates import ALL, CANDIDATES, Candidates, RuleColumns
+from clipmill.pipeline.subsets.duplicates_within import DuplicatesWithin
 from clipmill.pipeline.subsets.groups import (
     describe_shares,
     largest_shares,
@@ -406,9 +407,12 @@ class RuleEngine:
         else:
             assert body.min_cosine is not None
             step = self._step("embed_clips", body.embeddings)
-            gone = near.near_vectors(
-                self._rows(step, "embeddings"), n, min_cosine=body.min_cosine, scratch=scratch
-            )
+            if body.within is not None:
+                gone = self._gone_within(step, body, source, columns.values[-1])
+            else:
+                gone = near.near_vectors(
+                    self._rows(step, "embeddings"), n, min_cosine=body.min_cosine, scratch=scratch
+                )
         self._connection.register(
             "given_gone", pa.table({"rank": np.asarray(gone, dtype=np.int64)})
         )
@@ -418,6 +422,25 @@ class RuleEngine:
             "SEMI JOIN given_gone USING (rank)) AS g USING (id)",
         )
         self._connection.unregister("given_gone")
+
+    def _gone_within(
+        self, step: StepTable, body: Deduplicate, source: str, group: str
+    ) -> np.ndarray:
+        assert body.min_cosine is not None
+        assert body.within is not None
+        duplicates = DuplicatesWithin(
+            self._connection,
+            self.candidates.catalog.layout.dataset,
+            step,
+            self.candidates.shards[step.step],
+            body.within,
+            body.min_cosine,
+            self._scratch.path,
+        )
+        return duplicates.gone(
+            f"SELECT r.rank, r.clip_id, s.{group} AS grp FROM {source} AS s "
+            "JOIN work.ranked AS r USING (id)"
+        )
 
     def _rank(self, source: str, order: str) -> None:
         self._connection.execute(

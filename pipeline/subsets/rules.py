@@ -247,13 +247,15 @@ class Deduplicate(Body):
     """Keeps the first of similar clips in the order `prefer`.
 
     `bytes`: same file (SHA-256) and span. `frames`: perceptual hashes within `max_distance` bits.
-    `embedding`: cosine of at least `min_cosine`. A clip that lacks the compared value stays.
+    `embedding`: cosine of at least `min_cosine`. A clip that lacks the compared value stays. With
+    `within`, only clips of one group, such as a cluster, are compared, each with each.
     """
 
     by: Literal["bytes", "frames", "embedding"]
     max_distance: Annotated[int, BeforeValidator(_no_switch), Field(ge=0, le=64)] | None = None
     min_cosine: Annotated[float, BeforeValidator(_no_switch), Field(gt=0, le=1)] | None = None
     embeddings: str | None = None
+    within: Sql | None = None
     prefer: Sql | None = None
 
     @model_validator(mode="after")
@@ -261,12 +263,12 @@ class Deduplicate(Body):
         own = {
             "bytes": set(),
             "frames": {"max_distance"},
-            "embedding": {"min_cosine", "embeddings"},
+            "embedding": {"min_cosine", "embeddings", "within"},
         }
-        for name in ("max_distance", "min_cosine", "embeddings"):
+        for name in ("max_distance", "min_cosine", "embeddings", "within"):
             if getattr(self, name) is not None and name not in own[self.by]:
                 raise ValueError(f"{name} can't be combined with by: {self.by}")
-        for name in own[self.by] - {"embeddings"}:
+        for name in own[self.by] - {"embeddings", "within"}:
             if getattr(self, name) is None:
                 raise ValueError(f"by: {self.by} needs {name}")
         return self
@@ -275,7 +277,8 @@ class Deduplicate(Body):
         if self.by == "frames":
             return f"frames within {self.max_distance} bits"
         if self.by == "embedding":
-            return f"embeddings with cosine ≥ {self.min_cosine:g}"
+            within = "" if self.within is None else f" within {self.within}"
+            return f"embeddings with cosine ≥ {self.min_cosine:g}{within}"
         return "same file and span"
 
 
