@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from clipmill.schemas import tables
 from clipmill.schemas.ids import clip_id, source_key
+from clipmill.stages.cluster_clips import CLUSTERS
 from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.embed_clips import EMBEDDINGS
 from clipmill.stages.score_aesthetic import AESTHETIC
@@ -46,6 +47,7 @@ class Made:
             "take_given_score": GIVEN_SCORE,
             "embed_clips": EMBEDDINGS,
             "score_video_similarity": VIDEO_SIMILARITY,
+            "cluster_clips": CLUSTERS,
         }
         return built_in.get(self.stage, tables.clip_table((self.score or "x", pa.float64())))
 
@@ -56,6 +58,7 @@ class Made:
             "score_similarity": "similarity",
             "take_given_score": "given_score",
             "embed_clips": None,
+            "cluster_clips": None,
             "score_video_similarity": "video_similarity",
         }
         return known.get(self.stage, "measured")
@@ -212,11 +215,7 @@ def build(
             [{"clip_id": clip.id, "caption": clip.caption} for clip in here],
         )
         for stage in made:
-            rows = (
-                [{"clip_id": clip.id, "embeddings": clip.vectors or [[1.0, 0.0]]} for clip in here]
-                if stage.stage == "embed_clips"
-                else [{"clip_id": clip.id, stage.score: clip.values[stage.column]} for clip in here]
-            )
+            rows = [{"clip_id": clip.id, **_values(stage, clip)} for clip in here]
             _write(dataset, stage.label, shard, stage.schema, rows)
     write_run(
         dataset,
@@ -245,6 +244,14 @@ def build(
         },
     )
     return dataset
+
+
+def _values(stage: Made, clip: Clip) -> dict[str, Any]:
+    if stage.stage == "embed_clips":
+        return {"embeddings": clip.vectors or [[1.0, 0.0]]}
+    if stage.stage == "cluster_clips":
+        return {name: clip.values[name] for name in ("cluster", "cluster_distance")}
+    return {stage.score: clip.values[stage.column]}
 
 
 def _write(dataset: Path, label: str, shard: str, schema: pa.Schema, rows: list[dict]) -> None:

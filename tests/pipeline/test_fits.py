@@ -16,6 +16,7 @@ from clipmill.pipeline.status import status_report
 from clipmill.pipeline.verify import verify
 from clipmill.pipeline.verify.repair import verify_and_repair
 from clipmill.schemas.errors import ClipmillError
+from clipmill.schemas.folders import COMPARED
 from tests.pipeline.conftest import Words
 from tests.pipeline.test_gates import killed_after
 
@@ -158,7 +159,9 @@ def test_removed_videos_leave_no_centre_of_their_own(words):
     data.run(*settings)
     found = clusters(data, *settings)
     (alone,) = {cluster for clip, (cluster, *_) in found.items() if clip.startswith("v-c")}
+    (data.dataset / COMPARED / "step").mkdir(parents=True)
     remove_videos(data.dataset, ["v-c"])
+    assert not (data.dataset / COMPARED).exists()
     (file,) = fit_files(data.dataset)
     _, table = read_fit(file)
     assert [row["cluster"] for row in table.to_pylist() if row["centre"] is None] == [alone]

@@ -17,7 +17,16 @@ import clipmill
 from clipmill.pipeline.recipes.ready_made import SUBSET_FOLDER, names
 from clipmill.schemas.errors import UsageError
 from tests.pipeline.subsets.test_ready_made import CASES, WITHOUT_SCORERS
-from tests.scored_catalog import Clip, aesthetic, build, embeddings, own, random_clips, similarity
+from tests.scored_catalog import (
+    Clip,
+    Made,
+    aesthetic,
+    build,
+    embeddings,
+    own,
+    random_clips,
+    similarity,
+)
 
 INF = math.inf
 B32 = "open_clip:ViT-B-32/openai"
@@ -91,6 +100,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 }
 SHARES = {"openvid-1m"}
 FROM_FILES = {"open-sora-2"}
+FROM_CLUSTERS = {"nemo-semdedup"}
 FRAMES = {"data-juicer-evolution": 3, "data-juicer-msrvtt": 3, "spatialvid": 3}
 
 
@@ -141,7 +151,7 @@ def passes(clip: Clip, bounds: Mapping[str, tuple[float, float]]) -> bool:
 
 
 def test_all_recipes_are_in_one_of_the_tests():
-    here = {*BOUNDS, *SHARES, *FROM_FILES}
+    here = {*BOUNDS, *SHARES, *FROM_FILES, *FROM_CLUSTERS}
     assert here | {case.recipe for case in CASES} | WITHOUT_SCORERS == set(names(SUBSET_FOLDER))
 
 
@@ -178,3 +188,25 @@ def test_open_sora_2_reads_properties_of_files(tmp_path):
     assert kept(tmp_path, "open-sora-2") == {"generic-good-0-2000", "generic-good-0-8000"}
     with pytest.raises(UsageError, match="removes the last"):
         kept(tmp_path, "open-sora-2", max_aspect=1.5)
+
+
+def test_nemo_keeps_the_farthest_of_near_clips_in_a_cluster(tmp_path):
+    near, other = [1.0, 0.01], [0.0, 1.0]
+    given = [
+        (0, 0.2, near),
+        (0, 0.3, [1.0, 0.0]),
+        (0, 0.1, other),
+        (1, 0.1, near),
+        (None, None, near),
+    ]
+    clips = [
+        Clip(f"generic-{i}", 0.0, 1.0, values={"cluster": number, "cluster_distance": away})
+        for i, (number, away, _) in enumerate(given)
+    ]
+    for clip, (_, _, vector) in zip(clips, given, strict=True):
+        clip.vectors = [vector]
+    with pytest.raises(UsageError, match=r"cluster_clips\.embeddings=embed_clips"):
+        kept(build(tmp_path / "without", clips, [embeddings()]), "nemo-semdedup")
+    made = [embeddings(), Made("cluster_clips", "cluster_clips")]
+    build(tmp_path / "dataset", clips, made, shards=2)
+    assert kept(tmp_path / "dataset", "nemo-semdedup") == {clip.id for clip in clips[1:]}
