@@ -50,8 +50,8 @@ class ClusterClips(Stage):
         None,
         ge=1,
         description="number of clusters; by default the square root of the number of clips with "
-        "embeddings when the centres are found, and at most one per 64 clips of the sample. There "
-        "are fewer if fewer clips differ",
+        "embeddings when the centres are found (9 of 74 clips, 1000 of a million), and at most "
+        "sample_clips / 64. There are fewer if fewer clips differ",
     )
     sample_clips: int = Field(
         2**18,
