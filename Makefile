@@ -20,7 +20,7 @@ NEWEST_VENV := .venv-newest
 WHEEL_TESTS := tests/jobs tests/pipeline tests/schemas tests/test_api.py
 TREE := tests docs jobs pipeline schemas stages constraints.txt pyproject.toml README.md
 
-.PHONY: setup setup-newest demo test test-slow test-faults test-wheel check wheel format docs lock \
+.PHONY: setup setup-newest demo demo-real test test-slow test-faults test-wheel check wheel format docs lock \
   models bench bench-gpu clean help
 
 help:  ## lists the targets
@@ -37,6 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup  ## runs the full pipeline on a small rendered world, offline, into demo-dataset/
 	$(BIN)/clipmill demo
+
+demo-real: setup  ## measures rendered films, or FILES=…, with real models, into demo-real-dataset/
+	$(BIN)/clipmill demo --real $(FILES)
 
 test: setup  ## runs all tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow and not faults' -n $(TEST_WORKERS) --dist worksteal
@@ -110,5 +113,5 @@ lock:  ## pins the newest versions that work together, from a fresh environment
 	mv constraints.new constraints.txt
 	rm -rf .lock-venv
 
-clean:  ## the environments and the demo's dataset
-	rm -rf $(VENV) $(NEWEST_VENV) build demo-dataset
+clean:  ## the environments and the demos' datasets
+	rm -rf $(VENV) $(NEWEST_VENV) build demo-dataset demo-real-dataset demo-real-dataset-report.html

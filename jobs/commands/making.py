@@ -13,7 +13,6 @@ from clipmill.jobs.cli_options import (
     Budget,
     ChosenSubset,
     Dataset,
-    Engine,
     Environment,
     Have,
     ImportFormat,
@@ -240,11 +239,45 @@ def submit(
 
 @app.command()
 def demo(
-    dataset: Annotated[Path, typer.Option(help="the dataset's folder")] = Path("demo-dataset"),
-    engine: Annotated[Engine, typer.Option(help="where stages run")] = "ray",
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE...]",
+            help="with --real: your own films, or lists, folders and URLs; by default a few are "
+            "rendered",
+        ),
+    ] = None,
+    real: Annotated[
+        bool,
+        typer.Option(
+            "--real",
+            help="run the recipe `signals` instead, with models that know the world, from "
+            "clipmill[signals]",
+        ),
+    ] = False,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            help="the dataset's folder; by default demo-dataset, with --real demo-real-dataset"
+        ),
+    ] = None,
+    engine: Annotated[
+        RunEngine | None, typer.Option(help="where stages run; by default ray, with --real local")
+    ] = None,
 ) -> None:
     """Run the full recipe on a small rendered world, offline, and measure it against the truth."""
+    if files and not real:
+        raise UsageError(
+            f"{files[0]}: the demo's models know only its own films; "
+            "add --real for models that know the world"
+        )
     _begin("Making the world …")
+    if real:
+        from clipmill.jobs.demo.real import run_real_demo
+
+        place = (dataset or Path("demo-real-dataset")).absolute()
+        run_real_demo(place, files or [], engine=engine or "local")
+        return
     from clipmill.jobs.demo.demo import run_demo
 
-    run_demo(dataset.absolute(), engine=engine)
+    run_demo((dataset or Path("demo-dataset")).absolute(), engine=engine or "ray")

@@ -165,42 +165,41 @@ def _run(loaded: LoadedRecipe, dataset: Path, server: http.server.ThreadingHTTPS
         run(loaded, dataset)
 
 
-def _print(dataset: Path, figures: list[Figure]) -> None:
+def print_figures(title: str, figures: list[Figure]) -> None:
+    """The table of what was measured."""
     from rich.table import Table
 
-    table = Table(
-        title="Measured against the world's ground truth",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in ("what", "measured", "target", ""):
         table.add_column(column, justify="right" if column in ("measured", "target") else "left")
     for figure in figures:
         mark = "[green]reached[/green]" if figure.reached else "[red]missed[/red]"
         table.add_row(figure.name, figure.shown, figure.target, mark)
     _out.print(table)
+
+
+def _print(dataset: Path, figures: list[Figure]) -> None:
+    print_figures("Measured against the world's ground truth", figures)
     _out.print(
         "\nThe captioner, summariser, CLIP and aesthetic head of this demo were trained on this "
         "world of\nmoving shapes and know nothing else: on any other video their output is "
         "meaningless. For real\nvideos use the recipes `small-cpu` or `internvid`.\n\nTry next:"
     )
     for query in QUERIES:
-        _out.print(f'  {_command()} sql {_shown(dataset)} "{query}"')
+        _out.print(f'  {this_command()} sql {shown_path(dataset)} "{query}"')
     for words in (
         "subset explain {} internvid-div --set clips=40",
         "report {} --output report.html",
     ):
-        _out.print(f"  {_command()} {words.format(_shown(dataset))}")
+        _out.print(f"  {this_command()} {words.format(shown_path(dataset))}")
 
 
-def _command() -> str:
+def this_command() -> str:
     """How to call this program from here: its environment may not be activated."""
-    return "clipmill" if shutil.which("clipmill") else _shown(Path(sys.argv[0]).absolute())
+    return "clipmill" if shutil.which("clipmill") else shown_path(Path(sys.argv[0]).absolute())
 
 
-def _shown(dataset: Path) -> str:
+def shown_path(dataset: Path) -> str:
     """The folder as a user would type it here."""
     try:
         return str(dataset.relative_to(Path.cwd()))
