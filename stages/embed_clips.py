@@ -6,31 +6,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from clipmill.schemas.tables import clip_table
-from clipmill.stages.models.embedders import IMAGE_CALLS_AT_ONCE, ClipEmbedder, EmbedderStage
-from clipmill.stages.models.vectors import STORED, as_column, unit
-from clipmill.stages.protocol import (
-    FramePick,
-    ModelCheck,
-    Rows,
-    Stage,
-    Transform,
-    Uniform,
-    Workspace,
-)
+from clipmill.stages.models.embedders import IMAGE_CALLS_AT_ONCE, EmbedderStage
+from clipmill.stages.models.frame_rows import SIMILARITY, embedded_frames
+from clipmill.stages.models.vectors import STORED
+from clipmill.stages.protocol import FramePick, ModelCheck, Stage, Transform, Uniform, Workspace
 
 EMBEDDINGS = clip_table(
     # k frames of d numbers each, L2-normalised, in time order.
     ("embeddings", STORED),
     ("embedding_seconds", pa.list_(pa.float64())),
 )
-
-
-SIMILARITY = "frame_similarity"
 
 
 class EmbedClips(EmbedderStage):
@@ -72,37 +61,6 @@ class EmbedClips(EmbedderStage):
         embedder = self.load("image")
 
         def transform(batch: pa.Table) -> pa.Table:
-            return self._embedded(batch, embedder)
+            return embedded_frames(self, batch, embedder, self.model)
 
         yield transform
-
-    def _embedded(self, batch: pa.Table, embedder: ClipEmbedder) -> pa.Table:
-        keys, frames = batch["clip_id"].to_pylist(), batch["frames"].to_pylist()
-        everything = embedder.embed_images([f["jpeg"] for clip in frames for f in clip or ()])
-        ends = np.cumsum([len(clip or ()) for clip in frames])
-        kept, seconds, vectors, failed = [], [], [], Rows(self)
-        for key, clip, end in zip(keys, frames, ends, strict=True):
-            own = everything[end - len(clip or ()) : end]
-            if not clip:
-                failed.fail(key, "bad_media", "no frame of this clip can be read")
-            elif not np.isfinite(own).all():
-                failed.fail(key, "model", f"{self.model} gave an embedding that is not finite")
-            else:
-                kept.append(key)
-                seconds.append([frame["seconds"] for frame in clip])
-                vectors.append(own)
-        schema = self.table_schema
-        made = {
-            "clip_id": pa.array(kept, pa.string()),
-            "embeddings": as_column(vectors),
-            "embedding_seconds": pa.array(seconds, schema.field("embedding_seconds").type),
-            SIMILARITY: pa.array([_least_cosine(own) for own in vectors], pa.float32()),
-        }
-        columns = [made[f.name] if f.name in made else pa.nulls(len(kept), f.type) for f in schema]
-        return pa.concat_tables([pa.table(columns, schema=schema), failed.table()])
-
-
-def _least_cosine(frames: np.ndarray) -> float | None:
-    """The smallest cosine of neighbours; None of a single frame."""
-    units = unit(frames)
-    return float((units[1:] * units[:-1]).sum(axis=1).min()) if len(units) > 1 else None

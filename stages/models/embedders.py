@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,16 +18,10 @@ from pydantic import Field
 
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.stages.media.isolation.progress import beat
-from clipmill.stages.media.read.images import (
-    FitMode,
-    Interpolation,
-    decode_jpeg,
-    fit,
-    scaling,
-    to_batch,
-)
+from clipmill.stages.media.read.images import FitMode
 from clipmill.stages.models.batch_size import BatchSize
-from clipmill.stages.models.image_queue import ImageQueue
+from clipmill.stages.models.image_embedders import ImageEmbedder, unit_rows
+from clipmill.stages.models.image_embedders import ImagePreparation as ImagePreparation
 from clipmill.stages.models.loading import local_folder
 from clipmill.stages.models.published_weights import PAIR, published_weights
 from clipmill.stages.models.text_towers import token_counts
@@ -52,60 +44,27 @@ _REMEMBERED_TEXTS = 4096
 DEFAULT_MODEL = ModelReference(hub=f"{PAIR}ViT-L-14/openai")
 
 
-@dataclass(frozen=True)
-class ImagePreparation:
+def preparation_of(model: torch.nn.Module) -> ImagePreparation:
     """How a model wants its images; equals its open_clip transform to about one grey level."""
+    from open_clip.model import get_model_preprocess_cfg
 
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    mode: FitMode
-    interpolation: Interpolation
-    fill: int
-
-    @classmethod
-    def of(cls, model: torch.nn.Module) -> ImagePreparation:
-        from open_clip.model import get_model_preprocess_cfg
-
-        if plain := getattr(model, "preparation", None):  # a TransformersClip
-            return cls(
-                plain.size, plain.mean, plain.deviation, plain.mode, plain.interpolation, fill=0
-            )
-        config = get_model_preprocess_cfg(model)
-        size = config["size"]
-        return cls(
-            size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[-1])),
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-            mode=_FIT[config.get("resize_mode") or "shortest"],
-            interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
-            fill=int(config.get("fill_color") or 0),
+    if plain := getattr(model, "preparation", None):  # a TransformersClip
+        return ImagePreparation(
+            plain.size, plain.mean, plain.deviation, plain.mode, plain.interpolation, fill=0
         )
-
-    def __call__(self, jpegs: Sequence[bytes]) -> np.ndarray:
-        """Float32 of shape (n, 3, height, width), as the model takes them."""
-        images = [decode_jpeg(data) for data in jpegs]
-        return to_batch(
-            images, self.size, self.mean, self.std, self.mode, self.interpolation, self.fill
-        )
-
-    def into(self, jpeg: bytes, out: np.ndarray) -> None:
-        """Writes an image's pixels, of shape (height, width, 3), before they are normalised."""
-        out[:] = fit(decode_jpeg(jpeg), self.size, self.mode, self.interpolation, self.fill)
-
-    def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the call gives, of prepared pixels, on their device; equal to the last bit."""
-        import torch
-
-        factor, offset = (
-            torch.from_numpy(values).reshape(3, 1, 1).to(pixels.device)
-            for values in scaling(self.mean, self.std)
-        )
-        planes = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        return planes.mul_(factor).sub_(offset)
+    config = get_model_preprocess_cfg(model)
+    size = config["size"]
+    return ImagePreparation(
+        size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[-1])),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        mode=_FIT[config.get("resize_mode") or "shortest"],
+        interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
+        fill=int(config.get("fill_color") or 0),
+    )
 
 
-class ClipEmbedder:
+class ClipEmbedder(ImageEmbedder):
     """One loaded model; embeddings are float32 rows of length 1.
 
     Only the requested towers are kept in memory. In bfloat16, the third digit of an embedding
@@ -126,10 +85,9 @@ class ClipEmbedder:
         prepare_torch()
         import torch
 
-        self.device = best_device()
-        self.dtype = default_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
-        say_place(setting, reference, self.device, self.dtype)
-        self._images = BatchSize(batch_images)
+        device = best_device()
+        number = default_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+        say_place(setting, reference, device, number)
         self._fresh = BatchSize(_TEXT_BATCH)
         model, self._tokenize = _load(
             reference, setting, with_tokenizer="text" in towers, trust_remote_code=trust_remote_code
@@ -138,36 +96,13 @@ class ClipEmbedder:
         self.logit_scale = float(model.logit_scale.detach().exp())
         bias = getattr(model, "logit_bias", None)
         self.logit_bias = None if bias is None else float(bias.detach())
-        self.prepare = ImagePreparation.of(model)
+        prepare = preparation_of(model)
         _drop_towers(model, towers)
-        self._model = model.to(device=self.device, dtype=self.dtype).eval()
-        self._queue = self._image_queue(threads)
+        self._model = model.to(device=device, dtype=number).eval()
         self._texts: dict[str, np.ndarray] = {}
-
-    def _image_queue(self, threads: int) -> ImageQueue:
-        import torch
-
-        own = weakref.ref(self)  # a cycle would keep the model in memory
-
-        def compute(pixels: torch.Tensor) -> np.ndarray:
-            embedder = own()
-            assert embedder is not None  # somebody waits for it
-            return embedder.embed_batch(pixels)
-
-        on_cpu = self.device.type == "cpu"
-        return ImageQueue(
-            self.prepare,
-            compute,
-            self._images,
-            threads=torch.get_num_threads() if on_cpu else threads,
-            ahead=not on_cpu,
-            pinned=self.device.type == "cuda",
+        super().__init__(
+            prepare, device=device, dtype=number, batch_images=batch_images, threads=threads
         )
-
-    @property
-    def batch_images(self) -> int:
-        """Images per forward pass; fewer than requested if memory is short."""
-        return self._images.size
 
     @property
     def context(self) -> int:
@@ -183,26 +118,6 @@ class ClipEmbedder:
         """The image tower: takes pixels of the model's dtype and device, returns raw features."""
         tower: Callable[[torch.Tensor], torch.Tensor] = self._model.encode_image
         return tower
-
-    def embed_images(self, jpegs: Sequence[bytes]) -> np.ndarray:
-        """Embeddings of JPEG images, in their order, of shape (n, d).
-
-        Usable from several threads: batches are filled across their images.
-        """
-        rows = self._queue.rows(jpegs)
-        return np.stack(rows) if rows else np.empty((0, 0), np.float32)
-
-    def embed_batch(self, batch: np.ndarray | torch.Tensor) -> np.ndarray:
-        """Embeddings of prepared images: uint8 of shape (n, height, width, 3), or normalised ones,
-        float32 of shape (n, 3, height, width).
-        """
-        import torch
-
-        with torch.inference_mode():
-            pixels = torch.as_tensor(batch).to(self.device, non_blocking=True)
-            if pixels.dtype == torch.uint8:
-                pixels = self.prepare.normalised(pixels)
-            return _unit_rows(self.image_model(pixels.to(self.dtype)))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings of texts, in their order; repeated texts are embedded once.
@@ -226,17 +141,7 @@ class ClipEmbedder:
             beat()
             with torch.inference_mode():
                 tokens = self._tokenize(list(texts[start : start + size])).to(self.device)
-                yield _unit_rows(self._model.encode_text(tokens))
-
-
-def _unit_rows(features: torch.Tensor) -> np.ndarray:
-    """Rows scaled to length 1; a zero row becomes NaN, because it has no direction."""
-    import torch
-
-    features = features.float()
-    lengths = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-    units = torch.nn.functional.normalize(features, dim=-1)
-    return units.masked_fill(lengths == 0, torch.nan).cpu().numpy()
+                yield unit_rows(self._model.encode_text(tokens))
 
 
 def _drop_towers(model: torch.nn.Module, keep: Sequence[Tower]) -> None:

@@ -7,6 +7,8 @@ import importlib
 import importlib.util
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +58,22 @@ def prepare_torch() -> None:
     for schema in _SCHEMAS:
         _library.define(schema)
     importlib.import_module("torchvision")
+
+
+@contextmanager
+def torch_threads(most: int | None) -> Iterator[None]:
+    """Computes with at most this many threads on a CPU; None leaves torch's own number."""
+    import torch
+
+    before = torch.get_num_threads()
+    if most is None or most >= before:
+        yield
+        return
+    torch.set_num_threads(most)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def best_device() -> torch.device:

@@ -253,10 +253,10 @@ def _width(model: Any) -> int | None:
 
 
 def _with_a_picture(model: Any, where: str) -> str:
-    from clipmill.stages.models.embedders import ImagePreparation
+    from clipmill.stages.models.embedders import preparation_of
 
     try:
-        shape = ImagePreparation.of(model)([example_jpeg()]).shape
+        shape = preparation_of(model)([example_jpeg()]).shape
     except Exception as error:  # a configuration may hold anything
         raise ClipmillError(
             f"{where} cannot prepare a picture: {type(error).__name__}: {error}; see "
