@@ -47,6 +47,10 @@ FRAME = pa.struct([("frame_number", pa.int64()), ("seconds", pa.float64()), ("jp
 TEXT_AT = pa.struct([("seconds", pa.float64()), ("text", pa.string())])
 TAG = pa.struct([("tag", pa.string()), ("score", pa.float32())])
 
+# The stages whose tables hold embeddings of clips, in a column of that name; the last of texts.
+EMBEDDERS = ("embed_clips", "embed_images", "embed_texts")
+TEXT_EMBEDDER = EMBEDDERS[-1]
+
 # Written by ingest. `url` is what the user gave (a URL, or a path in its absolute form); `path` is
 # set for local files; `extractor` and `platform_id` if a platform's URL identifies its video
 # without a request; `spans` if the user gave times. `listed_in` is set for failures: the list,

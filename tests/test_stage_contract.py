@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,8 @@ from clipmill.schemas.tables import OUTCOME
 from clipmill.stages.built_in import built_in_stage_names
 from clipmill.stages.protocol import Workspace
 from tests.conftest import Made
+from tests.sentence_folders import save_sentence_model
+from tests.vision_models import SMALL_VISION, save_vision_weights
 
 # Float columns may differ this much between batch sizes: bfloat16 sums depend on the batch.
 TOLERANCE = 0.05
@@ -34,6 +37,8 @@ LABELS = (
     "caption_frames",
     "summarize_captions",
     "embed_clips",
+    "embed_images",
+    "embed_texts",
     "score_similarity",
     "score_aesthetic",
     "hash_frames",
@@ -71,10 +76,22 @@ def test_every_built_in_stage_is_under_contract():
     assert set(built_in_stage_names()) == set(LABELS) | ELSEWHERE
 
 
+def with_tiny_models(folder: Path) -> list[str]:
+    """Settings of stages whose own models take longer to load than a test should."""
+    return [
+        "embed_texts.stage=embed_texts",
+        f"embed_texts.model={save_sentence_model(folder, {})}",
+        "embed_images.stage=embed_images",
+        f"embed_images.weights={save_vision_weights(folder / 'vision.pth')}",
+        f"embed_images.architecture={SMALL_VISION}",
+    ]
+
+
 @pytest.fixture(scope="module")
-def made(made: Made) -> Made:
+def made(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The shared dataset, with a plan that has every stage under contract."""
-    return replace(made, plan=build_plan(LoadedRecipe.from_record(made.loaded.record(), ADDED)))
+    added = [*ADDED, *with_tiny_models(tmp_path_factory.mktemp("models"))]
+    return replace(made, plan=build_plan(LoadedRecipe.from_record(made.loaded.record(), added)))
 
 
 @pytest.fixture

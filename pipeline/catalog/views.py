@@ -276,7 +276,7 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
         renamed = not step.is_primary
         for field in step.own_columns:
             column = field.name
-            if step.name == "embed_clips" and column.startswith("embedding"):
+            if step.name in tables.EMBEDDERS and column in ("embeddings", "embedding_seconds"):
                 continue  # the view `embeddings` has them
             if step.is_built_in and step.score not in (None, column):
                 continue  # as with the promised scorers, only the score is shown
@@ -543,7 +543,7 @@ def embeddings_view(steps: Sequence[StepTable]) -> str:
         f"SELECT clip_id, {literal(step.stage)} AS stage, embeddings, embedding_seconds "
         f"FROM ({kept(step, ['clip_id', 'embeddings', 'embedding_seconds'])})"
         for step in steps
-        if step.name == "embed_clips"
+        if step.name in tables.EMBEDDERS
     ]
     return _union(parts, EMBEDDINGS_VIEW)
 

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 # Configuration, tokenizer and template files. No Python files: code that comes with a model is
 # never run.
 _CONFIGURATION = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+# What a model in the layout of sentence-transformers has in further folders: 1_Pooling, 2_Dense.
+_OF_MODULES = re.compile(r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)")
 # In order of preference; a later pattern is used only if no earlier one matches. `.bin` is loaded
 # with weights_only. open_clip repositories often also hold the same model for transformers.
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -165,12 +167,17 @@ def _wanted(names: Sequence[str]) -> list[str]:
     chosen = _weights_among(names)
     if not chosen:
         raise FileNotFoundError("it contains no weights as safetensors or .bin")
+    has_modules = "modules.json" in names
     return [
         *chosen,
         *(
             name
             for name in names
-            if "/" not in name and any(fnmatch.fnmatch(name, pattern) for pattern in _CONFIGURATION)
+            if (
+                "/" not in name
+                and any(fnmatch.fnmatch(name, pattern) for pattern in _CONFIGURATION)
+            )
+            or (has_modules and _OF_MODULES.fullmatch(name))
         ),
     ]
 

@@ -36,8 +36,11 @@ def frame_mean(frames: np.ndarray) -> np.ndarray:
     return unit(frames.mean(axis=0))
 
 
-def as_column(clips: Sequence[np.ndarray]) -> pa.Array:
-    """An `embeddings` column of half floats, from one array of shape (frames, d) per clip."""
+def as_column(clips: Sequence[np.ndarray], lacking: pa.Array | None = None) -> pa.Array:
+    """An `embeddings` column of half floats, from one array of shape (frames, d) per clip.
+
+    `lacking` says which of them are null.
+    """
     counts = np.array([len(clip) for clip in clips], np.int64)
     widths = (
         np.concatenate([np.full(len(clip), clip.shape[1], np.int64) for clip in clips])
@@ -47,7 +50,7 @@ def as_column(clips: Sequence[np.ndarray]) -> pa.Array:
     flat = [np.asarray(clip, np.float16).reshape(-1) for clip in clips]
     values = pa.array(np.concatenate(flat) if flat else np.empty(0, np.float16))
     frames = pa.ListArray.from_arrays(_offsets(widths), values, type=STORED.value_type)
-    return pa.ListArray.from_arrays(_offsets(counts), frames, type=STORED)
+    return pa.ListArray.from_arrays(_offsets(counts), frames, type=STORED, mask=lacking)
 
 
 def _offsets(lengths: np.ndarray) -> pa.Array:

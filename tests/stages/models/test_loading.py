@@ -155,6 +155,18 @@ def test_pickled_weights_are_downloaded_only_as_a_last_resort(hub, tmp_path) -> 
     assert _ask(url, tmp_path, LIST) == "['config.json', 'pytorch_model.bin']"
 
 
+def test_sentence_models_come_with_their_modules(hub, tmp_path) -> None:
+    url, handler = hub
+    own = {"modules.json": b"[]", "1_Pooling/config.json": b"{}", "2_Dense/model.safetensors": b"d"}
+    others = {"onnx/model.onnx": b"o", "1_Pooling/pooling.py": b"print()", "0_CLIP/README.md": b""}
+    handler.files = {"config.json": b"{}", "model.safetensors": b"t", **own, **others}
+    code = (
+        "folder = local_folder(ref('org/model'), setting='s.model')\n"
+        "print(sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()))"
+    )
+    assert _ask(url, tmp_path, code) == str(sorted(["config.json", "model.safetensors", *own]))
+
+
 def test_open_clips_own_format_is_chosen_among_two(hub, tmp_path) -> None:
     url, handler = hub
     handler.files = {
