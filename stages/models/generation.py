@@ -19,7 +19,8 @@ from clipmill.stages.models.engines.programs import ServerPrograms
 from clipmill.stages.models.engines.requests import Generation as Generation
 from clipmill.stages.models.outputs.cleaning import TextRule
 from clipmill.stages.models.outputs.stored import WhenCutOff
-from clipmill.stages.protocol import ModelCheck, Stage, resource
+from clipmill.stages.models.serving import ServedStage
+from clipmill.stages.protocol import ModelCheck, resource
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def arguments_of(generation: Generation, is_unwanted: Callable[[], bool]) -> dic
     return {**generation.arguments(), "stopping_criteria": [stops]}
 
 
-class GeneratingStage(Stage):
+class GeneratingStage(ServedStage):
     """Settings of a stage whose texts come from a transformers model or a server."""
 
     dtype: DType = Field(
@@ -95,22 +96,6 @@ class GeneratingStage(Stage):
         ge=1,
         description="requests in flight at a time when the model is a server, for each worker: one "
         "unless workers is set; by default 8, and 64 for a server that the run starts",
-    )
-    server_timeout_seconds: float = resource(
-        120.0, gt=0, description="maximum time to wait for one answer of a server"
-    )
-    server_retries: int = resource(
-        4, ge=0, description="retries after 429, 5xx, a timeout or a lost connection"
-    )
-    server_first_wait_seconds: float = resource(
-        1.0, ge=0, description="wait before the first retry; doubled for each further one"
-    )
-    server_key_variable: str = resource(
-        "OPENAI_API_KEY", description="environment variable that holds the server's API key"
-    )
-    server_options: dict[str, Any] = Field(
-        default_factory=dict,
-        description="additional fields of each request; null removes a default (temperature: null)",
     )
 
     @model_validator(mode="after")

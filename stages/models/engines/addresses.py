@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import urllib.request
@@ -54,10 +53,10 @@ class Address:
         self._lines: list[Line] = []
         self._free: list[Line] = []
 
-    def post(self, body: dict[str, Any], seconds: float) -> Answer:
-        """The answer to a chat request; TryAgain if there is none."""
+    def post(self, path: str, body: bytes, seconds: float) -> Answer:
+        """The answer to a request; TryAgain if there is none."""
         try:
-            return self._exchange("POST", "chat/completions", seconds, body)
+            return self._exchange("POST", path, seconds, body)
         except httpx.TimeoutException as error:
             raise TryAgain(
                 "transient", f"{self.url} did not answer within {seconds:g} s", lost=True
@@ -97,19 +96,12 @@ class Address:
         self.out_until = time.monotonic() + _LEFT_OUT_SECONDS
 
     def _exchange(
-        self, method: str, path: str, seconds: float, body: dict[str, Any] | None = None
+        self, method: str, path: str, seconds: float, body: bytes | None = None
     ) -> Answer:
         """An answer; raises httpx.HTTPError or TooLong if there is none in time."""
-        content = (
-            None
-            if body is None
-            else json.dumps(
-                body, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-            ).encode()
-        )
         line = self._line()
         try:
-            return line.exchange(method, path, content, seconds, self._alarm)
+            return line.exchange(method, path, body, seconds, self._alarm)
         finally:
             self._free.append(line)
 
