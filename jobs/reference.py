@@ -172,7 +172,11 @@ def stages_page() -> str:
 
 
 # Steps that a stage runs as, apart from its own.
-_INNER = {"find_speech": "detect_speech", "scan_videos": "split_clips"}
+_INNER = {
+    "find_speech": "detect_speech",
+    "scan_videos": "split_clips",
+    "transcribe_videos": "transcribe_clips",
+}
 
 
 def _marked(fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:

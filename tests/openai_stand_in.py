@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import email
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -40,9 +41,24 @@ def completion(text: str | None, finish_reason: str = "stop") -> bytes:
     return json.dumps({"object": "chat.completion", "choices": [choice]}).encode()
 
 
+def form_of(body: bytes, kind: str) -> dict[str, Any]:
+    """The fields of a form as lists of texts, and the bytes of its files."""
+    form = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + body)
+    found: dict[str, Any] = {}
+    for part in form.get_payload():
+        name = str(part.get_param("name", header="content-disposition"))
+        content = part.get_payload(decode=True)
+        if part.get_filename():
+            found[name] = content
+        else:
+            found.setdefault(name, []).append(content.decode())
+    return found
+
+
 @dataclass
 class StandIn:
-    """Each request plays one of `misdeeds`, in order; after them, `answer` makes the text.
+    """Each request plays one of `misdeeds`, in order; after them, `answer` makes the text, or the
+    whole content.
 
     A misdeed is a status code, raw bytes for a response with 200, or a word: hang (no response),
     headers or drip (endless headers or body, a byte at a time), stream (an endless body at full
@@ -50,7 +66,7 @@ class StandIn:
     reset (the connection is closed without a response). `always` is played after the misdeeds.
     """
 
-    answer: Callable[[dict[str, Any]], str]
+    answer: Callable[[dict[str, Any]], str | bytes]
     misdeeds: list[int | bytes | str] = field(default_factory=list)
     always: int | bytes | str | None = None
     retry_after: str = "0"
@@ -64,7 +80,7 @@ class StandIn:
 
 @contextmanager
 def openai_server(
-    answer: Callable[[dict[str, Any]], str], *misdeeds: int | bytes | str, port: int = 0
+    answer: Callable[[dict[str, Any]], str | bytes], *misdeeds: int | bytes | str, port: int = 0
 ) -> Iterator[StandIn]:
     """A running stand-in; `url` precedes the `#` in a model reference.
 
@@ -91,7 +107,9 @@ def openai_server(
 
         def do_POST(self) -> None:
             nonlocal at_once
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            form = self.headers["Content-Type"]
+            request = form_of(body, form) if form.startswith("multipart/") else json.loads(body)
             with lock:
                 at_once += 1
                 stand_in.most_at_once = max(stand_in.most_at_once, at_once)
@@ -108,9 +126,9 @@ def openai_server(
                     at_once -= 1
             self.play(misdeed, text)
 
-        def play(self, misdeed: int | bytes | str | None, text: str | None) -> None:
+        def play(self, misdeed: int | bytes | str | None, text: str | bytes | None) -> None:
             if misdeed is None:
-                self.send(200, completion(text))
+                self.send(200, text if isinstance(text, bytes) else completion(text))
             elif isinstance(misdeed, int):
                 self.send(misdeed, b'{"error": {"message": "as told"}}')
             elif isinstance(misdeed, bytes):

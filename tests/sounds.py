@@ -53,12 +53,11 @@ def _packed(frame: av.AudioFrame) -> av.AudioFrame:
 def voice(seconds: float, rate: int = 16000, *, seed: int = 0) -> np.ndarray:
     """Babble: a syllable of a vowel after another, each after a little noise."""
     random = np.random.default_rng(seed)
-    parts = []
-    left = seconds
-    while left > 0:
-        length = min(left, _SYLLABLE_SECONDS * random.uniform(0.8, 1.3))
-        parts.append(_syllable(round(length * rate), rate, random))
-        left -= length
+    whole = round(seconds * rate)
+    parts = [np.zeros(0)]
+    while (left := whole - sum(map(len, parts))) > 0:
+        length = round(_SYLLABLE_SECONDS * random.uniform(0.8, 1.3) * rate)
+        parts.append(_syllable(min(left, length), rate, random))
     sound = np.concatenate(parts)
     return (0.5 * sound / np.abs(sound).max()).astype(np.float32)
 

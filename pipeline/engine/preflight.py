@@ -124,15 +124,18 @@ def _examined(
 
     away: dict[str, str] = {}  # reasons, by place
     asked: dict[tuple[object, ...], str | ClipmillError] = {}
-    seen: set[str] = set()  # the first of a stage's steps is the one that loads it
+    # The first of a stage's steps that names a model is the one that loads it.
+    loaded_by: dict[str, str] = {}
+    for step in whole or steps:
+        for name in step.stage.references():
+            loaded_by.setdefault(f"{step.stage_label}.{name}", step.label)
     for step in steps:
         before = _before(step, whole or steps)
         checks = {one.setting: one for one in step.stage.model_checks(step.stage_label, before)}
         for name, value in step.stage.references().items():
             setting = f"{step.stage_label}.{name}"
-            if setting in seen:
+            if loaded_by.get(setting, step.label) != step.label:
                 continue
-            seen.add(setting)
             note, is_here = None, False
             try:
                 if (again := refused.get(str(value))) is not None:

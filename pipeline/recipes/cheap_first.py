@@ -29,11 +29,14 @@ def cheap_first_notes(steps: Sequence[PlannedStep], gates: Sequence[CheckedGate]
     rank = _ranks(steps)
     order = {step.label: place for place, step in enumerate(steps)}
     told: set[str] = set()
+    first = {step.stage_label: step for step in reversed(steps)}
     for checked in gates:
         makers = set(checked.columns.values())
         needed = max((rank[stage] for stage in makers if stage in rank), default=0)
         for step in steps[: order[checked.step.label]]:
-            is_open = step.gate is None and step.key == checked.step.key
+            # A stage's gate is at its first step, which may be over other rows.
+            gated = first[step.stage_label]
+            is_open = gated.gate is None and gated.key == step.key == checked.step.key
             if not is_open or step.stage_label in told or cost_rank(step) <= needed:
                 continue
             told.add(step.stage_label)
