@@ -54,6 +54,7 @@ PROMPT_VARIABLES = (*_READS, _CLIP)
 # What describes the pictures themselves: without any of it, a named prompt has nothing to fuse.
 _OF_PICTURES = (_CLIP, "coarse", "fine", "fine_at")
 _ON_SCREEN = "on_screen"
+_SPOKEN = "spoken"
 # The same for all clips, from settings of the same names.
 _SETTINGS = ("language", "sentences")
 
@@ -114,6 +115,11 @@ class SummarizeCaptions(PromptedStage):
         description="a column with text on the screen for prompts, LABEL.COLUMN: a text or a list "
         "of texts, such as caption_clip.text_on_screen",
     )
+    spoken_text: ColumnName | None = Field(
+        None,
+        description="a column with what is said in the clip, LABEL.COLUMN, such as "
+        "transcribe_clips.transcript: it is the prompt's subtitles where it isn't null",
+    )
     max_new_tokens: int = Field(120, ge=1, description="longest text, in tokens")
     max_prompt_tokens: int | None = Field(
         None,
@@ -153,6 +159,8 @@ class SummarizeCaptions(PromptedStage):
             raise ValueError("on_screen_text is set, but the prompt doesn't use on_screen")
         if self.clip_caption != CLIP_CAPTION and _CLIP not in used:
             raise ValueError("clip_caption is set, but the prompt doesn't use clip")
+        if self.spoken_text is not None and "subtitles" not in used:
+            raise ValueError("spoken_text is set, but the prompt doesn't use subtitles")
         if _ON_SCREEN in used and self.on_screen_text is None and not self.is_named:
             raise ValueError("the prompt uses on_screen; set on_screen_text to a column with it")
         used |= variables_of(self._system_template or "", _SETTINGS)
@@ -193,6 +201,8 @@ class SummarizeCaptions(PromptedStage):
             needed.append(f"{self.clip_caption} as {_CLIP}?")
         if self.on_screen_text is not None:
             needed.append(f"{self.on_screen_text} as {_ON_SCREEN}?")
+        if self.spoken_text is not None:
+            needed.append(f"{self.spoken_text} as {_SPOKEN}?")
         return tuple(dict.fromkeys(needed))
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
@@ -203,7 +213,8 @@ class SummarizeCaptions(PromptedStage):
                 f"the prompt {self.prompt} fuses captions, but no stage "
                 f"{' or '.join(captioners)} comes before it"
             )
-        check_wires(self, before, {"clip_caption": ONE_TEXT, "on_screen_text": PLAIN_TEXTS})
+        kinds = {"clip_caption": ONE_TEXT, "on_screen_text": PLAIN_TEXTS, "spoken_text": ONE_TEXT}
+        check_wires(self, before, kinds)
 
     def prompts(self) -> dict[str, str]:
         found = {"prompt": self.template, "system": self._system_template}
@@ -283,12 +294,7 @@ class _Material:
             ),
             tags=tuple(entry["tag"] for entry in row.get("tags") or []),
             title=row.get("title") or "",
-            subtitles=spoken(
-                with_words(row.get("subtitles"), row.get("subtitle_words")),
-                start,
-                row.get("end_seconds"),
-                row.get("language"),
-            ),
+            subtitles=_subtitles(row, start),
             clip=row.get(_CLIP) or "",
             on_screen=tuple(
                 text for text in ([on_screen] if isinstance(on_screen, str) else on_screen) if text
@@ -320,6 +326,18 @@ class _Material:
             "clip": self.clip,
             "on_screen": list(self.on_screen),
         }
+
+
+def _subtitles(row: Mapping[str, Any], start_seconds: float) -> tuple[str, ...]:
+    """What was transcribed of the clip, else its part of the video's subtitles."""
+    if said := row.get(_SPOKEN):
+        return (said,)
+    return spoken(
+        with_words(row.get("subtitles"), row.get("subtitle_words")),
+        start_seconds,
+        row.get("end_seconds"),
+        row.get("language"),
+    )
 
 
 def spoken(

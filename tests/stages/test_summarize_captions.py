@@ -39,6 +39,7 @@ INPUT = pa.schema(
         ("end_seconds", pa.float64()),
         ("clip", pa.string()),
         ("on_screen", pa.list_(pa.string())),
+        ("spoken", pa.string()),
     ]
 )
 
@@ -190,6 +191,23 @@ def test_named_prompt_fuses_all_that_there_is():
     assert "caption_frames.caption_coarse?" in fuse.columns_read()
     assert "caption_clip.text_on_screen as on_screen?" in fuse.columns_read()
     assert not any("on_screen" in read for read in stage(prompt="fuse").columns_read())
+
+
+def test_a_transcript_is_the_clips_subtitles_where_it_is_there():
+    fuse = stage(prompt="fuse", spoken_text="transcribe_clips.transcript")
+    assert "transcribe_clips.transcript as spoken?" in fuse.columns_read()
+    echo = Echo()
+    rows = [
+        clip(name, subtitles=[line(99, 101, "from the site")], spoken=said)
+        for name, said in (("a", "as heard"), ("b", None))
+    ]
+    summarised(fuse, rows, echo)
+    spoken_lines = [
+        one for prompt in echo.prompts for one in prompt.splitlines() if "Spoken" in one
+    ]
+    assert spoken_lines == ["Spoken in the clip: as heard", "Spoken in the clip: from the site"]
+    with pytest.raises(ValidationError, match="the prompt doesn't use subtitles"):
+        stage(spoken_text="transcribe_clips.transcript")
 
 
 def test_named_prompt_makes_nothing_of_a_title_alone():
