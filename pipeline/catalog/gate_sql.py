@@ -149,6 +149,12 @@ class GateSql:
         stages = {column.lower(): stage for column, stage in later.items()}
         if name in stages and stages[name] == stage:
             return f"{text!r} names the column {found[1]}, which the stage itself makes"
+        if name in stages and stages[name] in rows.columns.values():
+            view = VIEW_OF[rows.key]
+            return (
+                f"{text!r} names the column {found[1]}, which {view} has not, and this gate "
+                f"chooses {view}; there are: {', '.join(rows.columns)}"
+            )
         if name in stages:
             return (
                 f"{text!r} names the column {found[1]}, which {stages[name]} makes, and that "

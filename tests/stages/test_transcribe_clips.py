@@ -13,8 +13,10 @@ import pyarrow as pa
 import pytest
 
 import clipmill
+from clipmill.pipeline.recipes.plan import build_plan
+from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.verify import verify
-from clipmill.schemas.errors import ClipmillError, ServerRefused
+from clipmill.schemas.errors import ClipmillError, ServerRefused, UsageError
 from clipmill.schemas.tables import HOLE
 from clipmill.stages.protocol import Workspace
 from clipmill.stages.transcribe_clips import TranscribeClips
@@ -27,6 +29,17 @@ from tests.speech_model_factory import tiny_speech_model
 
 RATE = 16000
 SPANS = [(1.0, 5.0), (40.0, 44.0)]
+
+
+RECIPE = """
+sources: [films.csv]
+engine: local
+stages:
+  download_videos: {{min_duration_seconds: 1, min_height: 100}}
+  split_clips: {{keep_frames: false}}
+  detect_speech: {{}}
+  transcribe_clips: {{model: "{url}#whisper", where: speech_seconds > 1}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +357,7 @@ def test_the_start_of_a_run_checks_the_model():
             check(model=f"{server.url}#whisper")
 
 
-def test_settings_that_would_be_ignored_are_refused():
+def test_settings_that_would_be_ignored_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"put `detect_speech: \{\}` before"):
         TranscribeClips().check_upstream({})
     with pytest.raises(ValueError, match="dtype is for models in the worker's process"):
@@ -353,19 +366,16 @@ def test_settings_that_would_be_ignored_are_refused():
         TranscribeClips(server_options={"prompt": "x"})
     with pytest.raises(ValueError, match="expected the code of a language"):
         TranscribeClips(language="English")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(url="http://127.0.0.1:9/v1"))
+    plan = build_plan(load_recipe(recipe))
+    labels = [step.label for step in plan.steps]
+    assert labels[-3:] == ["detect_speech", "transcribe_videos", "transcribe_clips"]
+    of_clips = ["transcribe_clips.where=speech_share > 0.3"]
+    with pytest.raises(UsageError, match="which videos has not, and this gate chooses videos"):
+        build_plan(load_recipe(recipe, overrides=of_clips))
     on_gpu = TranscribeClips(gpus=0.5)
     assert [step.resources.gpus for step in on_gpu.steps()] == [0.5, 0.0]
-
-
-RECIPE = """
-sources: [films.csv]
-engine: local
-stages:
-  download_videos: {{min_duration_seconds: 1, min_height: 100}}
-  split_clips: {{keep_frames: false}}
-  detect_speech: {{}}
-  transcribe_clips: {{model: "{url}#whisper", where: speech_seconds > 1}}
-"""
 
 
 @pytest.mark.slow
