@@ -49,6 +49,8 @@ class TranscribeClips(TranscribingStage):
         "split_clips.end_seconds",
     )
     writes: ClassVar[pa.Schema] = CLIP_TRANSCRIPTS
+    # The first step, with the model, is not.
+    robust: ClassVar[bool] = True
 
     batch_videos: int = resource(4, ge=1, description="videos that are heard at a time")
 
