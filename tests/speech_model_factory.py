@@ -13,7 +13,14 @@ _TIMES = 1501
 
 
 def make_whisper(
-    folder: Path, seed: int = 0, *, aligns: bool = True, multilingual: bool = True
+    folder: Path,
+    seed: int = 0,
+    *,
+    aligns: bool = True,
+    multilingual: bool = True,
+    width: int = 32,
+    layers: int = 2,
+    heads: int = 2,
 ) -> Path:
     """Whisper with its true windows, times and prompt, but few layers, words and languages."""
     plain = _bytes([])
@@ -40,13 +47,13 @@ def make_whisper(
     config = hf.WhisperConfig(
         vocab_size=len(tokenizer),
         num_mel_bins=80,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
+        d_model=width,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
         max_source_positions=1500,
         max_target_positions=448,
         pad_token_id=end,
