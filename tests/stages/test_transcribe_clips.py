@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import wave
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 import clipmill
-from clipmill.pipeline.recipes.plan import build_plan
+from clipmill.pipeline.recipes.plan import PlannedStep, build_plan
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.verify import verify
 from clipmill.schemas.errors import ClipmillError, ServerRefused, UsageError
@@ -371,6 +372,8 @@ def test_settings_that_would_be_ignored_are_refused(tmp_path):
     plan = build_plan(load_recipe(recipe))
     labels = [step.label for step in plan.steps]
     assert labels[-3:] == ["detect_speech", "transcribe_videos", "transcribe_clips"]
+    for step in plan.steps:
+        assert PlannedStep.from_spec(pickle.loads(pickle.dumps(step.spec()))) == step
     of_clips = ["transcribe_clips.where=speech_share > 0.3"]
     with pytest.raises(UsageError, match="which videos has not, and this gate chooses videos"):
         build_plan(load_recipe(recipe, overrides=of_clips))
