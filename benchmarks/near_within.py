@@ -1,6 +1,6 @@
 """Measures near-duplicates within clusters: recall, and what comparing new clips costs.
 
-    python -m benchmarks.near_within [--clips 100000 1000000]
+    python -m benchmarks.near_within [--clips 100000 1000000] [--min-cosine 0.95]
 
 The vectors, and pairs planted just within the threshold, are those of `benchmarks.near`. Pairs in
 different clusters are not found, so recall depends on the number of clusters: once the square root
@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmarks.near import BATCH, MIN_COSINE, cpu_seconds, recall, vector_rows
+from benchmarks import near
+from benchmarks.near import BATCH, cpu_seconds, recall, vector_rows
 from clipmill.pipeline.subsets.compared_clips import compared_clips
 from clipmill.pipeline.subsets.near import near_vectors
 from clipmill.pipeline.subsets.near_within import NewClips, near_within
@@ -34,8 +35,10 @@ def main() -> None:
         "--clips", type=int, nargs="+", default=[100_000], help=f"multiples of {BATCH}"
     )
     parser.add_argument("--dimensions", type=int, default=256)
+    parser.add_argument("--min-cosine", type=float, default=near.MIN_COSINE)
     arguments = parser.parse_args()
-    print(f"\nmin_cosine {MIN_COSINE}, {arguments.dimensions} numbers per clip\n")
+    near.MIN_COSINE = arguments.min_cosine  # at which pairs are planted
+    print(f"\nmin_cosine {near.MIN_COSINE}, {arguments.dimensions} numbers per clip\n")
     print(
         "| clips | clusters | largest | within clusters, s | recall | a hundredth is new, s | "
         "nothing is new, s | by `near_vectors`, s | recall |\n|---|---|---|---|---|---|---|---|---|"
@@ -53,7 +56,7 @@ def measure(n: int, d: int) -> None:
         made = cpu_seconds(lambda: [0 for _ in vector_rows(n, d, ranks)])[0]
         plain, gone = cpu_seconds(
             lambda: near_vectors(
-                vector_rows(n, d, ranks), n, min_cosine=MIN_COSINE, scratch=scratch
+                vector_rows(n, d, ranks), n, min_cosine=near.MIN_COSINE, scratch=scratch
             )
         )
         others = f"{plain - made:.1f} | {recall(gone, ranks):.3f}"
@@ -122,13 +125,13 @@ def compare(
 
             return pa.RecordBatchReader.from_batches(source.schema, batches())
 
-        with compared_clips(dataset, "e", "1", "cluster", MIN_COSINE, scratch) as compared:
+        with compared_clips(dataset, "e", "1", "cluster", near.MIN_COSINE, scratch) as compared:
             return cpu_seconds(
                 lambda: near_within(
                     connection,
                     compared,
                     NewClips(fresh_rows, dict),
-                    min_cosine=MIN_COSINE,
+                    min_cosine=near.MIN_COSINE,
                     scratch=scratch,
                 )
             )

@@ -85,6 +85,7 @@ def test_clusters_are_found_once_and_kept_for_later_shards(words, capfd):
     assert not later.run(*SETTINGS)
 
 
+@pytest.mark.slow
 def test_kill_between_fit_and_shards_leaves_the_same_rows(words, monkeypatch, tmp_path):
     sources = ("a?clips=5", "b?clips=5", "c?clips=2&fail=embed")
     quiet = words(*sources, shard_videos=1)
@@ -114,6 +115,7 @@ def test_kill_between_fit_and_shards_leaves_the_same_rows(words, monkeypatch, tm
     assert verify(data.dataset).faults == []
 
 
+@pytest.mark.slow
 def test_lost_or_damaged_fit_is_named_and_made_again_with_its_shards(words):
     data = words("a?clips=5", "b?clips=5", shard_videos=1)
     data.run(*SETTINGS)

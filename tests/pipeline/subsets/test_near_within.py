@@ -117,6 +117,7 @@ def test_new_shard_is_compared_with_what_is_there(clips, whole, part, tmp_path, 
     assert read[2:] == [sum(clip.values["cluster"] is not None for clip in clips)] * 2
 
 
+@pytest.mark.slow
 def test_group_of_many_near_clips_is_compared_each_time(
     clips, whole, part, tmp_path, read, monkeypatch
 ):
@@ -129,6 +130,7 @@ def test_group_of_many_near_clips_is_compared_each_time(
     assert len(read) == 2
 
 
+@pytest.mark.slow
 def test_what_was_kept_is_not_used_where_it_may_not_hold(clips, whole, part, tmp_path, read):
     left(part, tmp_path, rule())
     (place,) = (part / COMPARED).iterdir()
