@@ -23,6 +23,7 @@ from clipmill.stages.models.batch_size import BatchSize
 from clipmill.stages.models.image_embedders import ImageEmbedder, unit_rows
 from clipmill.stages.models.image_embedders import ImagePreparation as ImagePreparation
 from clipmill.stages.models.loading import local_folder
+from clipmill.stages.models.naflex import Patches
 from clipmill.stages.models.published_weights import PAIR, published_weights
 from clipmill.stages.models.text_towers import token_counts
 from clipmill.stages.models.torch_setup import best_device, default_dtype, prepare_torch, say_place
@@ -44,11 +45,14 @@ _REMEMBERED_TEXTS = 4096
 DEFAULT_MODEL = ModelReference(hub=f"{PAIR}ViT-L-14/openai")
 
 
-def preparation_of(model: torch.nn.Module) -> ImagePreparation:
+def preparation_of(model: torch.nn.Module) -> ImagePreparation | Patches:
     """How a model wants its images; equals its open_clip transform to about one grey level."""
     from open_clip.model import get_model_preprocess_cfg
 
-    if plain := getattr(model, "preparation", None):  # a TransformersClip
+    plain: Any = getattr(model, "preparation", None)  # a TransformersClip
+    if isinstance(plain, Patches):
+        return plain
+    if plain is not None:
         return ImagePreparation(
             plain.size, plain.mean, plain.deviation, plain.mode, plain.interpolation, fill=0
         )
@@ -114,9 +118,9 @@ class ClipEmbedder(ImageEmbedder):
         return token_counts(self._tokenize, texts)
 
     @property
-    def image_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The image tower: takes pixels of the model's dtype and device, returns raw features."""
-        tower: Callable[[torch.Tensor], torch.Tensor] = self._model.encode_image
+    def image_model(self) -> Callable[..., torch.Tensor]:
+        """The image tower: takes what `prepare.inputs` gives, returns raw features."""
+        tower: Callable[..., torch.Tensor] = self._model.encode_image
         return tower
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:

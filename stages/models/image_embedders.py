@@ -19,6 +19,7 @@ from clipmill.stages.media.read.images import (
 )
 from clipmill.stages.models.batch_size import BatchSize
 from clipmill.stages.models.image_queue import ImageQueue
+from clipmill.stages.models.naflex import Patches
 from clipmill.stages.models.torch_setup import torch_threads
 
 if TYPE_CHECKING:
@@ -57,6 +58,17 @@ class ImagePreparation:
         top, left = ((size[i] - self.size[i]) // 2 for i in range(2))
         return fitted[top : top + self.size[0], left : left + self.size[1]]
 
+    def inputs(
+        self, pixels: torch.Tensor, device: torch.device, dtype: torch.dtype
+    ) -> tuple[torch.Tensor]:
+        """What the model takes, of pixels that may already be normalised."""
+        import torch
+
+        pixels = pixels.to(device, non_blocking=True)
+        if pixels.dtype == torch.uint8:
+            pixels = self.normalised(pixels)
+        return (pixels.to(dtype),)
+
     def normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the call gives, of prepared pixels, on their device; equal to the last bit."""
         import torch
@@ -78,7 +90,7 @@ class ImageEmbedder:
 
     def __init__(
         self,
-        prepare: ImagePreparation,
+        prepare: ImagePreparation | Patches,
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -118,8 +130,8 @@ class ImageEmbedder:
         return self._images.size
 
     @property
-    def image_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Takes pixels of the model's dtype and device, returns raw features."""
+    def image_model(self) -> Callable[..., torch.Tensor]:
+        """Takes what `prepare.inputs` gives, returns raw features."""
         raise NotImplementedError
 
     def embed_images(self, jpegs: Sequence[bytes]) -> np.ndarray:
@@ -131,16 +143,14 @@ class ImageEmbedder:
         return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
     def embed_batch(self, batch: np.ndarray | torch.Tensor) -> np.ndarray:
-        """Embeddings of prepared images: uint8 of shape (n, height, width, 3), or normalised ones,
+        """Embeddings of prepared images: uint8 of shape (n, *prepare.size, 3), or normalised ones,
         float32 of shape (n, 3, height, width).
         """
         import torch
 
         with torch.inference_mode(), torch_threads(self._most_threads):
-            pixels = torch.as_tensor(batch).to(self.device, non_blocking=True)
-            if pixels.dtype == torch.uint8:
-                pixels = self.prepare.normalised(pixels)
-            return unit_rows(self.image_model(pixels.to(self.dtype)))
+            inputs = self.prepare.inputs(torch.as_tensor(batch), self.device, self.dtype)
+            return unit_rows(self.image_model(*inputs))
 
 
 def unit_rows(features: torch.Tensor) -> np.ndarray:

@@ -14,12 +14,17 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+from clipmill.stages.models.naflex import Patches
 from clipmill.stages.models.pixels import PlainPixels
 
 CONFIGURATION = "config.json"
 # Those with one pooled vector per image and per text, whose images only need to be resized,
-# cropped and normalised. Other types may come with code of their own.
-_TYPES = ("clip", "siglip", "altclip", "chinese_clip", "metaclip_2")
+# cropped and normalised, or cut into patches. Other types may come with code of their own.
+_TYPES = ("clip", "siglip", "siglip2", "altclip", "chinese_clip", "metaclip_2")
+_IN_PATCHES = "siglip2"
+# SigLIP was trained on texts of one length.
+_FULL_LENGTH = ("siglip", "siglip2")
+_IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 _TOWERS = {
     "image": ("vision_model", "visual_projection"),
     "text": ("text_model", "text_projection"),
@@ -44,12 +49,11 @@ class TransformersClip(nn.Module):
             if load is None
             else load(folder)
         )
-        self.preparation = _preparation(folder, options)
+        self.preparation = _preparation(folder, kind, options)
         self.tokenize = Texts(
             AutoTokenizer.from_pretrained(folder, **options),
             getattr(self.model.config.text_config, "max_position_embeddings", None),
-            # SigLIP was trained on texts of one length.
-            to_full_length=kind == "siglip",
+            to_full_length=kind in _FULL_LENGTH,
         )
 
     @property
@@ -62,8 +66,10 @@ class TransformersClip(nn.Module):
         bias: torch.Tensor | None = getattr(self.model, "logit_bias", None)
         return bias
 
-    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        return _vectors(self.model.get_image_features(pixel_values=pixels))
+    def encode_image(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Of pixels; those in patches with their mask, and their numbers down and across."""
+        named = dict(zip(_IMAGE_INPUTS, inputs, strict=False))
+        return _vectors(self.model.get_image_features(**named))
 
     def encode_text(self, tokens: Any) -> torch.Tensor:
         return _vectors(self.model.get_text_features(**tokens))
@@ -107,11 +113,6 @@ def _checked_type(folder: Path, trust_remote_code: bool) -> str:
             raise ValueError(
                 "it includes its own code, which runs only with trust_remote_code: true"
             )
-    elif kind == "siglip2":
-        raise ValueError(
-            "it takes images of any proportions (NaFlex), which this stage doesn't offer; the "
-            "SigLIP 2 models of one resolution work, such as google/siglip2-base-patch16-224"
-        )
     elif kind not in _TYPES:
         raise ValueError(
             f"its model_type is {kind!r}; of transformers' models, this stage takes "
@@ -120,7 +121,7 @@ def _checked_type(folder: Path, trust_remote_code: bool) -> str:
     return kind
 
 
-def _preparation(folder: Path, options: dict[str, Any]) -> PlainPixels:
+def _preparation(folder: Path, kind: str, options: dict[str, Any]) -> PlainPixels | Patches:
     place = folder / "preprocessor_config.json"
     settings = json.loads(place.read_text("utf-8")) if place.is_file() else {}
     if settings.get("resize_mode") in _RESIZE_MODES:  # in open_clip's words, as jina-clip has them
@@ -133,11 +134,13 @@ def _preparation(folder: Path, options: dict[str, Any]) -> PlainPixels:
             tuple(settings["std"]),
         )
     processor = AutoImageProcessor.from_pretrained(folder, **options)
-    found = PlainPixels.of(processor)
+    of_kind = Patches if kind == _IN_PATCHES else PlainPixels
+    found = of_kind.of(processor)
     if found is None:
+        does = "resize, cut into patches" if kind == _IN_PATCHES else "resize, crop"
         raise ValueError(
-            f"its image processor ({type(processor).__name__}) does more than to resize, crop and "
-            "normalise, which this stage doesn't do"
+            f"its image processor ({type(processor).__name__}) does something else than to {does} "
+            "and normalise, which this stage doesn't do"
         )
     return found
 

@@ -13,11 +13,13 @@ from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.stages.models.checks.packages import packages_explained
 from clipmill.stages.models.checks.pictures import example_jpeg
 from clipmill.stages.models.checks.skeleton import check_weights, headers, load_skeleton
+from clipmill.stages.models.naflex import Patches
 from clipmill.stages.models.published_weights import PAIR, published_weights
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
     from clipmill.stages.models.embedders import Tower
+    from clipmill.stages.models.transformers_clip import TransformersClip
 
 _OPEN_CLIP = "open_clip_config.json"
 _TEXT = "a dog runs along the beach"
@@ -78,14 +80,24 @@ def _check_transformers_clip(folder: Path, setting: str, trust_remote_code: bool
     rows = model.model.config.text_config.vocab_size
     if int(ids.max()) >= rows:
         raise _other_tokenizer(where, int(ids.max()), rows)
-    size = model.preparation.size
-    wanted = getattr(model.model.config.vision_config, "image_size", size[0])
-    if isinstance(wanted, int) and wanted != size[0]:
+    return f"{type(model.model).__name__}; {_fitting_pictures(model, where)}"
+
+
+def _fitting_pictures(model: TransformersClip, where: str) -> str:
+    """The pictures that a model is given; ClipmillError if it takes others."""
+    preparation, config = model.preparation, model.model.config.vision_config
+    if isinstance(preparation, Patches):
+        made, of_model, what = preparation.patch, config.patch_size, "patches"
+        said = f"pictures in up to {preparation.most} patches of {made} × {made}"
+    else:
+        made, of_model, what = preparation.size[0], getattr(config, "image_size", None), "pictures"
+        said = f"pictures of {preparation.size[1]} × {made}"
+    if isinstance(of_model, int) and of_model != made:
         raise ClipmillError(
-            f"{where}: its preparation makes pictures of {size[1]} × {size[0]} pixels, its model "
-            f"takes {wanted} × {wanted}; see its preprocessor_config.json"
+            f"{where}: its preparation makes {what} of {made} × {made} pixels, its model takes "
+            f"{of_model} × {of_model}; see its preprocessor_config.json"
         )
-    return f"{type(model.model).__name__}; pictures of {size[1]} × {size[0]}"
+    return said
 
 
 def embedding_width(reference: ModelReference, setting: str) -> int | None:

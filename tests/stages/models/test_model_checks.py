@@ -59,7 +59,7 @@ def test_captioners_fit(tmp_path, name):
     found(tmp_path, caption_frames={"model": str(tiny_model(name))})
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "naflex"])
 def test_embedders_of_transformers_fit(tmp_path, kind):
     found(tmp_path, tag_clips={"model": str(save_of_transformers(tmp_path / "model", kind))})
 

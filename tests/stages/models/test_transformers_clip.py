@@ -54,7 +54,8 @@ def _tokenizer(last: str | None, limit: int):
 
 
 def save(folder: Path, kind: str) -> Path:
-    """CLIP with a context of 12, like Long-CLIP only the number differs; or SigLIP with 8."""
+    """CLIP with a context of 12, like Long-CLIP only the number differs; or SigLIP with 8, of one
+    resolution or NaFlex."""
     import transformers as hf
 
     torch.manual_seed(0)
@@ -71,8 +72,13 @@ def save(folder: Path, kind: str) -> Path:
         )
     else:
         text |= {"max_position_embeddings": 8}
-        model = hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=vision))
-        images = hf.SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
+        if kind == "siglip":
+            model = hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=vision))
+            images = hf.SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
+        else:
+            vision = {**SMALL, "patch_size": 8, "num_patches": 16}
+            model = hf.Siglip2Model(hf.Siglip2Config(text_config=text, vision_config=vision))
+            images = hf.Siglip2ImageProcessor(patch_size=8, max_num_patches=20)
         with torch.no_grad():
             model.logit_scale.fill_(1.5)
             model.logit_bias.fill_(-2.0)
@@ -85,7 +91,7 @@ def save(folder: Path, kind: str) -> Path:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
-    return {kind: save(root / kind, kind) for kind in ("clip", "siglip")}
+    return {kind: save(root / kind, kind) for kind in ("clip", "siglip", "naflex")}
 
 
 def load(folder: Path, **options) -> ClipEmbedder:
@@ -103,7 +109,7 @@ def bare(folder: Path, jpegs: list[bytes], texts: list[str], padding: str, lengt
         texts, padding=padding, truncation=True, max_length=length, return_tensors="pt"
     )
     with torch.inference_mode():
-        seen = model.get_image_features(pixel_values=pixels["pixel_values"]).pooler_output
+        seen = model.get_image_features(**pixels).pooler_output
         read = model.get_text_features(**tokens).pooler_output
     normalize = torch.nn.functional.normalize
     return normalize(seen, dim=-1).numpy(), normalize(read, dim=-1).numpy()
@@ -125,6 +131,51 @@ def test_embeddings_equal_those_of_transformers(folders, kind, padding, context)
     assert sum(p.numel() for p in only._model.parameters()) < sum(
         p.numel() for p in embedder._model.parameters()
     )
+
+
+# Of any proportions, which all have to be resized; the third one can't be cut at its height.
+SHAPES = [(96, 170), (170, 96), (37, 300), (64, 64), (21, 40)]
+
+
+def test_pictures_in_patches_equal_those_of_transformers(folders) -> None:
+    from transformers import AutoImageProcessor
+
+    jpegs = [frame_jpeg(i, *shape) for i, shape in enumerate(SHAPES)]
+    embedder = load(folders["naflex"], batch_images=3)
+    right = AutoImageProcessor.from_pretrained(folders["naflex"])(
+        images=[Image.fromarray(decode_jpeg(data)) for data in jpegs], return_tensors="pt"
+    )
+    prepared = torch.from_numpy(embedder.prepare(jpegs))
+    values, mask, shapes = embedder.prepare.inputs(prepared, embedder.device, torch.float32)
+    assert torch.equal(shapes, right["spatial_shapes"])
+    assert len(set(map(tuple, shapes.tolist()))) > 3
+    assert torch.equal(mask, right["pixel_attention_mask"])
+    seen = mask.bool()
+    np.testing.assert_allclose(values[seen], right["pixel_values"][seen], atol=1e-6)
+    images, texts = bare(folders["naflex"], jpegs, TEXTS, "max_length", 8)
+    np.testing.assert_allclose(embedder.embed_images(jpegs), images, atol=1e-5)
+    alone = np.concatenate([embedder.embed_images([data]) for data in jpegs])
+    np.testing.assert_allclose(alone, images, atol=1e-5)
+    np.testing.assert_allclose(embedder.embed_texts(TEXTS), texts, atol=1e-5)
+    assert np.abs(images[0] - images[1]).max() > 1e-2
+
+
+def test_patches_are_counted_in_more_than_a_byte() -> None:
+    from clipmill.stages.models.naflex import Patches
+
+    wide = Patches(2, 400, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    prepared = torch.from_numpy(wide([frame_jpeg(1, 2, 600)]))
+    _, mask, shapes = wide.inputs(prepared, torch.device("cpu"), torch.float32)
+    assert shapes.tolist() == [[1, 300]]
+    assert int(mask.sum()) == 300
+
+
+def test_an_unreadable_picture_leaves_the_others_of_its_batch(folders) -> None:
+    embedder = load(folders["naflex"])
+    prepared = embedder.prepare([frame_jpeg(1, 96, 170)])
+    unread = np.zeros_like(prepared)  # as the queue leaves it
+    found = embedder.embed_batch(np.concatenate([unread, prepared]))
+    np.testing.assert_allclose(found[1:], embedder.embed_batch(prepared), atol=1e-6)
 
 
 def test_siglip_tags_are_probabilities_of_their_own(folders, tmp_path) -> None:
@@ -191,10 +242,7 @@ def test_code_in_a_folder_runs_only_if_it_is_trusted(folders, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("config", "reason"),
-    [
-        ({"model_type": "siglip2"}, "siglip2-base-patch16-224"),
-        ({"model_type": "llava"}, "model_type is 'llava'; of transformers' models"),
-    ],
+    [({"model_type": "llava"}, "model_type is 'llava'; of transformers' models")],
 )
 def test_models_of_other_kinds_are_refused(tmp_path, config, reason) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
