@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from clipmill.schemas.errors import ClipmillError
@@ -10,7 +10,12 @@ from clipmill.schemas.errors import ClipmillError
 if TYPE_CHECKING:
     from clipmill.stages.models.generation import ModelPlacement
 
-_ATTENTION_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}
+# The names of what is installed, since two versions of FlashAttention share the module flash_attn.
+_ATTENTION_PACKAGES = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}
+_HOW_TO_INSTALL = {
+    "flash-attn-3": "build it from the folder hopper of FlashAttention's repository (no package "
+    "index has it)"
+}
 
 
 def loading_options(place: ModelPlacement, what: str) -> dict[str, Any]:
@@ -37,12 +42,14 @@ def loading_options(place: ModelPlacement, what: str) -> dict[str, Any]:
 
 
 def _require(package: str, setting: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        name = package.replace("_", "-")
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        how = _HOW_TO_INSTALL.get(package, f"`pip install {package}`")
         raise ClipmillError(
-            f"{setting} needs the package {name}, which is not installed; `pip install {name}`, or "
-            "leave the setting out"
-        )
+            f"{setting} needs the package {package}, which is not installed; {how}, or leave the "
+            "setting out"
+        ) from None
 
 
 def _quantization(place: ModelPlacement) -> Any:

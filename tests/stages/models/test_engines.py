@@ -176,13 +176,17 @@ def test_attention_gives_the_same_text_and_missing_packages_are_named():
     with engine("qwen_vl") as opened, engine("qwen_vl", attention="eager") as eager:
         assert eager.model.model.config._attn_implementation == "eager"
         assert answers(opened, asked) == answers(eager, asked)
-    for settings, package in (
-        ({"attention": "flash_attention_2"}, "flash-attn"),
-        ({"quantization": "bitsandbytes_4bit"}, "bitsandbytes"),
-        ({"device_map": "auto"}, "accelerate"),
+    for settings, package, how in (
+        ({"attention": "flash_attention_2"}, "flash-attn", "`pip install flash-attn`"),
+        ({"attention": "flash_attention_3"}, "flash-attn-3", "build it from the folder hopper"),
+        ({"quantization": "bitsandbytes_4bit"}, "bitsandbytes", "`pip install bitsandbytes`"),
+        ({"quantization": "torchao_int8"}, "torchao", "`pip install torchao`"),
+        ({"device_map": "auto"}, "accelerate", "`pip install accelerate`"),
     ):
         (name,) = settings
-        needs = rf"caption_clip\.{name}: .* needs the package {package}, which is not installed"
+        needs = (
+            rf"caption_clip\.{name}: .* needs the package {package}, which is not installed; {how}"
+        )
         with pytest.raises(ClipmillError, match=needs), engine("qwen_vl", **settings):
             pass
 
