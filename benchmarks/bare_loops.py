@@ -20,8 +20,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.gpu import FRAMES_PER_CLIP, Bench, in_calls
+from benchmarks.gpu import FRAMES_PER_CLIP, Bench
 from benchmarks.gpu_models import FULL
+from benchmarks.staged_calls import in_calls
 from clipmill.stages.caption_frames import CaptionFrames
 from clipmill.stages.embed_clips import EmbedClips
 from clipmill.stages.models.torch_setup import prepare_torch
@@ -69,7 +70,7 @@ class OnCpu(Bench):
             model=self.t5, max_new_tokens=tokens, min_new_tokens=tokens, **settings
         )
 
-    def bare_summariser(self, count: int) -> Callable[[], object]:
+    def bare_summariser(self, most: int) -> Callable[[int], object]:
         """The stage's own prompts, those of similar length together, as the stage does it."""
         import transformers
 
@@ -77,16 +78,16 @@ class OnCpu(Bench):
         model, _ = self.loaded(transformers.T5ForConditionalGeneration, self.t5)
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(self.t5)
         unlimited = SimpleNamespace(longest_prompt=None)
-        rows = self.captions(count).to_pylist()
+        rows = self.captions(most).to_pylist()
         prompts = [tokenizer(stage.prompt_for(row, unlimited))["input_ids"] for row in rows]
         size = stage.batch_texts
         ready = [
             tokenizer.pad({"input_ids": prompts[at : at + size]}, return_tensors="pt")
             for prompts in [sorted(prompts, key=len)]
-            for at in range(0, count, size)
+            for at in range(0, most, size)
         ]
-        loops = [self.generating(model, dict(inputs), size, size) for inputs in ready]
-        return lambda: [loop() for loop in loops]
+        loops = [self.generating(model, dict(inputs), size) for inputs in ready]
+        return lambda _: [loop(size) for loop in loops]
 
     def measure(self, part: str) -> None:
         """Prints a row: the bare loop's time as a share of the stage's."""
@@ -105,7 +106,7 @@ class OnCpu(Bench):
             table = self.captions(count)
         loop = bare(count)
         with in_calls(stage) as staged:
-            both = (loop, lambda: staged(table))
+            both = (lambda: loop(count), lambda: staged(table))
             for one in both:
                 one()
             shares = [self.round(both, turned=number % 2 == 1) for number in range(self.rounds)]

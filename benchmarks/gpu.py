@@ -3,11 +3,12 @@
     python -m benchmarks.gpu [--device cpu --size dry] [--vllm /path/to/python]
 
 Made for a bare machine with one GPU and nothing but this package: models have their published sizes
-and random weights, pictures are made up. It takes less than ten minutes; each part that fails says
-so, and the others follow. In order:
+and random weights, pictures are made up, and nothing is asked of the hub. A slow GPU gets less to
+do, so that it takes less than ten minutes; each part that fails says so, and the others follow. In
+order:
 
 - embed_clips, caption_frames and summarize_captions against bare loops over prepared inputs;
-- the same results on a CPU, in float32;
+- the same results on a CPU, in float32, within a tolerance;
 - how much of the time the GPU has nothing to do in a whole run over many shards;
 - with `--vllm`, summarize_captions by a server that the run starts, against transformers.
 """
@@ -15,35 +16,36 @@ so, and the others follow. In order:
 from __future__ import annotations
 
 import argparse
-import contextlib
+import os
+import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-import clipmill
-from benchmarks import feed, gpu_models
+from benchmarks import gpu_models, gpu_parts
 from benchmarks.embed import picture
+from benchmarks.staged_calls import in_calls, seconds
 from clipmill.pipeline.engine.parallel_map import usable_cpus
 from clipmill.schemas.tables import FRAME, TEXT_AT
 from clipmill.stages.caption_frames import CaptionFrames
 from clipmill.stages.embed_clips import EmbedClips
-from clipmill.stages.models.embedders import ClipEmbedder
+from clipmill.stages.models.batch_size import free_memory
 from clipmill.stages.models.prompts import render
 from clipmill.stages.models.torch_setup import default_dtype, prepare_torch
-from clipmill.stages.protocol import Stage, Workspace
+from clipmill.stages.protocol import Stage
 from clipmill.stages.summarize_captions import SummarizeCaptions
 
 FRAMES_PER_CLIP = 4
+SECONDS_A_TIMING = 6.0
+TRIED = 128
 SIZES = {"full": gpu_models.FULL, "small": gpu_models.SMALL, "dry": gpu_models.DRY}
 
 
@@ -59,27 +61,57 @@ def main(words: Sequence[str] | None = None) -> int:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        print("no GPU: torch finds none; --device cpu measures on the CPU", file=sys.stderr)
-        return 1
     sizes = SIZES[arguments.size]
+    if problem := why_not(arguments.device, sizes):
+        print(problem, file=sys.stderr)
+        return 1
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, sizes: {arguments.size}", flush=True)
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.device, sizes, arguments.rounds)
-        parts = [bench.speeds, bench.correctness, bench.idle]
+        print(f"\n({time.monotonic() - began:.0f} s to make the models)", flush=True)
+        parts = [
+            *bench.comparisons(),
+            partial(gpu_parts.correctness, bench),
+            partial(gpu_parts.idle, bench),
+        ]
         if arguments.vllm is not None:
-            parts.append(lambda: bench.served(arguments.vllm))
+            parts.append(partial(gpu_parts.served, bench, arguments.vllm.absolute()))
         failed = 0
         for part in parts:
-            began = time.monotonic()
+            started = time.monotonic()
             try:
                 part()
             except Exception:  # noqa: BLE001  (a machine is rented by the minute: the rest counts)
                 failed += 1
                 traceback.print_exc(file=sys.stdout)
-            print(f"\n({time.monotonic() - began:.0f} s)", flush=True)
+            free_memory()  # the next part's, or another program's
+            print(f"\n({time.monotonic() - started:.0f} s)", flush=True)
+    print(f"\nIn all {time.monotonic() - began:.0f} s; parts that failed: {failed}")
     return min(failed, 1)
+
+
+def why_not(device: str, sizes: gpu_models.Sizes) -> str | None:
+    """Why nothing can be measured here; None if it can."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        why = (
+            f"torch {torch.__version__} is built for CPUs; install a build for CUDA"
+            if torch.version.cuda is None and torch.version.hip is None
+            else f"torch {torch.__version__} finds none; see nvidia-smi, and whether its driver is "
+            "new enough for this build of torch"
+        )
+        return f"no GPU: {why}. --device cpu measures on the CPU"
+    place = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(place).free
+    if free < sizes.disk_bytes:
+        return (
+            f"{place} has {free / 1e9:.1f} GB free, and the models take "
+            f"{sizes.disk_bytes / 1e9:.0f}; set TMPDIR to a larger folder"
+        )
+    return None
 
 
 class Bench:
@@ -92,6 +124,8 @@ class Bench:
         self.blip = gpu_models.captioner(place / "blip", sizes)
         self.t5 = gpu_models.summariser(place / "t5", sizes)
         self.cpus = float(usable_cpus())
+        self.rates: dict[str, float] = {}
+        """What the bare models were measured to do per second, by stage."""
 
     # Inputs and stages
 
@@ -156,61 +190,88 @@ class Bench:
 
     # Parts
 
-    def speeds(self) -> None:
-        """Stages against bare loops, in turn; the median ratio counts."""
-        print("\n| stage | bare model | stage | of the bare model |\n|---|---|---|---|")
+    def comparisons(self) -> list[Callable[[], None]]:
+        """Stages against bare loops."""
         sizes = self.sizes
-        for stage, table, bare, each, what in (
-            (
+        return [
+            partial(
+                self.compare,
                 self.embedding(),
-                self.clips(sizes.clips, FRAMES_PER_CLIP),
+                lambda most: self.clips(most // FRAMES_PER_CLIP, FRAMES_PER_CLIP),
                 self.bare_embedder,
-                FRAMES_PER_CLIP,
+                sizes.clips * FRAMES_PER_CLIP,
                 "images/s",
             ),
-            (
+            partial(
+                self.compare,
                 self.captioning(),
-                self.clips(sizes.captions, 1),
+                lambda most: self.clips(most, 1),
                 self.bare_captioner,
-                1,
+                sizes.captions,
                 "captions/s",
             ),
-            (self.summarising(), self.captions(sizes.texts), self.bare_summariser, 1, "texts/s"),
-        ):
-            n = table.num_rows * each
-            loop = bare(n)
-            with in_calls(stage) as staged:
+            partial(
+                self.compare,
+                self.summarising(),
+                self.captions,
+                self.bare_summariser,
+                sizes.texts,
+                "texts/s",
+            ),
+        ]
 
-                def of_stage(staged: Any = staged, table: pa.Table = table) -> object:
-                    return staged(table)
+    def compare(
+        self,
+        stage: Stage,
+        table_of: Callable[[int], pa.Table],
+        bare: Callable[[int], Callable[[int], object]],
+        most: int,
+        what: str,
+    ) -> None:
+        """A stage against a bare loop, in turn; the median ratio counts.
 
-                loop(), of_stage()
-                times = [(seconds(loop), seconds(of_stage)) for _ in range(self.rounds)]
-            ratio = statistics.median(b / s for b, s in times)
-            left, right = (n / statistics.median(column) for column in zip(*times, strict=True))
-            print(f"| {stage.name} | {left:.0f} {what} | {right:.0f} {what} | {ratio:.2f} |")
+        Both get as many inputs as the bare model takes in a few seconds, at most `most`.
+        """
+        loop, few = bare(most), min(most, TRIED)
+        loop(few)
+        in_time = int(few * SECONDS_A_TIMING / seconds(lambda: loop(few)))
+        n = min(most, max(in_time, 2 * TRIED))
+        table = table_of(n)
+        with in_calls(stage) as staged:
+            loop(n), staged(table)
+            times = [
+                (seconds(lambda: loop(n)), seconds(lambda: staged(table)))
+                for _ in range(self.rounds)
+            ]
+        ratio = statistics.median(b / s for b, s in times)
+        left, right = (n / statistics.median(column) for column in zip(*times, strict=True))
+        print("\n| stage | bare model | stage | of the bare model |\n|---|---|---|---|")
+        print(f"| {stage.name} | {left:.0f} {what} | {right:.0f} {what} | {ratio:.2f} |")
+        self.rates[stage.name] = left
 
-    def bare_embedder(self, count: int) -> Callable[[], object]:
+    def bare_embedder(self, most: int) -> Callable[[int], object]:
+        """A loop over so many images, at most `most`; so are those of the others."""
         import torch
 
         embedder = self.embedding().load("image")
         size = embedder.batch_images
         ready = [
-            torch.from_numpy(embedder.prepare([self.jpegs[i % 16] for i in range(start, end)])).to(
-                embedder.device, embedder.dtype
-            )
-            for start, end in ((at, min(at + size, count)) for at in range(0, count, size))
-        ][:8]
-        batches = -(-count // size)
+            torch.from_numpy(embedder.prepare([self.jpegs[i % 16] for i in range(at, at + size)]))
+            for at in range(0, min(most, 8 * size), size)
+        ]
+        inputs = [pixels.to(embedder.device, embedder.dtype) for pixels in ready]
         model = embedder.image_model
 
-        def loop() -> object:
+        def loop(count: int) -> object:
             with torch.inference_mode():
-                return [model(ready[i % len(ready)]).float().cpu() for i in range(batches)]
+                return [
+                    model(inputs[at // size % len(inputs)][: count - at]).float().cpu()
+                    for at in range(0, count, size)
+                ]
 
         return loop
 
-    def bare_captioner(self, count: int) -> Callable[[], object]:
+    def bare_captioner(self, most: int) -> Callable[[int], object]:
         import torch
         import transformers
 
@@ -219,9 +280,9 @@ class Bench:
         side = self.sizes.picture_side
         dtype = model.dtype
         pixels = torch.rand((stage.batch_images, 3, side, side)).to(device, dtype)
-        return self.generating(model, {"pixel_values": pixels}, count, stage.batch_images)
+        return self.generating(model, {"pixel_values": pixels}, stage.batch_images)
 
-    def bare_summariser(self, count: int) -> Callable[[], object]:
+    def bare_summariser(self, most: int) -> Callable[[int], object]:
         import torch
         import transformers
 
@@ -233,7 +294,7 @@ class Bench:
         text = render(stage.prompt, {"coarse": row["caption_coarse"], "fine": fine, "tags": []})
         ids = torch.tensor([tokenizer(text)["input_ids"]] * stage.batch_texts, device=device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return self.generating(model, inputs, count, stage.batch_texts)
+        return self.generating(model, inputs, stage.batch_texts)
 
     def loaded(self, kind: Any, folder: Path) -> tuple[Any, Any]:
         import torch
@@ -242,14 +303,12 @@ class Bench:
         model = kind.from_pretrained(folder, dtype=default_dtype(device)).to(device).eval()
         return model, device
 
-    def generating(
-        self, model: Any, inputs: dict[str, Any], count: int, size: int
-    ) -> Callable[[], object]:
+    def generating(self, model: Any, inputs: dict[str, Any], size: int) -> Callable[[int], object]:
         import torch
 
         tokens = self.sizes.new_tokens
 
-        def loop() -> object:
+        def loop(count: int) -> object:
             with torch.inference_mode():
                 return [
                     model.generate(
@@ -263,162 +322,8 @@ class Bench:
 
         return loop
 
-    def correctness(self) -> None:
-        """Results in float32, on the device and on a CPU."""
-        print("\n| in float32, against the CPU | |\n|---|---|")
-        few = self.clips(16, FRAMES_PER_CLIP)
-        with in_calls(self.embedding(dtype="float32")) as staged:
-            found = {row["clip_id"]: row["embeddings"] for row in staged(few).to_pylist()}
-        with on_cpu(), in_calls(self.embedding(dtype="float32")) as staged:
-            right = {row["clip_id"]: row["embeddings"] for row in staged(few).to_pylist()}
-        worst = max(
-            float(np.abs(np.subtract(found[key], right[key], dtype=np.float64)).max())
-            for key in right
-        )
-        print(f"| largest difference in an embedding (half floats) | {worst:.1e} |")
-        for stage, table, column in (
-            (self.captioning, self.clips(16, 1), "caption_coarse"),
-            (self.summarising, self.captions(16), "caption"),
-        ):
-            with in_calls(stage(dtype="float32", device=self.device)) as staged:
-                found = texts(staged(table), column)
-            with in_calls(stage(dtype="float32", device="cpu")) as staged:
-                right = texts(staged(table), column)
-            same = sum(found[key] == right[key] for key in right)
-            print(f"| {stage().name}: equal texts | {same} of {len(right)} |")
-
-    def idle(self) -> None:
-        """A whole run over many shards: how long the device has nothing to do."""
-        place = self.place / "run"
-        place.mkdir()
-        feed.make_pictures(place)
-        shards = self.sizes.shards
-        path = feed.recipe(
-            place,
-            "idle",
-            {"embed_clips": {"model": str(self.clip), "cpus": self.cpus, "batch_images": 128}},
-            videos=shards * 2,
-            a_shard=2,
-            clips=max(4, self.sizes.clips // 32),
-        )
-        clipmill.run(path, dataset=path.with_suffix(""), until="split_clips")
-        with timed_batches(self.device) as spans:
-            clipmill.run(path, dataset=path.with_suffix(""))
-        busy = union(spans)
-        whole = max(end for _, end in spans) - min(start for start, _ in spans)
-        print(
-            f"\nA run of {shards} shards, {len(spans)} batches of images: the device has nothing "
-            f"to do in {1 - busy / whole:.1%} of the {whole:.1f} s between the first and the last."
-        )
-
-    def served(self, python: Path) -> None:
-        """summarize_captions by vLLM, which the run starts, and by transformers."""
-        folder = gpu_models.language_model(self.place / "chat", self.sizes)
-        table = self.captions(self.sizes.texts)
-        settings = {"model": folder, "max_new_tokens": self.sizes.new_tokens}
-        options = {"vllm": {"python": str(python)}}
-        found = []
-        for engine in (None, options):
-            more = {} if engine is None else {"engine": engine}
-            with in_calls(SummarizeCaptions(**settings, **more)) as staged:
-                staged(table.slice(0, 8))
-                found.append(table.num_rows / seconds(lambda: staged(table)))
-        print("\n| | texts/s |\n|---|---|")
-        print(f"| transformers | {found[0]:.1f} |\n| vLLM | {found[1]:.1f} |")
-
-
-@contextlib.contextmanager
-def in_calls(stage: Stage) -> Iterator[Callable[[pa.Table], pa.Table]]:
-    """The stage as the runner calls it: batch by batch, several at a time."""
-    with (
-        stage.open(Workspace(Path(), Path())) as transform,
-        ThreadPoolExecutor(stage.calls_at_once) as pool,
-    ):
-
-        def run(table: pa.Table) -> pa.Table:
-            size = stage.rows_at_once
-            batches = [table.slice(start, size) for start in range(0, table.num_rows, size)]
-            if stage.calls_at_once == 1:
-                return pa.concat_tables([transform(batch) for batch in batches])
-            return pa.concat_tables(list(pool.map(transform, batches)))
-
-        yield run
-
-
-@contextlib.contextmanager
-def on_cpu() -> Iterator[None]:
-    """Models that are loaded inside are on the CPU."""
-    import torch
-
-    from clipmill.stages.models import embedders
-
-    before = embedders.best_device
-    embedders.best_device = lambda: torch.device("cpu")
-    try:
-        yield
-    finally:
-        embedders.best_device = before
-
-
-@contextlib.contextmanager
-def timed_batches(device: str) -> Iterator[list[tuple[float, float]]]:
-    """When each batch of images was on the device, in seconds."""
-    import torch
-
-    original = ClipEmbedder.embed_batch
-    spans: list[tuple[float, float]] = []
-    events: list[tuple[Any, Any]] = []
-    lock = threading.Lock()
-    on_gpu = device == "cuda"
-    first = torch.cuda.Event(enable_timing=True) if on_gpu else None
-    if first is not None:
-        first.record()
-
-    def timed(self: ClipEmbedder, batch: Any) -> np.ndarray:
-        if not on_gpu:
-            began = time.perf_counter()
-            found = original(self, batch)
-            with lock:
-                spans.append((began, time.perf_counter()))
-            return found
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        found = original(self, batch)
-        end.record()
-        with lock:
-            events.append((start, end))
-        return found
-
-    ClipEmbedder.embed_batch = timed  # type: ignore[method-assign]  # only here
-    try:
-        yield spans
-    finally:
-        ClipEmbedder.embed_batch = original  # type: ignore[method-assign]
-        if first is not None:
-            torch.cuda.synchronize()
-            for start, end in events:
-                spans.append((first.elapsed_time(start) / 1e3, first.elapsed_time(end) / 1e3))
-
-
-def union(spans: Sequence[tuple[float, float]]) -> float:
-    """The length of what at least one span covers."""
-    total, until = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return total
-
-
-def texts(table: pa.Table, column: str) -> dict[str, str]:
-    """Each clip's text, or why it has none, which quotes the text."""
-    return {row["clip_id"]: row[column] or row["error"]["message"] for row in table.to_pylist()}
-
-
-def seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
 
 if __name__ == "__main__":
+    # Where the hub can't be reached, asking it takes minutes. Its client reads this when imported.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     sys.exit(main())

@@ -28,13 +28,14 @@ class Sizes:
     shards: int = 24
     llm_width: int = 1024
     llm_layers: int = 24
+    disk_bytes: float = 6e9
 
 
 FULL = Sizes()
 # For its test, on a CPU.
-DRY = Sizes("ViT-B-32", 96, 2, 96, 16, 8, 8, 6, 3, 64, 2)
+DRY = Sizes("ViT-B-32", 96, 2, 96, 16, 8, 8, 6, 3, 64, 2, 1e8)
 # On a CPU, to compare with bare loops.
-SMALL = Sizes("ViT-B-32", 384, 6, 224, 64, 32, 48, 12, 4, 256, 4)
+SMALL = Sizes("ViT-B-32", 384, 6, 224, 64, 32, 48, 12, 4, 256, 4, 2e9)
 
 
 def clip_model(folder: Path, sizes: Sizes) -> Path:
