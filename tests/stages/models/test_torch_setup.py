@@ -42,6 +42,15 @@ def test_new_process_imports_torchvision_and_open_clip() -> None:
     assert out.strip() == "True"
 
 
+@pytest.mark.slow  # it needs a process that has not allocated anything
+@pytest.mark.skipif(sys.platform != "linux", reason="torch uses huge pages on Linux")
+def test_large_tensors_may_lie_in_huge_pages() -> None:
+    code = "import torch\nprint(all(torch.empty(9 << 20).data_ptr() % 4096 == 0 for _ in '123'))"
+    prepared = "from clipmill.stages.models.torch_setup import prepare_torch\nprepare_torch()\n"
+    assert _run(prepared + code).strip() == "True"
+    assert _run(code).strip() == "False"  # as torch is otherwise
+
+
 @pytest.mark.parametrize(
     ("message", "repaired"),
     [("operator torchvision::nms does not exist", True), ("something else is wrong", False)],
