@@ -36,6 +36,11 @@ DeviceMap = Literal["none", "auto", "balanced", "balanced_low_0", "sequential"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+# At so many requests in flight, a call to ask a server has so many rows.
+_MANY_REQUESTS = 32
+_ROWS_OF_A_CALL = 4
+
+
 def arguments_of(generation: Generation, is_unwanted: Callable[[], bool]) -> dict[str, Any]:
     """Keyword arguments of transformers' `generate`; once it `is_unwanted`, it ends early."""
 
@@ -177,14 +182,21 @@ class GeneratingStage(ServedStage):
 
     @property
     def calls_at_once(self) -> int:
-        # As many requests again are ready, so that servers always have their number, and a model
-        # in this process its next batch.
-        return 2 * self.requests_at_once if self.is_served else 2
+        # More requests are ready, so that servers always have their number, and a model in this
+        # process its next batch. A call of several rows waits for its slowest.
+        if not self.is_served:
+            return 2
+        rows = self.rows_at_once
+        return -(-(2 if rows == 1 else 3) * self.requests_at_once // rows)
 
     @property
     def rows_at_once(self) -> int:
-        # A batch would wait for its slowest row.
-        return 1 if self.is_served else self.batch_rows
+        if not self.is_served:
+            return self.batch_rows
+        # Where a call has one row, what is done for each call takes longer than for its row, which
+        # counts where many are answered per second.
+        many = self.requests_at_once >= _MANY_REQUESTS
+        return min(self.batch_rows, _ROWS_OF_A_CALL) if many else 1
 
     @property
     def most_workers(self) -> int | None:
