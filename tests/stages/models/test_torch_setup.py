@@ -51,28 +51,26 @@ def test_large_tensors_may_lie_in_huge_pages() -> None:
     assert _run(code).strip() == "False"  # as torch is otherwise
 
 
-@pytest.mark.parametrize(
-    ("message", "repaired"),
-    [("operator torchvision::nms does not exist", True), ("something else is wrong", False)],
-)
-def test_only_the_known_error_is_repaired(tmp_path, message: str, repaired: bool) -> None:
+def test_only_the_known_error_is_repaired(tmp_path) -> None:
     """A package that fails like the mismatched wheel is imported again; other errors are raised."""
     package = tmp_path / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "import torch\nfrom . import half\n"
+        "import sys\nimport torch\nfrom . import half\n"
         "if not hasattr(torch.ops.torchvision, 'nms'):\n"
-        f"    raise RuntimeError({message!r})\n"
+        "    raise RuntimeError(sys.said)\n"
         "whole = True\n"
     )
     (package / "half.py").write_text("")
     out = _run(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from clipmill.stages.models.torch_setup import prepare_torch\n"
-        "try:\n    prepare_torch()\nexcept RuntimeError as error:\n    print(error)\n"
-        "else:\n    import torchvision; print(torchvision.whole)"
+        "for sys.said in ('something else is wrong', 'operator torchvision::nms does not exist'):\n"
+        "    try:\n        prepare_torch()\n"
+        "    except RuntimeError as error:\n        print(error)\n"
+        "import torchvision; print(torchvision.whole)"
     )
-    assert out.strip() == ("True" if repaired else message)
+    assert out.splitlines() == ["something else is wrong", "True"]
 
 
 def test_working_torchvision_is_left_alone(tmp_path) -> None:
