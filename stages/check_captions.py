@@ -20,9 +20,11 @@ from clipmill.stages.models.outputs.claims import (
     names_speech,
     names_stillness,
     names_text,
+    texts_missing,
+    texts_named,
 )
 from clipmill.stages.protocol import FramePick, Rows, Stage, Transform, Uniform, Workspace
-from clipmill.stages.wires import NUMBER, ONE_TEXT, ColumnName, check_wires
+from clipmill.stages.wires import NUMBER, ONE_TEXT, PLAIN_TEXTS, ColumnName, check_wires
 
 COLOR_SHARE = pa.struct([("color", pa.string()), ("share", pa.float32())])
 
@@ -44,9 +46,13 @@ CAPTION_CHECKS = clip_table(
     ("stillness_unseen", pa.bool_()),
     ("camera_named", pa.list_(pa.string())),
     ("camera_unseen", pa.list_(pa.string())),
+    # What the caption says can be read, and of that what was not; null without what was read.
+    ("texts_named", pa.list_(pa.string())),
+    ("texts_unread", pa.list_(pa.string())),
 )
 
-_WIRES = ("text_area", "voice", "motion", "camera_pan", "camera_tilt", "camera_zoom")
+_MEASURED = ("text_area", "voice", "motion", "camera_pan", "camera_tilt", "camera_zoom")
+_TEXTS = ("text_read", "text_claimed")
 # What each bound is a bound of.
 _BOUNDS = {
     "least_color_share": ("frames_for_colors",),
@@ -97,10 +103,22 @@ class CheckCaptions(Stage):
         "every frame",
     )
     text_area: ColumnName | None = Field(
-        None, description="a column with the share of the picture that text covers"
+        None,
+        description="a column with the share of the picture that text covers, such as "
+        "measure_text.text_area",
     )
     least_text_area: float = Field(
         0.001, ge=0, description="text that the caption names is unseen below this text_area"
+    )
+    text_read: ColumnName | None = Field(
+        None,
+        description="a column with the texts that were read on the screen, such as "
+        "measure_text.text_read: what the caption quotes is looked for there",
+    )
+    text_claimed: ColumnName | None = Field(
+        None,
+        description="a column with further texts that a captioner says it reads, such as "
+        "caption_clip.text_on_screen: they are looked for in text_read too",
     )
     voice: ColumnName | None = Field(
         None, description="a column with the share of the clip in which somebody speaks"
@@ -144,10 +162,15 @@ class CheckCaptions(Stage):
             is_set = getattr(self, bound) != type(self).model_fields[bound].default
             if is_set and not any(getattr(self, name) for name in needed):
                 raise ValueError(f"{bound} is set, but {' or '.join(needed)} is not")
+        if self.text_claimed is not None and self.text_read is None:
+            raise ValueError(
+                "text_claimed is set, but text_read, which it is compared with, is not"
+            )
         return self
 
     def _wired(self) -> dict[str, str]:
-        return {name: place for name in _WIRES if (place := getattr(self, name)) is not None}
+        names = (*_MEASURED, *_TEXTS)
+        return {name: place for name in names if (place := getattr(self, name)) is not None}
 
     def columns_read(self) -> tuple[str, ...]:
         # A clip without a measurement has its caption all the same.
@@ -155,8 +178,9 @@ class CheckCaptions(Stage):
         return (f"{self.caption} as caption", *wired)
 
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
-        """ValueError if the caption is no text, or a measurement can't come or is no number."""
-        check_wires(self, before, {"caption": ONE_TEXT, **dict.fromkeys(_WIRES, NUMBER)})
+        """ValueError if the caption is no text, or a measurement can't come or is another type."""
+        kinds = dict.fromkeys(_MEASURED, NUMBER) | dict.fromkeys(_TEXTS, PLAIN_TEXTS)
+        check_wires(self, before, {"caption": ONE_TEXT, **kinds})
         for name, place in self._wired().items():
             label, _, column = place.partition(".")
             if column in CLIP_SIGNALS.names and column not in before[label].table_schema.names:
@@ -190,6 +214,7 @@ class CheckCaptions(Stage):
             "stillness": names_stillness(caption),
         }
         camera = camera_named(caption)
+        texts, unread = self._texts(caption, row)
         return {
             "caption_words": words,
             "caption_length_outlier": self._outlier(words),
@@ -212,7 +237,17 @@ class CheckCaptions(Stage):
             ),
             "camera_named": camera,
             "camera_unseen": self._camera_unseen(camera, row),
+            "texts_named": texts,
+            "texts_unread": unread,
         }
+
+    @staticmethod
+    def _texts(caption: str, row: Mapping[str, Any]) -> tuple[list[str] | None, list[str] | None]:
+        """The texts that are named, and those of them that were not read; None if none could be."""
+        if row.get("text_read") is None:
+            return None, None
+        named = [*dict.fromkeys([*texts_named(caption), *_as_list(row.get("text_claimed"))])]
+        return named, texts_missing(named, _as_list(row["text_read"]))
 
     def _outlier(self, words: int) -> float:
         if words < self.fewest_words:
@@ -249,6 +284,11 @@ class CheckCaptions(Stage):
             if place in measured and measured[place] * sign <= self.least_camera_motion:
                 unseen.append(claim)
         return unseen
+
+
+def _as_list(texts: str | list[str] | None) -> list[str]:
+    found = [texts] if isinstance(texts, str) else texts or []
+    return [text for text in found if text]
 
 
 def _contradicted(named: bool, value: Any, against: Callable[[float], bool]) -> bool | None:

@@ -218,6 +218,10 @@ class Stage(BaseModel):
         """The full schema of a table made with these settings, as a run record has them."""
         return cls.model_construct().table_schema
 
+    def left_empty(self) -> Mapping[str, str]:
+        """Columns that are null in every row with these settings: the setting that fills them."""
+        return {}
+
     def frames_picked(self) -> tuple[FramePick, ...]:
         """The kept frames of each clip that this stage needs, with its settings."""
         return self.frames

@@ -113,7 +113,7 @@ class SummarizeCaptions(PromptedStage):
     on_screen_text: ColumnName | None = Field(
         None,
         description="a column with text on the screen for prompts, LABEL.COLUMN: a text or a list "
-        "of texts, such as caption_clip.text_on_screen",
+        "of texts, such as measure_text.text_read or caption_clip.text_on_screen",
     )
     spoken_text: ColumnName | None = Field(
         None,

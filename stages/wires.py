@@ -69,6 +69,8 @@ def check_column(said: str, place: str, before: Mapping[str, Stage], kind: Kind)
     label, _, column = place.partition(".")
     if label not in before:
         raise ValueError(f"{said}, but no stage {label!r} comes before it")
+    if (setting := before[label].left_empty().get(column)) is not None:
+        raise ValueError(f"{said}, which is there with {label}.{setting}")
     schema = before[label].table_schema
     if column in schema.names and not kind.fits(found := schema.field(column).type):
         raise ValueError(f"{said}, which is {found}, not {kind.words}")

@@ -42,6 +42,7 @@ LABELS = (
     "score_similarity",
     "score_aesthetic",
     "hash_frames",
+    "measure_text",
     "take_given_score",
     "check_captions",
     "choose_caption",
@@ -52,6 +53,9 @@ LABELS = (
 )
 # Stages that the demo's recipe lacks, but that fit its results.
 ADDED = (
+    "measure_text.stage=measure_text",
+    "measure_text.read=true",
+    "measure_text.short_side=96",
     "take_given_score.stage=take_given_score",
     "take_given_score.column=UMT_Score",
     "take_given_score.scorer=UMT-SIM",

@@ -48,6 +48,8 @@ class OnnxModel:
         self.inputs = {one.name: one.shape for one in self._session.get_inputs()}
         """Shapes by name; a dimension that may vary has a name or None instead of a number."""
         self.outputs = [one.name for one in self._session.get_outputs()]
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        """What its file says about it, by name."""
         used = self._session.get_providers()
         note_place(setting, "cuda" if used[0] == _GPU else "cpu", "float32")
 

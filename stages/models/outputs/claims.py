@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Sequence
+from difflib import SequenceMatcher
 
 _COLOR_WORDS = {
     "black": "black",
@@ -39,6 +42,15 @@ _TEXT = re.compile(
     r"the words? [\"“']|reads? [\"“'])",
     re.IGNORECASE,
 )
+_SENTENCES = re.compile(r"(?<=[.!?])[\"”»]?\s+(?=[A-Z\"“«])")
+_QUOTED = re.compile(r"(?:[\"“”«„]|(?<!\w)[‘'])([^\"“”«»„‘’']+?)[.,!?]?(?:[\"“”»]|[’'](?!\w))")
+_LABELLED = re.compile(
+    r"\b(?:titles?|signs?|banners?|posters?|labels?|words?|screens?|cards?|letters|plates?|"
+    r"headlines?|stickers?) (?=[\"“«„‘'])",
+    re.IGNORECASE,
+)
+_READ_SCRIPTS = ("LATIN", "FULLWIDTH LATIN", "CJK", "HIRAGANA", "KATAKANA")
+_ALIKE = 0.75
 _SPEECH = re.compile(
     r"\b(?:talk(?:s|ing|ed)?|speak(?:s|ing)?|spoke|narrat(?:es?|ing|or)|"
     r"explain(?:s|ing|ed)?|interview(?:s|ed|ing)?|discuss(?:es|ing|ed)?|lectur(?:es|ing)|"
@@ -103,6 +115,48 @@ def colors_named(caption: str) -> list[str]:
 def names_text(caption: str) -> bool:
     """Whether it says that there is text in the picture."""
     return _TEXT.search(caption) is not None
+
+
+def texts_named(caption: str) -> list[str]:
+    """What a caption says can be read in the picture: the quotations of the sentences that are
+    about text, in their order."""
+    found: dict[str, None] = {}
+    for sentence in _SENTENCES.split(caption):
+        if names_text(sentence) or _LABELLED.search(sentence):
+            found.update(
+                (quoted, None) for one in _QUOTED.findall(sentence) if (quoted := one.strip())
+            )
+    return list(found)
+
+
+def texts_missing(named: Sequence[str], read: Sequence[str]) -> list[str]:
+    """The named texts that are not among those that were read on the screen.
+
+    Case, spaces and punctuation don't count, and a few letters may be misread. A text in a script
+    that PP-OCR's recognisers don't read is not expected among them.
+    """
+    screen = "".join(map(_letters, read))
+    return [text for text in named if _is_readable(text) and not _is_within(_letters(text), screen)]
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
+
+
+def _is_readable(text: str) -> bool:
+    letters = [character for character in text if character.isalpha()]
+    return all(unicodedata.name(one, "").startswith(_READ_SCRIPTS) for one in letters)
+
+
+def _is_within(text: str, screen: str) -> bool:
+    if text in screen:
+        return True
+    matcher = SequenceMatcher(None, "", text, autojunk=False)
+    for start in range(max(1, len(screen) - len(text) + 1)):
+        matcher.set_seq1(screen[start : start + len(text)])
+        if matcher.quick_ratio() >= _ALIKE and matcher.ratio() >= _ALIKE:
+            return True
+    return False
 
 
 def names_speech(caption: str) -> bool:
