@@ -15,6 +15,7 @@ from clipmill.schemas.ids import clip_id, source_key
 from clipmill.stages.cluster_clips import CLUSTERS
 from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.embed_clips import EMBEDDINGS
+from clipmill.stages.measure_text import TEXT_MEASURES
 from clipmill.stages.score_aesthetic import AESTHETIC
 from clipmill.stages.score_similarity import SIMILARITY
 from clipmill.stages.score_video_similarity import VIDEO_SIMILARITY
@@ -48,6 +49,7 @@ class Made:
             "embed_clips": EMBEDDINGS,
             "score_video_similarity": VIDEO_SIMILARITY,
             "cluster_clips": CLUSTERS,
+            "measure_text": TEXT_MEASURES,
         }
         return built_in.get(self.stage, tables.clip_table((self.score or "x", pa.float64())))
 
@@ -59,6 +61,7 @@ class Made:
             "take_given_score": "given_score",
             "embed_clips": None,
             "cluster_clips": None,
+            "measure_text": None,
             "score_video_similarity": "video_similarity",
         }
         return known.get(self.stage, "measured")
@@ -251,7 +254,8 @@ def _values(stage: Made, clip: Clip) -> dict[str, Any]:
         return {"embeddings": clip.vectors or [[1.0, 0.0]]}
     if stage.stage == "cluster_clips":
         return {name: clip.values[name] for name in ("cluster", "cluster_distance")}
-    return {stage.score: clip.values[stage.column]}
+    name = "text_area" if stage.stage == "measure_text" else stage.score
+    return {name: clip.values[stage.column]}
 
 
 def _write(dataset: Path, label: str, shard: str, schema: pa.Schema, rows: list[dict]) -> None:

@@ -59,7 +59,10 @@ def checked(caption: str, *frames: bytes, stage=None, **measured) -> dict:
         **measured,
     }
     fields = [("clip_id", pa.string()), ("caption", pa.string()), ("frames", pa.list_(FRAME))]
-    fields += [(name, pa.float64()) for name in measured]
+    fields += [
+        (name, pa.list_(pa.string()) if isinstance(value, list) else pa.float64())
+        for name, value in measured.items()
+    ]
     with stage.open(Workspace(None, None)) as transform:
         made = transform(pa.Table.from_pylist([row], schema=pa.schema(fields)))
     assert made.schema == CAPTION_CHECKS
@@ -214,6 +217,23 @@ def test_length_and_repetition_in_any_language():
     assert repetition("the dog and the dog and the dog and the dog") > 0.5
     assert repetition("红色的圆红色的圆红色的圆红色的圆") > 0.5
     assert repetition("dog") == 0
+
+
+def test_what_a_caption_quotes_is_looked_for_in_what_was_read():
+    stage = CheckCaptions(text_read="measure_text.text_read", text_claimed="a.text_on_screen")
+    caption = 'A man says "hello" below a sign that reads “Fresh Bread”. The title "Nowhere" shows.'
+    row = checked(caption, stage=stage, text_read=["FRESH BREAO!"], text_claimed=["bread", "50%"])
+    assert row["texts_named"] == ["Fresh Bread", "Nowhere", "bread", "50%"]
+    assert row["texts_unread"] == ["Nowhere", "50%"]
+    nothing = checked(caption, stage=stage, text_read=[])
+    assert nothing["texts_unread"] == nothing["texts_named"] == ["Fresh Bread", "Nowhere"]
+    unknown = checked(caption, stage=stage)
+    assert (unknown["texts_named"], unknown["texts_unread"]) == (None, None)
+    # PP-OCR doesn't read Cyrillic, so its silence says nothing.
+    cyrillic = checked("A sign reads “Привет”.", stage=stage, text_read=["STOP"])
+    assert (cyrillic["texts_named"], cyrillic["texts_unread"]) == (["Привет"], [])
+    with pytest.raises(ValidationError, match="text_claimed is set, but text_read"):
+        CheckCaptions(text_claimed="a.text_on_screen")
 
 
 def test_missing_caption_is_a_failure():

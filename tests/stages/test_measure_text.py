@@ -223,9 +223,7 @@ def test_boxes_are_those_of_rapidocr_up_to_its_rounding():
         cv2.fillPoly(marks, [np.array(corners, np.int32)], 0.9)
     marks[80:, 100:] = 0.8  # at the edge
     utils = pytest.importorskip("rapidocr.ch_ppocr_det.utils", reason="needs clipmill[signals]")
-    theirs, _ = utils.DBPostProcess(0.3, 0.5, 1000, 1.6, "fast", True)(
-        marks[None, None], (96, 160)
-    )
+    theirs, _ = utils.DBPostProcess(0.3, 0.5, 1000, 1.6, "fast", True)(marks[None, None], (96, 160))
     ours = boxes_of(marks, (96, 160), 0.5)
     assert len(ours) == len(theirs) == 3
     for one in ours:
@@ -253,7 +251,8 @@ def test_text_that_is_not_read_cannot_be_compared_or_summarised(tmp_path):
     reads = {"measure_text": MeasureText(read=True)}
     CheckCaptions(text_read="measure_text.text_read").check_upstream(reads)
     (tmp_path / "r.yaml").write_text(
-        "description: Text.\nstages:\n  download_videos: {}\n  split_clips: {}\n  measure_text: {read: true}\n"
+        "description: Text.\n"
+        "stages: {download_videos: {}, split_clips: {}, measure_text: {read: true}}\n"
     )
     plan = build_plan(load_recipe(tmp_path / "r.yaml"))
     assert plan.by_label["measure_text"].stage == MeasureText(read=True)

@@ -49,6 +49,16 @@ _LABELLED = re.compile(
     r"headlines?|stickers?) (?=[\"“«„‘'])",
     re.IGNORECASE,
 )
+_SAYS = re.compile(
+    r"\b(?:say(?:s|ing)?|said|shout(?:s|ing|ed)?|yell(?:s|ing|ed)?|ask(?:s|ing|ed)?|"
+    r"repl(?:y|ies|ied|ying)|whisper(?:s|ing|ed)?|sing(?:s|ing)?|call(?:s|ing|ed)? out)\Z",
+    re.IGNORECASE,
+)
+_SIGN_SAYS = re.compile(
+    r"\b(?:signs?|banners?|posters?|shirts?|labels?|screens?|titles?|boards?|cards?|books?|pages?|"
+    r"texts?|subtitles?|captions?|logos?|stickers?) (?:that |which )?(?:says?|saying|said)\Z",
+    re.IGNORECASE,
+)
 _READ_SCRIPTS = ("LATIN", "FULLWIDTH LATIN", "CJK", "HIRAGANA", "KATAKANA")
 _ALIKE = 0.75
 _SPEECH = re.compile(
@@ -122,10 +132,13 @@ def texts_named(caption: str) -> list[str]:
     about text, in their order."""
     found: dict[str, None] = {}
     for sentence in _SENTENCES.split(caption):
-        if names_text(sentence) or _LABELLED.search(sentence):
-            found.update(
-                (quoted, None) for one in _QUOTED.findall(sentence) if (quoted := one.strip())
-            )
+        if not (names_text(sentence) or _LABELLED.search(sentence)):
+            continue
+        for quoted in _QUOTED.finditer(sentence):
+            before = sentence[: quoted.start()].rstrip(" ,:")
+            is_spoken = _SAYS.search(before) and not _SIGN_SAYS.search(before)
+            if not is_spoken and (text := quoted[1].strip()):
+                found[text] = None
     return list(found)
 
 

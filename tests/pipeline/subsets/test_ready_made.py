@@ -405,6 +405,21 @@ def test_another_scorer_in_the_column_is_refused_with_a_command(case, tmp_path):
     assert case.command in message
 
 
+@pytest.mark.parametrize(("label", "frames"), [("measure_text", 4), ("text_middle", 1)])
+def test_area_of_text_is_that_of_measure_text(tmp_path, label, frames):
+    """EasyAnimate's is that of the middle frame."""
+    (case,) = (one for one in CASES if one.recipe == "easyanimate")
+    clips = clips_of(case)
+    text = Made(label, "measure_text", "text", {"frames_per_clip": frames})
+    build(tmp_path, clips, [text if one.column == "text" else one for one in case.made])
+    if frames == 1:
+        assert set(frozen(tmp_path, case.recipe)) == {clip.id for clip in case.expected(clips)}
+    else:
+        wanted = "--set text_middle.stage=measure_text --set text_middle.frames_per_clip=1"
+        with pytest.raises(UsageError, match=wanted):
+            frozen(tmp_path, case.recipe)
+
+
 def test_refused_recipe_exits_with_2(tmp_path):
     build(tmp_path, random_clips(5, CASES[0].columns), CASES[0].another)
     done = subprocess.run(
