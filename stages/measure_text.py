@@ -115,7 +115,7 @@ class MeasureText(Stage):
         description="pixels of the shorter side for the detector; frames are scaled to it",
     )
     least_score: float = Field(
-        0.5, ge=0, le=1, description="boxes of which the detector is less sure don't count"
+        0.6, ge=0, le=1, description="boxes of which the detector is less sure don't count"
     )
     least_confidence: float = Field(
         0.8, ge=0, le=1, description="what is read with less confidence is left out of the text"

@@ -83,7 +83,7 @@ def read(clips: Sequence[ClipFrames], reader: TextReader) -> None:
             proportion = picture.shape[1] / picture.shape[0]
             own = []
             for box, where in zip(boxes, placed, strict=True):
-                line = line_of(picture, box.corners)
+                line = line_of(picture, box.wide)
                 small = _reduced(line, _LINE_ROWS)
                 known = next(
                     (

@@ -160,7 +160,7 @@ def test_areas_by_kind_add_up_and_are_near_those_of_the_drawn_lines(measured):
     assert all(part > 0.01 for part in parts)
     assert sum(parts) == pytest.approx(row["text_area"], abs=1e-6)
     logo = covered([box(LOGO)], SIZE[::-1]).mean()
-    assert 0.8 < row["text_area_overlay"] / logo < 1.8  # PP-OCR's boxes have a margin
+    assert 0.8 < row["text_area_overlay"] / logo < 1.25
     assert row["text_boxes"] == row["text_boxes_max"] == 3
 
 
@@ -221,13 +221,13 @@ def test_boxes_are_those_of_rapidocr_up_to_its_rounding():
         [[90, 30], [140, 50], [137, 58], [87, 38]],
     ):
         cv2.fillPoly(marks, [np.array(corners, np.int32)], 0.9)
-    marks[80:, 100:] = 0.8  # at the edge
+    marks[86:, 100:] = 0.8  # at the edge
     utils = pytest.importorskip("rapidocr.ch_ppocr_det.utils", reason="needs clipmill[signals]")
     theirs, _ = utils.DBPostProcess(0.3, 0.5, 1000, 1.6, "fast", True)(marks[None, None], (96, 160))
     ours = boxes_of(marks, (96, 160), 0.5)
     assert len(ours) == len(theirs) == 3
     for one in ours:
-        nearest = min(np.abs(other - one.corners).max() for other in theirs)
+        nearest = min(np.abs(other - one.wide).max() for other in theirs)
         assert nearest <= 2, one
 
 
