@@ -121,7 +121,15 @@ class MeasureText(Stage):
         0.8, ge=0, le=1, description="what is read with less confidence is left out of the text"
     )
     batch_rows: int = resource(16, ge=1, description="rows passed to the stage at a time")
-    batch_images: int = resource(4, ge=1, description="frames per call of the detector")
+    batch_images: int | None = resource(
+        None,
+        ge=1,
+        description="frames per call of the detector; by default 1 on a CPU, 16 on a GPU",
+    )
+
+    @property
+    def most_gpus(self) -> float | None:
+        return 1.0
 
     @model_validator(mode="after")
     def _check(self) -> MeasureText:

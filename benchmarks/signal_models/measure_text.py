@@ -293,11 +293,13 @@ def _bare(stage: MeasureText, images: Sequence[np.ndarray]) -> Callable[[], obje
     """The models alone, over the same batches, which are ready."""
     find = stage._detector("measure_text")
     size = network_size(images[0], stage.short_side)
-    batch = stage.batch_images
+    batch = find._batch
     ready = [
-        np.stack([network_input(image, size) for image in images[at : at + batch]])
+        np.empty((len(images[at : at + batch]), 3, *size), np.float32)
         for at in range(0, len(images), batch)
     ]
+    for at, image in enumerate(images):
+        network_input(image, ready[at // batch][at % batch])
     calls: list[tuple[Any, str, np.ndarray]] = [(find._model, find._input, one) for one in ready]
     if stage.read:
         reader = stage._reader("measure_text")

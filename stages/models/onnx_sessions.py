@@ -51,7 +51,8 @@ class OnnxModel:
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         """What its file says about it, by name."""
         used = self._session.get_providers()
-        note_place(setting, "cuda" if used[0] == _GPU else "cpu", "float32")
+        self.is_on_gpu = used[0] == _GPU
+        note_place(setting, "cuda" if self.is_on_gpu else "cpu", "float32")
 
     def run(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None

@@ -18,8 +18,10 @@ from clipmill.schemas.errors import ClipmillError
 from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.models.onnx_sessions import OnnxModel
 
+_BATCH_ON_GPU = 16
 # The network halves its input five times.
 _STEP = 32
+_AREA_FROM = 1.5
 _MARKED_FROM = 0.3
 _GROWN_BY = 1.0
 _GROWN_FOR_READING = 1.6
@@ -28,9 +30,9 @@ _MOST_MARKS = 1000
 # The network takes whole subjects and pictures for text: of 98 frames, one per film, 24 had a box
 # higher than this share of the picture's shorter side, and one of these was a title.
 _HIGHEST = 0.35
-# It takes people on plain ground for single letters, less surely than columns of text.
-_HIGHER_THAN_WIDE = 1.2
-_LEAST_SCORE_HIGHER = 0.75
+# It takes people on plain ground for single letters; a line that is turned is longer than these.
+_PERSON = (1.2, 3.5)
+_LEAST_SCORE_OF_PERSON = 0.75
 # Grey levels: a picture with less deviation has nothing that could be read.
 _FLAT = 1.0
 
@@ -55,24 +57,33 @@ class TextDetector:
     """A loaded detector, for RGB pictures of any size.
 
     Each is scaled so that its short side has `short_side` pixels; `least_score` is the mean mark
-    within a box. Pictures of the same size are run together, up to `batch` of them.
+    within a box. Pictures of the same size are run together, up to `batch` of them; by default one
+    on a CPU, where more take longer.
     """
 
     def __init__(
-        self, model: OnnxModel, *, setting: str, short_side: int, least_score: float, batch: int
+        self,
+        model: OnnxModel,
+        *,
+        setting: str,
+        short_side: int,
+        least_score: float,
+        batch: int | None = None,
     ) -> None:
         self._model = model
         self._input = picture_input(model, setting, None)
         self._short_side = short_side
         self._least_score = least_score
-        self._batch = batch
+        self._batch = batch or (_BATCH_ON_GPU if model.is_on_gpu else 1)
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[list[TextBox]]:
         """The boxes of each picture, from top to bottom and from left to right."""
         found: list[list[TextBox]] = [[] for _ in images]
         for together in self._groups(images):
             size = network_size(images[together[0]], self._short_side)
-            prepared = np.stack([network_input(images[number], size) for number in together])
+            prepared = np.empty((len(together), 3, *size), np.float32)
+            for number, planes in zip(together, prepared, strict=True):
+                network_input(images[number], planes)
             (marks,) = self._model.run({self._input: prepared})
             beat()
             for number, mark in zip(together, marks[:, 0], strict=True):
@@ -104,7 +115,8 @@ def picture_input(model: OnnxModel, setting: str, height: int | None) -> str:
 
 def is_flat(image: np.ndarray) -> bool:
     """Whether a picture is of one colour, up to noise."""
-    return float(image[::4, ::4].std(axis=(0, 1)).max()) < _FLAT
+    _, deviation = cv2.meanStdDev(np.ascontiguousarray(image[::4, ::4]))
+    return float(deviation.max()) < _FLAT
 
 
 def network_size(image: np.ndarray, short_side: int) -> tuple[int, int]:
@@ -118,13 +130,15 @@ def _multiple(length: float) -> int:
     return max(_STEP, round(length / _STEP) * _STEP)
 
 
-def network_input(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture as float32 planes of -1 to 1 in the order blue, green, red."""
-    height, width = size
-    shrinks = image.shape[0] > height * 1.5
+def network_input(image: np.ndarray, planes: np.ndarray) -> None:
+    """Writes a picture, scaled, as values of -1 to 1 in the order blue, green, red."""
+    height, width = planes.shape[1:]
+    shrinks = image.shape[0] > height * _AREA_FROM
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     scaled = cv2.resize(image, (width, height), interpolation=method)
-    return cv2.dnn.blobFromImage(scaled, 1 / 127.5, mean=(127.5, 127.5, 127.5), swapRB=True)[0]
+    for channel, plane in enumerate(reversed(planes)):
+        np.multiply(scaled[:, :, channel], np.float32(1 / 127.5), out=plane)
+    np.subtract(planes, 1, out=planes)
 
 
 def boxes_of(mark: np.ndarray, shape: Sequence[int], least_score: float) -> list[TextBox]:
@@ -150,8 +164,8 @@ def boxes_of(mark: np.ndarray, shape: Sequence[int], least_score: float) -> list
         )
         wide = _clockwise(wide)
         across, down = (float(np.linalg.norm(wide[at] - wide[0])) for at in (1, 3))
-        is_higher = down > _HIGHER_THAN_WIDE * across
-        if score < (max(least_score, _LEAST_SCORE_HIGHER) if is_higher else least_score):
+        is_person = _PERSON[0] * across < down < _PERSON[1] * across
+        if score < (max(least_score, _LEAST_SCORE_OF_PERSON) if is_person else least_score):
             continue
         if min(across, down) > _HIGHEST * min(shape[:2]):
             continue
