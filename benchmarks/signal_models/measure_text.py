@@ -31,7 +31,7 @@ from benchmarks.signal_models._drawn_text import (
 )
 from clipmill.schemas.tables import FRAME
 from clipmill.stages.measure_text import MeasureText
-from clipmill.stages.models.text_boxes import covered, network_input, network_size
+from clipmill.stages.models.text_boxes import TextDetector, covered, network_input, network_size
 from clipmill.stages.protocol import Workspace
 
 FOOTAGE = Path(__file__).resolve().parents[2].parent / "shared" / "videos"
@@ -91,7 +91,7 @@ def backgrounds(frames: int) -> list[list[np.ndarray]]:
     return [film_frames(FOOTAGE / name, frames) for name in PLAIN]
 
 
-def detector(**settings: Any) -> Any:
+def detector(**settings: Any) -> TextDetector:
     return MeasureText(**settings)._detector("measure_text")
 
 
@@ -292,14 +292,12 @@ def speed(given: argparse.Namespace) -> Iterator[str]:
 def _bare(stage: MeasureText, images: Sequence[np.ndarray]) -> Callable[[], object]:
     """The models alone, over the same batches, which are ready."""
     find = stage._detector("measure_text")
-    size = network_size(images[0], stage.short_side)
-    batch = find._batch
-    ready = [
-        np.empty((len(images[at : at + batch]), 3, *size), np.float32)
-        for at in range(0, len(images), batch)
-    ]
-    for at, image in enumerate(images):
-        network_input(image, ready[at // batch][at % batch])
+    # One frame per call, as the stage does it on a CPU.
+    ready = []
+    for image in images:
+        one = np.empty((1, 3, *network_size(image, stage.short_side)), np.float32)
+        network_input(image, one[0])
+        ready.append(one)
     calls: list[tuple[Any, str, np.ndarray]] = [(find._model, find._input, one) for one in ready]
     if stage.read:
         reader = stage._reader("measure_text")

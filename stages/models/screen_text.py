@@ -167,11 +167,9 @@ def screen_text(clip: ClipFrames, *, least_confidence: float) -> ScreenText:
                 for box, one in zip(clip.boxes[shown], sure, strict=True)
             ]
         )
-    kinds: list[list[Kind]] | list[list[None]]
+    kinds: Sequence[Sequence[Kind | None]] = [[None] * len(boxes) for boxes in placed]
     if several:
         kinds = kinds_of(placed, clip.seconds, proportion)
-    else:
-        kinds = [[None] * len(boxes) for boxes in placed]
     areas, by_kind = _areas(clip, kinds)
     subtitles = [
         text

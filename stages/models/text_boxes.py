@@ -103,6 +103,7 @@ class TextDetector:
 def picture_input(model: OnnxModel, setting: str, height: int | None) -> str:
     """The name of a model's only input, which takes pictures of any width, and of this height or
     any; ClipmillError if it has none."""
+    name: str
     name, shape = next(iter(model.inputs.items()))
     fits = len(shape) == 4 and shape[1] == 3 and not isinstance(shape[3], int)
     if len(model.inputs) != 1 or not fits or (isinstance(shape[2], int) and shape[2] != height):
@@ -146,8 +147,8 @@ def boxes_of(mark: np.ndarray, shape: Sequence[int], least_score: float) -> list
     marked = (mark > _MARKED_FROM).astype(np.uint8)
     if not marked.any():
         return []
-    marked = cv2.dilate(marked, np.ones((2, 2), np.uint8))
-    outlines, _ = cv2.findContours(marked, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    reaching = cv2.dilate(marked, np.ones((2, 2), np.uint8))
+    outlines, _ = cv2.findContours(reaching, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     scale = np.array([shape[1] / mark.shape[1], shape[0] / mark.shape[0]], np.float32)
     most = np.array([shape[1], shape[0]], np.float32)
     found = []

@@ -117,7 +117,8 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _width(line: np.ndarray) -> int:
-    return min(_WIDEST, math.ceil(_HEIGHT * line.shape[1] / line.shape[0]))
+    height, width = line.shape[:2]
+    return min(_WIDEST, math.ceil(_HEIGHT * float(width) / height))
 
 
 def _padded_width(line: np.ndarray) -> int:
