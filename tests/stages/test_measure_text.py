@@ -214,6 +214,7 @@ def test_without_reading_there_are_boxes_but_no_words():
     assert "read is false" in row["text_read_reason"]
 
 
+@pytest.mark.slow  # RapidOCR imports 600 modules
 def test_boxes_are_those_of_rapidocr_up_to_its_rounding():
     marks = np.zeros((96, 160), np.float32)
     for corners in (
