@@ -46,6 +46,18 @@ HOLE = pa.struct([("start_seconds", pa.float64()), ("end_seconds", pa.float64())
 FRAME = pa.struct([("frame_number", pa.int64()), ("seconds", pa.float64()), ("jpeg", pa.binary())])
 TEXT_AT = pa.struct([("seconds", pa.float64()), ("text", pa.string())])
 TAG = pa.struct([("tag", pa.string()), ("score", pa.float32())])
+# Around something in a frame: sides as shares of the picture, from its upper left corner.
+BOX = pa.struct(
+    [
+        ("seconds", pa.float64()),
+        ("left", pa.float32()),
+        ("top", pa.float32()),
+        ("right", pa.float32()),
+        ("bottom", pa.float32()),
+        ("confidence", pa.float32()),
+    ]
+)
+SCORE_AT = pa.struct([("seconds", pa.float64()), ("score", pa.float32())])
 
 # The stages whose tables hold embeddings of clips, in a column of that name; the last of texts.
 EMBEDDERS = ("embed_clips", "embed_images", "embed_texts")

@@ -123,6 +123,7 @@ class Stage(BaseModel):
       score    the column that is this stage's score, if it is a scorer; where it is not finite it
                is stored as null, and `<score>_reason` says so if that is declared, else the row
                is a failure
+      more_scores  further columns of a scorer that the view `clips` shows beside its score
       error_kind  the kind recorded for an exception that names none
       fragile  its rows may crash the worker: they run one by one, with a journal
       robust   no row can end its worker or fill its memory, since what might (decoders, yt-dlp)
@@ -143,6 +144,7 @@ class Stage(BaseModel):
     more_tables: ClassVar[Mapping[str, pa.Schema]] = {}
     frames: ClassVar[tuple[FramePick, ...]] = ()
     score: ClassVar[str | None] = None
+    more_scores: ClassVar[tuple[str, ...]] = ()
     error_kind: ClassVar[ErrorKind] = "model"
     fragile: ClassVar[bool] = False
     robust: ClassVar[bool] = False

@@ -12,11 +12,13 @@ import pyarrow as pa
 
 from clipmill.schemas import tables
 from clipmill.schemas.ids import clip_id, source_key
+from clipmill.stages.classify_frames import CLASSES
 from clipmill.stages.cluster_clips import CLUSTERS
 from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.embed_clips import EMBEDDINGS
 from clipmill.stages.measure_text import TEXT_MEASURES
 from clipmill.stages.score_aesthetic import AESTHETIC
+from clipmill.stages.score_nsfw import NSFW
 from clipmill.stages.score_similarity import SIMILARITY
 from clipmill.stages.score_video_similarity import VIDEO_SIMILARITY
 from clipmill.stages.split_clips import CLIPS
@@ -50,6 +52,8 @@ class Made:
             "score_video_similarity": VIDEO_SIMILARITY,
             "cluster_clips": CLUSTERS,
             "measure_text": TEXT_MEASURES,
+            "score_nsfw": NSFW,
+            "classify_frames": CLASSES,
         }
         return built_in.get(self.stage, tables.clip_table((self.score or "x", pa.float64())))
 
@@ -63,6 +67,8 @@ class Made:
             "cluster_clips": None,
             "measure_text": None,
             "score_video_similarity": "video_similarity",
+            "score_nsfw": "nsfw",
+            "classify_frames": "class_score",
         }
         return known.get(self.stage, "measured")
 
@@ -101,6 +107,11 @@ def similarity(
 ) -> Made:
     settings = {"over_frames": over, "embeddings": reads, "caption": "summarize_captions.caption"}
     return Made(label, "score_similarity", column, settings, {"model": model}, reads)
+
+
+def classified(label: str, model: str, class_: str | int, *, over: str = "mean") -> Made:
+    settings = {"label": [class_], "over_frames": over, "frames_per_clip": 3}
+    return Made(label, "classify_frames", label, settings, {"model": model})
 
 
 def given(label: str, scorer: str, source: str, column: str) -> Made:

@@ -42,6 +42,8 @@ LABELS = (
     "score_similarity",
     "score_aesthetic",
     "hash_frames",
+    "score_nsfw",
+    "detect_faces",
     "measure_text",
     "take_given_score",
     "check_captions",
@@ -60,6 +62,10 @@ ADDED = (
     "take_given_score.column=UMT_Score",
     "take_given_score.scorer=UMT-SIM",
     "detect_speech.stage=detect_speech",
+    "score_nsfw.stage=score_nsfw",
+    "score_nsfw.frames_per_clip=1",
+    "detect_faces.stage=detect_faces",
+    "detect_faces.frames_per_clip=1",
     "check_captions.stage=check_captions",
     "check_captions.motion=split_clips.motion",
     "choose_caption.stage=choose_caption",
@@ -79,6 +85,8 @@ ELSEWHERE: set[str] = {
     "detect_speech",
     "transcribe_videos",
     "transcribe_clips",
+    "classify_frames",
+    "detect_persons",
 }
 
 

@@ -17,6 +17,7 @@ from clipmill.schemas import tables
 from clipmill.schemas.folders import SUBSET_CLIPS
 from clipmill.schemas.sql_text import escaped_for_glob, literal, null, quoted
 from clipmill.schemas.step_tables import NOT_AMONG_REMOVED, Columns, StepTable, empty, kept, newest
+from clipmill.stages.built_in import built_in_stage
 from clipmill.stages.clip_signals import CLIP_SIGNALS
 from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.scan_videos import FRAMES
@@ -253,6 +254,11 @@ def primary(steps: Iterable[StepTable], name: str) -> StepTable | None:
     return found[0] if len(found) == 1 and found[0].score is None else None
 
 
+def _is_shown(step: StepTable, column: str) -> bool:
+    """Whether `clips` shows a built-in stage's column: as of the promised scorers, only scores."""
+    return step.score in (None, column) or column in built_in_stage(step.name).more_scores
+
+
 def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list[_ViewColumn]:
     """The step that provides each column of a view: promised columns first, then the others."""
     names = {name for name, _ in promised}
@@ -270,6 +276,8 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
             )
     base = {"download_videos", "scan_videos", "split_clips"}
     used = names | {name for name, _ in (*CLIPS_VIDEO_COLUMNS, *CLIPS_SPLIT_COLUMNS)}
+    # A label of one's own wins over the column of another stage.
+    used |= {step.stage for step in steps if step.score is not None and step.stage != step.name}
     for step in steps:
         if step.key != level or step.step in taken or step.name in base:
             continue
@@ -278,8 +286,8 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
             column = field.name
             if step.name in tables.EMBEDDERS and column in ("embeddings", "embedding_seconds"):
                 continue  # the view `embeddings` has them
-            if step.is_built_in and step.score not in (None, column):
-                continue  # as with the promised scorers, only the score is shown
+            if step.is_built_in and not _is_shown(step, column):
+                continue
             if renamed and column == step.score:
                 shown = step.stage
             elif not renamed and column in names and column not in found and not step.is_built_in:
