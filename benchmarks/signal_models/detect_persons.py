@@ -1,0 +1,38 @@
+"""Measures detect_persons against the bare detector: RT-DETRv2-R18 at 640 pixels, random weights.
+
+    python -m benchmarks.signal_models --stage detect_persons [--rounds 5]
+
+Both compute in float32 on all cores; the bare model gets inputs that are ready.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.signal_models._frames import as_clips, compare, film_frames, parsed
+from clipmill.stages.detect_persons import DetectPersons
+from clipmill.stages.models.torch_setup import prepare_torch
+
+
+def main(options: Sequence[str]) -> None:
+    given = parsed("detect_persons", __doc__, options)
+    prepare_torch()
+    import torch
+    import transformers
+
+    from benchmarks.signal_models._published import rt_detr_v2_r18
+
+    some = list(film_frames(given.videos).values())[:16]
+    with tempfile.TemporaryDirectory() as folder:
+        stage = DetectPersons(model=str(rt_detr_v2_r18(Path(folder))), cpus=torch.get_num_threads())
+        model = transformers.AutoModelForObjectDetection.from_pretrained(folder).eval()
+        pixels = torch.rand(stage.batch_images, 3, 640, 640)
+
+        @torch.inference_mode()
+        def bare() -> None:
+            for _ in range(0, len(some), stage.batch_images):
+                model(pixel_values=pixels)
+
+        compare(stage, as_clips(some), {"the model, inputs ready": bare}, given.rounds)
