@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from clipmill.stages.models.text_boxes import boxes_of, covered
 from clipmill.stages.protocol import Workspace
 from clipmill.stages.references import DataFile
 from clipmill.stages.summarize_captions import SummarizeCaptions
+from tests.media import SHARED_VIDEOS
 
 pytest.importorskip("onnxruntime", reason="needs clipmill[signals]")
 pytest.importorskip("rapidocr", reason="needs clipmill[signals]")
@@ -230,6 +232,24 @@ def test_boxes_are_those_of_rapidocr_up_to_its_rounding():
     for one in ours:
         nearest = min(np.abs(other - one.wide).max() for other in theirs)
         assert nearest <= 2, one
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED_VIDEOS.is_dir(), reason="needs the real footage next to the tree")
+def test_a_burnt_in_time_code_is_overlay_and_says_when_its_frame_is_shown():
+    with av.open(str(SHARED_VIDEOS / "bbb_timecode_0.mp4")) as container:
+        begin = container.start_time / av.time_base
+        frames = [
+            (frame.time - begin, frame.reformat(682, 384, format="rgb24").to_ndarray())
+            for number, frame in enumerate(container.decode(video=0))
+            if number in (60, 100, 140)
+        ]
+    table = rows_of({"a": [image for _, image in frames]})
+    with MeasureText(read=True).open(NOWHERE) as transform:
+        (row,) = transform(table).to_pylist()
+    assert row["text_read"] == [f"00:00:{seconds:06.3f}" for seconds, _ in frames]
+    assert {line["kind"] for line in row["text_lines"]} == {"overlay"}
+    assert row["text_area"] == row["text_area_overlay"] > 0.01
 
 
 def test_reader_counts_only_where_text_is_read():
