@@ -13,6 +13,7 @@ from clipmill.pipeline.engine import gated_run
 from clipmill.pipeline.removal.under_lock import remove_videos
 from clipmill.pipeline.run import plan_run
 from clipmill.pipeline.status import status_report
+from clipmill.pipeline.subsets.wishes import Wish
 from clipmill.pipeline.verify import verify
 from clipmill.pipeline.verify.repair import verify_and_repair
 from clipmill.schemas.errors import ClipmillError
@@ -182,6 +183,22 @@ def test_dry_run_fits_nothing_and_counts_what_is_pending(words):
     assert fit_files(data.dataset) == []
     status = {one["stage"]: one for one in status_report(data.dataset)["stages"]}
     assert "cluster_clips" not in status
+
+
+@pytest.mark.slow
+def test_sample_fits_to_its_rows_and_the_rest_of_the_run_keeps_to_it(words, capfd):
+    data = words(*(f"{name}?clips=5" for name in "abcdef"), shard_videos=2)
+    data.run(*SETTINGS, wish=Wish(sample=1))
+    (file,) = fit_files(data.dataset)
+    assert read_fit(file)[0].rows == 5
+    before = {clip: found for clip, found in clusters(data).items() if found[0] is not None}
+    assert len(before) == 5
+    data.run(*SETTINGS)
+    assert "was fitted to 5 rows, and there are about 30 now" in capfd.readouterr().err
+    after = {clip: found for clip, found in clusters(data).items() if found[0] is not None}
+    assert len(after) == 30
+    assert {clip: after[clip] for clip in before} == before
+    assert verify(data.dataset).faults == []
 
 
 @pytest.mark.slow  # starts Ray, which opens stages in other processes
