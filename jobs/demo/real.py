@@ -53,8 +53,9 @@ def run_real_demo(dataset: Path, films: Sequence[str], *, engine: str) -> None:
 
 
 _WORDS = (
+    'sql {} "SELECT clip_id, text_read FROM clips WHERE text_area > 0.01 LIMIT 5"',
     'sql {} "SELECT language, count(*) AS clips, avg(speech_share) FROM clips GROUP BY ALL"',
-    'subset explain {} --where "speech_share < 0.1 AND vmaf_motion > 0.1"',
+    'subset explain {} --where "text_area < 0.02 AND vmaf_motion > 0.1"',
 )
 
 
