@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from clipmill.pipeline.dataset.shards import shard_path
 from clipmill.schemas.file_locks import try_lock
-from clipmill.schemas.folders import COMPARED
+from clipmill.schemas.folders import COMPARED, LOCK
 
 _RECORD = "segment.json"
 _VERSION = 1
@@ -147,7 +147,7 @@ def compared_clips(
 def _locked(place: Path, stack: contextlib.ExitStack) -> IO[str] | None:
     try:
         place.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context((place / ".lock").open("a", encoding="utf-8"))
+        lock = stack.enter_context((place / LOCK).open("a", encoding="utf-8"))
         return lock if try_lock(lock) else None
     except OSError:
         return None
