@@ -16,6 +16,8 @@ from clipmill.stages.classify_frames import CLASSES
 from clipmill.stages.cluster_clips import CLUSTERS
 from clipmill.stages.download_videos import VIDEOS
 from clipmill.stages.embed_clips import EMBEDDINGS
+from clipmill.stages.embed_images import EMBEDDED_IMAGES
+from clipmill.stages.embed_texts import EMBEDDED_TEXTS
 from clipmill.stages.measure_text import TEXT_MEASURES
 from clipmill.stages.score_aesthetic import AESTHETIC
 from clipmill.stages.score_nsfw import NSFW
@@ -49,6 +51,8 @@ class Made:
             "score_similarity": SIMILARITY,
             "take_given_score": GIVEN_SCORE,
             "embed_clips": EMBEDDINGS,
+            "embed_images": EMBEDDED_IMAGES,
+            "embed_texts": EMBEDDED_TEXTS,
             "score_video_similarity": VIDEO_SIMILARITY,
             "cluster_clips": CLUSTERS,
             "measure_text": TEXT_MEASURES,
@@ -63,7 +67,7 @@ class Made:
             "score_aesthetic": "aesthetic",
             "score_similarity": "similarity",
             "take_given_score": "given_score",
-            "embed_clips": None,
+            **dict.fromkeys(tables.EMBEDDERS),
             "cluster_clips": None,
             "measure_text": None,
             "score_video_similarity": "video_similarity",
@@ -133,6 +137,8 @@ class Clip:
     caption: str | None = "a dog runs"
     values: dict[str, float | None] = field(default_factory=dict)
     vectors: list[list[float]] | None = None
+    vectors_of: dict[str, list[list[float]] | None] = field(default_factory=dict)
+    """Those of stages other than embed_clips, by label."""
 
     @property
     def id(self) -> str:
@@ -261,8 +267,8 @@ def build(
 
 
 def _values(stage: Made, clip: Clip) -> dict[str, Any]:
-    if stage.stage == "embed_clips":
-        return {"embeddings": clip.vectors or [[1.0, 0.0]]}
+    if stage.stage in tables.EMBEDDERS:
+        return {"embeddings": clip.vectors_of.get(stage.label, clip.vectors or [[1.0, 0.0]])}
     if stage.stage == "cluster_clips":
         return {name: clip.values[name] for name in ("cluster", "cluster_distance")}
     name = "text_area" if stage.stage == "measure_text" else stage.score

@@ -37,6 +37,7 @@ from clipmill.pipeline.subsets.rules import (
     Where,
 )
 from clipmill.pipeline.subsets.shares import equal, proportional
+from clipmill.pipeline.subsets.stored_embeddings import embeddings_step, near_duplicates
 from clipmill.schemas.command_line import shell_word
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.scratch import ScratchFolder
@@ -356,7 +357,7 @@ class RuleEngine:
     ) -> None:
         body = rule.body
         assert isinstance(body, Balance)
-        step = self._step("embed_clips", body.embeddings)
+        step = embeddings_step(self.candidates.catalog.layout, "embedding", body.embeddings)
         self._rank(source, columns.chance)
         labels = clusters.assign_clusters(
             self._rows(step, "embeddings"),
@@ -402,16 +403,26 @@ class RuleEngine:
         n, scratch = outcome.before.clips, self._scratch.path
         if body.by == "frames":
             assert body.max_distance is not None
-            rows = self._rows(self._step("hash_frames", None), "frame_hashes")
+            rows = self._rows(self._hashes_step(), "frame_hashes")
             gone = near.near_hashes(rows, n, max_distance=body.max_distance)
         else:
-            assert body.min_cosine is not None
-            step = self._step("embed_clips", body.embeddings)
+            layout = self.candidates.catalog.layout
+            step = embeddings_step(layout, body.by, body.embeddings)
+            min_cosine = body.min_cosine or near_duplicates(layout, step)
+            if min_cosine is None:
+                raise UsageError(
+                    f"min_cosine is needed: from which cosine on clips are near-duplicates by "
+                    f"{step.step} depends on its model; look at pairs before you choose it"
+                )
+            if body.min_cosine is None:
+                outcome.notes.append(
+                    f"min_cosine is {min_cosine:g}, as measured for the model of {step.step}"
+                )
             if body.within is not None:
-                gone = self._gone_within(step, body, source, columns.values[-1])
+                gone = self._gone_within(step, body.within, min_cosine, source, columns.values[-1])
             else:
                 gone = near.near_vectors(
-                    self._rows(step, "embeddings"), n, min_cosine=body.min_cosine, scratch=scratch
+                    self._rows(step, "embeddings"), n, min_cosine=min_cosine, scratch=scratch
                 )
         self._connection.register(
             "given_gone", pa.table({"rank": np.asarray(gone, dtype=np.int64)})
@@ -424,17 +435,15 @@ class RuleEngine:
         self._connection.unregister("given_gone")
 
     def _gone_within(
-        self, step: StepTable, body: Deduplicate, source: str, group: str
+        self, step: StepTable, within: str, min_cosine: float, source: str, group: str
     ) -> np.ndarray:
-        assert body.min_cosine is not None
-        assert body.within is not None
         duplicates = DuplicatesWithin(
             self._connection,
             self.candidates.catalog.layout.dataset,
             step,
             self.candidates.shards[step.step],
-            body.within,
-            body.min_cosine,
+            within,
+            min_cosine,
             self._scratch.path,
         )
         return duplicates.gone(
@@ -470,23 +479,21 @@ class RuleEngine:
             .to_arrow_reader(4096)
         )
 
-    def _step(self, stage: str, label: str | None) -> StepTable:
-        """The step that made the values that a rule compares."""
+    def _hashes_step(self) -> StepTable:
+        """The step that made the perceptual hashes."""
         layout = self.candidates.catalog.layout
-        there = [step for step in layout.steps if step.name == stage and step.folder is not None]
-        labels = [step.step for step in there]
-        found = [step for step in there if label in (None, step.step)]
-        if not there:
-            raise UsageError(
-                f"the dataset has no {stage}; add it with `clipmill run "
-                f"--dataset {shell_word(layout.dataset)} --set {stage}.stage={stage}`"
-            )
+        found = [
+            one for one in layout.steps if one.name == "hash_frames" and one.folder is not None
+        ]
         if not found:
-            raise UsageError(f"the dataset has no step {label!r}; available: {', '.join(labels)}")
+            raise UsageError(
+                "the dataset has no hash_frames; add it with `clipmill run "
+                f"--dataset {shell_word(layout.dataset)} --set hash_frames.stage=hash_frames`"
+            )
         if len(found) > 1:
             raise UsageError(
-                f"the dataset has {stage} more than once; name one with "
-                f"`embeddings:`, of {', '.join(labels)}"
+                "the dataset has hash_frames more than once: "
+                f"{', '.join(step.step for step in found)}; `clipmill run` without all but one"
             )
         return found[0]
 

@@ -247,11 +247,13 @@ class Deduplicate(Body):
     """Keeps the first of similar clips in the order `prefer`.
 
     `bytes`: same file (SHA-256) and span. `frames`: perceptual hashes within `max_distance` bits.
-    `embedding`: cosine of at least `min_cosine`. A clip that lacks the compared value stays. With
+    `embedding`: cosine of at least `min_cosine` of the pictures' embeddings, or of those of the
+    step that `embeddings` names; `text`: of the texts' embeddings. For models whose threshold was
+    measured, `min_cosine` may be left out. A clip that lacks the compared value stays. With
     `within`, only clips of one group, such as a cluster, are compared, each with each.
     """
 
-    by: Literal["bytes", "frames", "embedding"]
+    by: Literal["bytes", "frames", "embedding", "text"]
     max_distance: Annotated[int, BeforeValidator(_no_switch), Field(ge=0, le=64)] | None = None
     min_cosine: Annotated[float, BeforeValidator(_no_switch), Field(gt=0, le=1)] | None = None
     embeddings: str | None = None
@@ -260,26 +262,26 @@ class Deduplicate(Body):
 
     @model_validator(mode="after")
     def _what_belongs(self) -> Deduplicate:
-        own = {
-            "bytes": set(),
-            "frames": {"max_distance"},
-            "embedding": {"min_cosine", "embeddings", "within"},
-        }
+        own = {"bytes": set(), "frames": {"max_distance"}}.get(
+            self.by, {"min_cosine", "embeddings", "within"}
+        )
         for name in ("max_distance", "min_cosine", "embeddings", "within"):
-            if getattr(self, name) is not None and name not in own[self.by]:
+            if getattr(self, name) is not None and name not in own:
                 raise ValueError(f"{name} can't be combined with by: {self.by}")
-        for name in own[self.by] - {"embeddings", "within"}:
-            if getattr(self, name) is None:
-                raise ValueError(f"by: {self.by} needs {name}")
+        if self.by == "frames" and self.max_distance is None:
+            raise ValueError("by: frames needs max_distance")
         return self
 
     def describe(self) -> str:
+        if self.by == "bytes":
+            return "same file and span"
         if self.by == "frames":
             return f"frames within {self.max_distance} bits"
-        if self.by == "embedding":
-            within = "" if self.within is None else f" within {self.within}"
-            return f"embeddings with cosine ≥ {self.min_cosine:g}{within}"
-        return "same file and span"
+        what = "texts" if self.by == "text" else "embeddings"
+        within = "" if self.within is None else f" within {self.within}"
+        if self.min_cosine is None:
+            return f"{what} that are near-duplicates for their model{within}"
+        return f"{what} with cosine ≥ {self.min_cosine:g}{within}"
 
 
 VERBS: dict[str, type[Body]] = {
