@@ -23,6 +23,7 @@ from clipmill.schemas.errors import ERROR_KINDS, ClipmillError, UsageError
 from clipmill.schemas.extras import extras_explained
 from clipmill.schemas.folders import AUDITS, INDEX, REMOVED, RUNS, SOURCES, SUBSETS
 from clipmill.schemas.sql_text import literal, quoted
+from clipmill.searching import Searches
 from clipmill.subset import Subset
 
 # Calls import the other modules that they need: a query should not wait for exports.
@@ -55,7 +56,7 @@ def open(
     return Dataset(path, memory_limit=memory_limit, allow_external=allow_external)
 
 
-class Dataset(Audits):
+class Dataset(Audits, Searches):
     """A dataset's folder, opened for queries; a context manager.
 
     Each query sees what runs have added by then, including those of other processes. One catalog
@@ -74,6 +75,7 @@ class Dataset(Audits):
         self._memory_limit = memory_limit
         self._allow_external = allow_external
         self._current: Catalog | None = None
+        self._embedders = {}
         self._watched: list[Path] = []
         self._seen: list[int | None] = []
 

@@ -62,6 +62,51 @@ def show(
 
 
 @app.command()
+def search(
+    dataset: Dataset,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORDS]", help="what to look for, such as a dog on a beach"),
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(metavar="CLIP_ID", help="a clip to compare with instead of words")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="the stage whose embeddings are compared; by default embed_texts, or else "
+            "embed_clips",
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SQL", help='only clips for which this is true, e.g. "aesthetic >= 4.5"'
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="clips to show")] = 20,
+    format_: OutputFormat = "table",
+    output: Output = None,
+    memory_limit: MemoryLimit = None,
+) -> None:
+    """Find the clips whose captions or frames are closest to some words, or to another clip."""
+    from clipmill.jobs.search import search as find
+
+    find(
+        dataset,
+        words or [],
+        like=like,
+        by=by,
+        where=where,
+        limit=limit,
+        format=format_,
+        output=output,
+        memory_limit=memory_limit,
+    )
+
+
+@app.command()
 def sql(
     dataset: Dataset,
     query: Annotated[str | None, typer.Argument(help="one query; without it, a prompt")] = None,
