@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.bare_loops import OnCpu, spent_on
+from benchmarks.bare_loops import spent_on
 from clipmill.schemas.tables import FRAME
 from clipmill.stages.protocol import Stage, Workspace
 
@@ -30,6 +30,7 @@ def parsed(stage: str, what: str | None, options: Sequence[str]) -> argparse.Nam
     )
     parser.add_argument("--videos", nargs="+", type=Path, default=[FOOTAGE], help="folders")
     parser.add_argument("--rounds", type=int, default=5, help="times that both are timed")
+    parser.add_argument("--frames", type=int, default=48, help="frames that are timed")
     return parser.parse_args(options)
 
 
@@ -87,7 +88,10 @@ def compare(
                 one()
             shares, spent = [], []
             for number in range(rounds):
-                shares.append(OnCpu.round(both, turned=number % 2 == 1))
-                spent.append(spent_on(both[1])[0] / frames * 1000)
+                turns = both if number % 2 == 0 else both[::-1]
+                first, second = (spent_on(one) for one in turns)
+                bare, staged = (first, second) if number % 2 == 0 else (second, first)
+                shares.append((bare[0] / staged[0], bare[1] / staged[1]))
+                spent.append(staged[0] / frames * 1000)
             cpu, clock = (statistics.median(column) for column in zip(*shares, strict=True))
             print(f"| {name} | {cpu:.2f} | {clock:.2f} | {statistics.median(spent):.1f} |")

@@ -24,13 +24,13 @@ def main(options: Sequence[str]) -> None:
 
     from benchmarks.signal_models._published import vit_base
 
-    some = list(film_frames(given.videos).values())[:32]
+    some = list(film_frames(given.videos).values())[: given.frames]
     with tempfile.TemporaryDirectory() as folder:
         stage = ClassifyFrames(
             model=str(vit_base(Path(folder))), label="nsfw", cpus=torch.get_num_threads()
         )
         model = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
-        pixels = torch.rand(stage.batch_images, 3, 224, 224)
+        pixels = torch.rand(min(stage.batch_images, len(some)), 3, 224, 224)
 
         @torch.inference_mode()
         def bare() -> None:

@@ -24,7 +24,7 @@ def main(options: Sequence[str]) -> None:
     stage = DetectFaces()
     path = local_file(stage.weights, setting="weights")
     model = OnnxModel(path, threads=1, setting="weights")
-    some = list(frames.values())[:48]
+    some = list(frames.values())[: given.frames]
     noise = np.random.default_rng(0).integers(0, 256, (1, 3, 640, 640)).astype(np.float32)
     loops = {"the network, inputs ready": lambda: [model.run({"input": noise}) for _ in some]}
     compare(stage, as_clips(some), loops, given.rounds)

@@ -24,11 +24,11 @@ def main(options: Sequence[str]) -> None:
 
     from benchmarks.signal_models._published import rt_detr_v2_r18
 
-    some = list(film_frames(given.videos).values())[:16]
+    some = list(film_frames(given.videos).values())[: given.frames]
     with tempfile.TemporaryDirectory() as folder:
         stage = DetectPersons(model=str(rt_detr_v2_r18(Path(folder))), cpus=torch.get_num_threads())
         model = transformers.AutoModelForObjectDetection.from_pretrained(folder).eval()
-        pixels = torch.rand(stage.batch_images, 3, 640, 640)
+        pixels = torch.rand(min(stage.batch_images, len(some)), 3, 640, 640)
 
         @torch.inference_mode()
         def bare() -> None:

@@ -29,7 +29,7 @@ def main(options: Sequence[str]) -> None:
     table = as_clips(list(frames.values()))
     package = NSFWClassifier(intra_op_num_threads=1)
     model = OpenNsfw(local_file(stage.weights, setting="weights"), setting="weights")
-    some = list(frames.values())[:48]
+    some = list(frames.values())[: given.frames]
     ready = [prepared(decode_jpeg(jpeg)) for jpeg in some]
     size = stage.batch_images
     loops = {
