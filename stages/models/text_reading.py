@@ -117,8 +117,8 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _width(line: np.ndarray) -> int:
-    height, width = line.shape[:2]
-    return min(_WIDEST, math.ceil(_HEIGHT * float(width) / height))
+    width: int = math.ceil(_HEIGHT * line.shape[1] / line.shape[0])
+    return min(_WIDEST, width)
 
 
 def _padded_width(line: np.ndarray) -> int:
