@@ -178,7 +178,7 @@ def _load_weights(model: Any, architecture: str, path: Path) -> None:
 
 
 def _timm_preparation(model: Any) -> ImagePreparation:
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
     config = resolve_model_data_config(model)
     height, width = (int(side) for side in config["input_size"][1:])
@@ -276,7 +276,7 @@ def transformers_preparation(folder: Path) -> ImagePreparation:
         size = {"shortest_edge": size} if crop else {"height": size, "width": size}
     edge = size.get("shortest_edge")
     height, width = size.get("height"), size.get("width")
-    scaled: tuple[int, int] | None = None
+    scaled: tuple[Any, Any] | None = None
     mode: FitMode = "squash"
     if edge and config.get("crop_pct"):  # ConvNeXt: smaller models see the middle
         if edge < 384:

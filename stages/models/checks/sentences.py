@@ -69,7 +69,7 @@ def _check_dense(dense: Any, width: int | None, setting: str) -> int:
             f"{setting}: {dense.folder} contains no model.safetensors; fetch the model again"
         )
     state = headers(dense.folder, setting, files[:1])
-    wanted = {"linear.weight": (dense.outputs, dense.inputs)}
+    wanted: dict[str, tuple[int, ...]] = {"linear.weight": (dense.outputs, dense.inputs)}
     if dense.has_bias:
         wanted["linear.bias"] = (dense.outputs,)
     other = {
