@@ -8,6 +8,7 @@ number and its time. Where a file turns out to be damaged or odd, all the rest o
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import itertools
 import statistics
@@ -37,10 +38,8 @@ _CODECS = frozenset(("h264", "hevc"))
 # usually do, and this many times as much as those next to them, are not left with a gap in between.
 _DOUBT_LEVELS, _DOUBT_TIMES, _PEAK_TIMES = 2.0, 1.6, 1.3
 _DISTANCES = 8
-
-
-# The second decoder may return this many more frames than the first one was spared.
-_TRIAL_FRAMES = 100
+# Both decoders together return at most this many times the frames of the file, or this many more.
+_MOST_DECODED, _MOST_MORE = 1.02, 12
 
 
 class NeededVideo(FastVideo):
@@ -56,8 +55,7 @@ class NeededVideo(FastVideo):
         self._numbers: frozenset[int] = frozenset()
         self._number_of: dict[int, int] = {}
         self._has_looked = False
-        self._is_worth_it = True
-        self._spared_frames = self._again_frames = 0
+        self._budget: _Budget | None = None
 
     def follows(self, before: int, after: int) -> bool:
         return all(number in self._numbers for number in range(before + 1, after))
@@ -89,22 +87,21 @@ class NeededVideo(FastVideo):
         doubts = _Doubts()
         before: Picture | None = None
         held = first
+        budget = self._budget
+        assert budget is not None
         with contextlib.closing(_Again(self.path, index, self._places)) as again:
             # Each picture waits for the next one, which decides with it.
             for following in itertools.chain(others, (None,)):
                 if before is not None and doubts.are_there(before, held, following):
                     for number, frame in again.frames(range(before.number + 1, held.number)):
                         yield self._picture(number, frame, index.pts[number])
-                    self._count_again(again.newly_decoded())
+                    budget.sent_place = again.sent_place
+                    more = again.newly_decoded()
+                    budget.again += more
+                    self.decoded_frames += more
                 yield held
                 if following is not None:
                     before, held = held, following
-
-    def _count_again(self, frames: int) -> None:
-        """Counts frames of the second decoder; if it makes more work than was saved, it ends."""
-        self.decoded_frames += frames
-        self._again_frames += frames
-        self._is_worth_it = self._again_frames <= self._spared_frames + _TRIAL_FRAMES
 
     def _prepare(self, stream: av.VideoStream) -> None:
         super()._prepare(stream)
@@ -123,6 +120,7 @@ class NeededVideo(FastVideo):
             self._index = index
             self._number_of = {place: number for number, place in enumerate(index.places)}
             self._numbers = frozenset(self._number_of[place] for place in self._places)
+            self._budget = _Budget(index, self._places)
 
     def _decoded(
         self, container: av.container.InputContainer, stream: av.VideoStream
@@ -155,13 +153,13 @@ class NeededVideo(FastVideo):
     def _labelled(
         self, found: Iterator[av.Packet[Any]], reader: PacketReader, order: Order | None
     ) -> Iterator[av.Packet[Any]]:
-        if not self._places:
+        budget = self._budget
+        if not self._places or budget is None:
             yield from super()._labelled(found, reader, order)
             return
         for place, packet in numbered(found):
             self._count_bytes(packet, packet.pts)
-            if place in self._places and self._is_worth_it:
-                self._spared_frames += 1
+            if place is not None and budget.leaves_out(place):
                 continue
             if place in self._number_of and packet.pts is not None:
                 self._packets += 1
@@ -202,23 +200,64 @@ def _frames_apart(before: Picture, after: Picture) -> float:
     return float((after.number - before.number) ** GROWTH)
 
 
+class _Budget:
+    """Decides which packets are left out in fact: none whose frame, if it were wanted after all,
+    would cost so much that both decoders returned more frames than `_MOST_DECODED` allows.
+
+    `again` counts the second decoder's frames, `sent_place` is how far it is.
+    """
+
+    def __init__(self, index: PacketIndex, places: Collection[int]) -> None:
+        self._places = places
+        self._entries = sorted({0, *(entry.place for entry in index.entries)})
+        # How many of the packets before each place the second decoder can't leave out.
+        kept = (place not in places for place in range(len(index.stamps)))
+        self._before = list(itertools.accumulate(kept, initial=0))
+        self._more = max(_MOST_MORE, int((_MOST_DECODED - 1) * index.n_frames))
+        self._spared = self._in_a_row = self.again = 0
+        self.sent_place = -1
+
+    def leaves_out(self, place: int) -> bool:
+        if place not in self._places:
+            self._in_a_row = 0
+            return False
+        self._in_a_row += 1
+        entry = self._entries[bisect.bisect_right(self._entries, place) - 1]
+        cost = self._before[place] - self._before[max(entry, self.sent_place + 1)]
+        if cost + self._in_a_row > self._more + self._spared + 1 - self.again:
+            return False
+        self._spared += 1
+        return True
+
+
 class _Again:
     """A second decoder, which returns pictures that the first one left out.
 
-    It goes on from where it is, unless it has passed them, or a later entry is nearer.
+    It goes on from where it is, unless it has left them out, too, or a later entry is nearer.
     """
 
     def __init__(self, path: Path, index: PacketIndex, places: Collection[int]) -> None:
         self._index = index
-        self._left_out = places
-        self._wanted: set[int] = set()
+        self._places = places
+        self._wanted: Collection[int] = ()
+        self._last_wanted = -1
+        self._dropped: set[int] = set()
         self._forward = Forward(path, index, _with_one_thread, self._leaves_out)
         self._running = self._forward.frames(0)
         self._from_place = -1
         self._counted = 0
 
+    @property
+    def sent_place(self) -> int:
+        """The last packet that it was given."""
+        return self._forward.sent_place
+
     def _leaves_out(self, place: int) -> bool:
-        return place in self._left_out and place not in self._wanted
+        # What follows may be wanted next.
+        is_out = place in self._places and place not in self._wanted and place < self._last_wanted
+        if is_out:
+            self._dropped.add(place)
+        return is_out
 
     def newly_decoded(self) -> int:
         """The number of frames that were decoded since the last call."""
@@ -229,11 +268,12 @@ class _Again:
         self._running.close()
 
     def frames(self, numbers: range) -> Iterator[tuple[int, av.VideoFrame]]:
-        places = [self._index.places[number] for number in numbers]
-        self._wanted = set(places)
+        places = {self._index.places[number] for number in numbers}
+        self._wanted, self._last_wanted = places, max(places)
         entry = self._index.entry_before(numbers[0])
-        if self._forward.sent_place >= min(places) or entry.place > self._from_place:
+        if not self._dropped.isdisjoint(places) or entry.place > self._from_place:
             self._from_place = entry.place
+            self._dropped.clear()
             self._running = self._forward.frames(numbers[0])
         last = numbers[-1]
         for number, frame in self._running:

@@ -120,6 +120,16 @@ def test_both_frames_of_each_cut_are_decoded(kind, film):
     assert max(np.diff([picture.seconds for picture in pictures])) < LONGEST_SECONDS + 0.001
 
 
+@pytest.mark.parametrize("kind", kinds("flat"))
+def test_both_decoders_together_hardly_decode_more_than_all(kind, film):
+    """Also where doubts come late in long groups, of which much must be decoded again."""
+    made, _ = film
+    full, video = FastVideo(made(kind), lean=True), NeededVideo(made(kind))
+    count = sum(1 for _ in full.pictures())
+    given = sum(1 for _ in video.pictures())
+    assert given <= video.decoded_frames <= count + max(12, 0.02 * count)
+
+
 def test_damage_ends_the_leaving_out(folder):
     """From the first damage on, all is decoded, as without leaving out, with the same losses."""
     whole = folder / "whole.mp4"
