@@ -10,6 +10,8 @@ from typing import Any
 from clipmill.schemas.extras import extras_explained
 from clipmill.stages.clip_parts import Part
 
+CASCADE_MIN_SCENE_LEN = "0.07s"
+"""Two frames of a cinema film: trailers have such shots, and `min_clip_seconds` drops them."""
 TRANSITION_RULE = "split_clips.transition"
 """Why a transition gives no clip."""
 

@@ -184,6 +184,11 @@ class ScanVideos(ReadingStage):
             )
         return self
 
+    def identity(self) -> dict[str, Any]:
+        found = super().identity()
+        # 2: thumbnails around candidates by frame number, also of cuts two frames apart.
+        return {**found, "thumbnails": 2} if self.shots else found
+
     def check_upstream(self, before: Mapping[str, Stage]) -> None:
         download = before.get("download_videos")
         if self.spans == "ignore" and getattr(download, "sections", False):

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from clipmill.schemas.errors import ErrorKind, RowFailed, RowRejected
 from clipmill.schemas.tables import OUTCOME
 from clipmill.stages.cascade_shots import (
+    CASCADE_MIN_SCENE_LEN,
     TRANSITION_RULE,
     CascadeSettings,
     Transition,
@@ -104,7 +105,6 @@ _MOST = {
 }
 _CASCADE_THRESHOLD = 0.5
 _MIN_SCENE_LEN = "0.6s"
-_CASCADE_MIN_SCENE_LEN = "0.2s"
 
 
 class SplitClips(ReadingStage):
@@ -166,7 +166,7 @@ class SplitClips(ReadingStage):
     min_scene_len: str | None = Field(
         None,
         description="shortest shot that the detector finds: frames (`15`), seconds (`0.6s`, "
-        "`0.6`) or `HH:MM:SS.nnn`; by default 0.6s, for cascade 0.2s",
+        "`0.6`) or `HH:MM:SS.nnn`; by default 0.6s, for cascade 0.07s",
     )
     filter_mode: Literal["merge", "suppress"] = Field(
         "merge", description="content: what to do with cuts closer than min_scene_len"
@@ -447,7 +447,7 @@ class SplitClips(ReadingStage):
                 row,
                 CascadeSettings(
                     threshold=_CASCADE_THRESHOLD if self.threshold is None else self.threshold,
-                    min_scene_len=self.min_scene_len or _CASCADE_MIN_SCENE_LEN,
+                    min_scene_len=self.min_scene_len or CASCADE_MIN_SCENE_LEN,
                     trim_transitions=self.trim_transitions,
                     judge=self.judge,
                 ),

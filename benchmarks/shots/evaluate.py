@@ -8,9 +8,9 @@ TransNetV2 0.4     the network over every frame, as its authors run it
 cascade            Clipmill's own detector
 cascade + network  the same, with `judge: transnetv2`
 
-Films of the split `train` are those that the weights were fitted to: there, cascade is tested with
-weights that were fitted without the films of the same group. Intervals of 95% come from resampled
-films. The processor time includes decoding. Scans are kept in `build/shots`.
+Films of the split `train` are those that the weights were fitted to: there, each is tested with
+weights of the cascade that were fitted without it and an eighth of the others. Intervals of 95%
+come from resampled films. The processor time includes decoding. Scans are kept in `build/shots`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from benchmarks.shots import footage
 from benchmarks.shots.examples import judge_or_none
 from benchmarks.shots.others import content_scan, network_answers, pyscenedetect_cuts, tuned
 from benchmarks.shots.train import weights_without
+from clipmill.stages.cascade_shots import CASCADE_MIN_SCENE_LEN, least_seconds
 from clipmill.stages.media.read.shots import find, model
 
 CONTENT, TUNED, NETWORK = "content 27", "tuned", "TransNetV2 0.4"
 CASCADE, JUDGED = "cascade", "cascade + network"
 DETECTORS = (CONTENT, TUNED, NETWORK, CASCADE, JUDGED)
-MIN_SCENE_SECONDS = 0.2
+MIN_SCENE_SECONDS = least_seconds(CASCADE_MIN_SCENE_LEN, 0.0)
 NETWORK_THRESHOLD = 0.4
 _RESAMPLED = 2000
 
@@ -107,17 +108,14 @@ def network(film: footage.Film) -> Found:
     return Found(cuts, [], scan.cpu_seconds + spent)
 
 
-def cascade(judge: Any, is_training: bool, film: footage.Film) -> Found:
-    scan = footage.scan(film.path)
-    weights = _weights_without(film.group) if is_training else model.shipped()
+def cascade(judge: Any, is_training: bool, decode: footage.Decode, film: footage.Film) -> Found:
+    scan = footage.scan(film.path, decode)
+    weights = weights_without(film.group) if is_training else model.shipped()
     started = time.process_time()
     found = find.find_shots(scan.scanned, 0.5, MIN_SCENE_SECONDS, judge, weights)
     spent = time.process_time() - started
     spans = [(span.first, span.last) for span in found.transitions]
     return Found(found.cuts, spans, scan.cpu_seconds + spent)
-
-
-_weights_without = functools.cache(weights_without)
 
 
 def scores(counts: Sequence[Counts]) -> tuple[float, float, float]:
@@ -144,7 +142,11 @@ def intervals(counts: Sequence[Counts]) -> list[tuple[float, float]]:
 
 
 def methods(
-    names: Sequence[str], training: Sequence[footage.Film], *, is_training: bool
+    names: Sequence[str],
+    training: Sequence[footage.Film],
+    *,
+    is_training: bool,
+    decode: footage.Decode,
 ) -> Iterator[tuple[str, Method]]:
     def f1(found: list[list[int]]) -> float:
         counts = [counted(film, cuts, [], 0) for film, cuts in zip(training, found, strict=True)]
@@ -160,9 +162,9 @@ def methods(
     if NETWORK in names and judge is not None:
         yield NETWORK, network
     if CASCADE in names:
-        yield CASCADE, functools.partial(cascade, None, is_training)
+        yield CASCADE, functools.partial(cascade, None, is_training, decode)
     if JUDGED in names and judge is not None:
-        yield JUDGED, functools.partial(cascade, judge, is_training)
+        yield JUDGED, functools.partial(cascade, judge, is_training, decode)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -171,10 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--split", choices=("train", "test"), default="test")
     parser.add_argument("--videos", type=Path, nargs="*", default=[footage.VIDEOS])
+    parser.add_argument("--decode", choices=("all", "needed"), default="all", help="by cascade")
+    parser.add_argument("--without", nargs="*", default=[], help="films that are left out")
     parser.add_argument("--each", action="store_true", help="what is missed and false, by film")
     parser.add_argument("--detectors", nargs="*", choices=DETECTORS, default=DETECTORS)
     options = parser.parse_args(arguments)
     films = footage.films(videos=options.videos, split=options.split)
+    films = [film for film in films if film.name not in options.without]
     training = footage.films(videos=options.videos, split="train")
     if not films:
         parser.error("no file of an annotated film was found; name their folder with --videos")
@@ -182,7 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(films)} films, {seconds / 60:.1f} minutes, {sum(len(f.cuts) for f in films)} cuts")
     rows = []
     is_training = options.split == "train"
-    for name, method in methods(options.detectors, training, is_training=is_training):
+    for name, method in methods(
+        options.detectors, training, is_training=is_training, decode=options.decode
+    ):
         counts = []
         for film in films:
             found = method(film)

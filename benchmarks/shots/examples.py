@@ -19,13 +19,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.shots import footage
+from benchmarks.shots.montages import Montage, jumps, montages, unrests
 from benchmarks.shots.rendered import SUDDEN, Rendered, rendered
 from clipmill.stages.media.read.shots import blends, features, find, mixes, model
 from clipmill.stages.media.read.shots.find import Scanned
 
 CUTS, MIXES = footage.DATA / "cuts.npz", footage.DATA / "mixes.npz"
 RENDERED_COUNT = 500
+MONTAGES = {"montage": (montages, 200), "unrest": (unrests, 250), "jumps": (jumps, 120)}
 RENDERED = "rendered"
+# Features of both ways to decode that differ no more than this are one example.
+_SAME = 0.05
 _KEPT = ("video", "split", "group", "hard_cuts", "gradual", "dont_care")
 # Wider than where the network is asked in the end: other films have other probabilities.
 _ASKED = 0.03
@@ -71,7 +75,7 @@ class Examples:
             **{name: np.array(getattr(self, name)) for name in _TEXTS},
             frames=np.array(self.frames, np.int32),
             labels=np.array(self.labels, np.int8),
-            rows=np.array(self.rows, np.float32).reshape(len(self.labels), len(self.names)),
+            rows=np.array(self.rows, np.float16).reshape(len(self.labels), len(self.names)),
             logits=np.array(self.logits, np.float32),
         )
 
@@ -89,13 +93,13 @@ class Examples:
 _TEXTS = ("films", "groups", "splits", "kinds")
 
 
-def answers(name: str, found: find.Candidates, judge: Any) -> np.ndarray:
+def answers(name: str, numbers: Sequence[int], found: find.Candidates, judge: Any) -> np.ndarray:
     """The network's answers about candidates that are not obvious; NaN for others.
 
     Without the network, those that it gave before.
     """
-    known = {} if judge is not None or name == RENDERED else _earlier().get(name, {})
-    logits = np.array([known.get(int(index), np.nan) for index in found.indexes])
+    known = {} if judge is not None else _earlier().get(name, {})
+    logits = np.array([known.get(number, np.nan) for number in numbers])
     if judge is not None and len(logits):
         sure = find.probabilities_of(found, None, model.shipped())
         asked = np.flatnonzero((sure > _ASKED) & (sure < 1 - _ASKED))
@@ -114,18 +118,24 @@ def _earlier() -> dict[str, dict[int, float]]:
     return found
 
 
-def add_cuts(examples: Examples, film: footage.Film, scanned: Scanned, judge: Any) -> None:
-    """The candidates of a film."""
+def add_cuts(
+    examples: Examples,
+    film: footage.Film,
+    scanned: Scanned,
+    judge: Any,
+    known: dict[int, np.ndarray],
+) -> None:
+    """The candidates of a film, but for those that are `known` as they are, which it adds."""
     found = find.candidates_of(scanned)
-    logits = answers(film.name, found, judge)
-    for index, row, logit in zip(found.indexes, found.features, logits, strict=True):
+    numbers = [scanned.numbers[index] for index in found.indexes]
+    logits = answers(film.name, numbers, found, judge)
+    labels = film.labels(numbers)
+    for number, label, row, logit in zip(numbers, labels, found.features, logits, strict=True):
+        if number in known and np.abs(known[number] - row).max() <= _SAME:
+            continue
+        known.setdefault(number, row)
         examples.add(
-            (film.name, film.group, film.split),
-            "cut",
-            int(index),
-            film.label(int(index)),
-            row,
-            float(logit),
+            (film.name, film.group, film.split), "cut", number, int(label), row, float(logit)
         )
 
 
@@ -155,7 +165,7 @@ def _mix_label(place: mixes.Place, seconds: np.ndarray, first: int, last: int) -
     return 1 if 2 * blends.SPREAD * place.half >= _COVERED * length else -1
 
 
-def add_rendered(cuts: Examples, mixed: Examples, made: Rendered, judge: Any) -> None:
+def add_rendered(cuts: Examples, mixed: Examples, made: Rendered) -> None:
     scanned = footage.scan_of_pictures(made.pictures, made.rate)
     film = (RENDERED, RENDERED, "train")
     places, pictures = find.places_of(scanned)
@@ -168,11 +178,17 @@ def add_rendered(cuts: Examples, mixed: Examples, made: Rendered, judge: Any) ->
     if made.kind not in ("cut", *SUDDEN):
         return
     found = find.candidates_of(scanned)
-    logits = answers(RENDERED, found, judge)
-    for index, row, logit in zip(found.indexes, found.features, logits, strict=True):
+    for index, row in zip(found.indexes, found.features, strict=True):
         is_near = made.first - 2 <= index <= made.last + 2
         if is_near:
-            cuts.add(film, made.kind, int(index), int(made.kind == "cut"), row, float(logit))
+            cuts.add(film, made.kind, int(index), int(made.kind == "cut"), row)
+
+
+def add_montage(cuts: Examples, kind: str, made: Montage) -> None:
+    found = find.candidates_of(footage.scan_of_pictures(made.pictures, made.rate))
+    labels = footage.labelled(found.indexes.tolist(), made.cuts)
+    for index, label, row in zip(found.indexes, labels, found.features, strict=True):
+        cuts.add((RENDERED, RENDERED, "train"), kind, int(index), int(label), row)
 
 
 def merge_annotations(folders: Iterable[Path]) -> None:
@@ -227,14 +243,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     split = None if options.split == "all" else options.split
     for film in footage.films(videos=options.videos, split=split):
         scan = footage.scan(film.path)
-        add_cuts(cuts, film, scan.scanned, judge)
+        known: dict[int, np.ndarray] = {}
+        add_cuts(cuts, film, scan.scanned, judge, known)
+        add_cuts(cuts, film, footage.scan(film.path, "needed").scanned, judge, known)
         add_mixes(mixed, film, scan.scanned)
         if film.split == "train":
             runs = footage.shots_without(film, len(scan.pictures))
             shots += [scan.pictures[first:last] for first, last in runs]
         print(f"{film.name}: {len(scan.pictures)} frames, {len(film.cuts)} cuts", flush=True)
     for made in rendered(shots, RENDERED_COUNT, seed=0):
-        add_rendered(cuts, mixed, made, judge)
+        add_rendered(cuts, mixed, made)
+    for seed, (kind, (render, count)) in enumerate(MONTAGES.items()):
+        for montage in render(shots, count, seed + 1):
+            add_montage(cuts, kind, montage)
     cuts.write(CUTS)
     mixed.write(MIXES)
     for path in (CUTS, MIXES):

@@ -20,15 +20,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 
 from clipmill.stages.media.read.fast import FastVideo
 from clipmill.stages.media.read.lean_measures import NUMBER, SECONDS
+from clipmill.stages.media.read.needed import NeededVideo
 from clipmill.stages.media.read.shots.find import Scanned
 from clipmill.stages.media.read.shots.measures import ShotMeasures
+from clipmill.stages.media.read.shots.thumbnails import HEIGHT, WIDTH
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).parent / "data"
@@ -36,7 +38,8 @@ ANNOTATIONS = DATA / "annotations.json"
 VIDEOS = ROOT.parent / "shared" / "videos"
 CACHE = ROOT / "build" / "shots"
 
-_STORES = ("measures", "candidates", "blends", "thumbnails")
+_STORES = ("measures", "candidates", "windows", "blends", "compared", "thumbnails")
+Decode = Literal["all", "needed"]
 
 TOLERANCE = 2
 """Frames by which a found cut may be off."""
@@ -64,14 +67,29 @@ class Film:
     gradual: tuple[Gradual, ...]
     ignored: tuple[tuple[int, int], ...]
 
-    def label(self, index: int) -> int:
-        """1 at a cut, 0 elsewhere, -1 where neither is right."""
-        if any(abs(index - cut) <= TOLERANCE for cut in self.cuts):
-            return 1
-        return -1 if self.is_ignored(index) else 0
+    def labels(self, numbers: Sequence[int]) -> np.ndarray:
+        """See `labelled`; also -1 in stretches where neither is right."""
+        found = labelled(numbers, self.cuts)
+        ignored = np.array([self.is_ignored(number) for number in numbers], bool)
+        return np.where(ignored & (found == 0), -1, found)
 
     def is_ignored(self, index: int) -> bool:
         return any(a - 3 <= index <= b + 3 for a, b in self.ignored)
+
+
+def labelled(numbers: Sequence[int], cuts: Sequence[int]) -> np.ndarray:
+    """1 for the frame nearest to each cut, -1 for others within the tolerance, 0 elsewhere."""
+    at = np.array(numbers, np.intp)
+    found = np.zeros(len(at), np.intp)
+    if not len(at):
+        return found
+    for cut in cuts:
+        found[np.abs(at - cut) <= TOLERANCE] = -1
+    for cut in cuts:
+        nearest = int(np.abs(at - cut).argmin())
+        if abs(at[nearest] - cut) <= TOLERANCE:
+            found[nearest] = 1
+    return found
 
 
 def films(
@@ -119,43 +137,49 @@ def kind_of(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan stores, every thumbnail [pictures, 27, 48, 3], and the time with decoding."""
+    """What a scan stores, with all decoded every thumbnail [pictures, 27, 48, 3], and the time
+    with decoding."""
 
     scanned: Scanned
     pictures: np.ndarray
     cpu_seconds: float
 
 
-def scan(path: Path) -> Scan:
+def scan(path: Path, decode: Decode = "all") -> Scan:
     """The scan of a film, read again from `build/` if neither it nor the scan's code changed."""
-    key = hashlib.sha256(f"{state_of(path)} {_code()}".encode()).hexdigest()[:16]
-    kept = CACHE / f"{path.name}.scan.{key}.pickle"
+    kind = "scan" if decode == "all" else f"{decode}-scan"
+    key = hashlib.sha256(f"{state_of(path)} {_code(decode)}".encode()).hexdigest()[:16]
+    kept = CACHE / f"{path.name}.{kind}.{key}.pickle"
     if not kept.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        for old in CACHE.glob(f"{glob.escape(path.name)}.scan.*.pickle"):
+        for old in CACHE.glob(f"{glob.escape(path.name)}.{kind}.*.pickle"):
             old.unlink()
-        kept.write_bytes(pickle.dumps(_scan(path)))
+        kept.write_bytes(pickle.dumps(_scan(path, decode)))
     found: Scan = pickle.loads(kept.read_bytes())
     return found
 
 
-def _scan(path: Path) -> Scan:
+def _scan(path: Path, decode: Decode) -> Scan:
     started = time.process_time()
     cv2.setNumThreads(1)
     measures = ShotMeasures()
-    pictures, seconds = [], []
-    for picture in FastVideo(path, lean=True).pictures():
+    numbers, seconds, pictures = [], [], []
+    video = NeededVideo(path) if decode == "needed" else FastVideo(path, lean=True)
+    for picture in video.pictures():
         measures.add(picture)
-        pictures.append(picture.tiny)
+        numbers.append(picture.number)
         seconds.append(picture.seconds)
+        if decode == "all":
+            pictures.append(picture.tiny)
     spent = time.process_time() - started
-    return Scan(_scanned(measures, seconds), np.stack(pictures), spent)
+    kept = np.stack(pictures) if pictures else np.empty((0, HEIGHT, WIDTH, 3), np.uint8)
+    return Scan(_scanned(measures, numbers, seconds), kept, spent)
 
 
-def _scanned(measures: ShotMeasures, seconds: Sequence[float]) -> Scanned:
+def _scanned(measures: ShotMeasures, numbers: Sequence[int], seconds: Sequence[float]) -> Scanned:
     """As the stage finds it in a row of a scan."""
     columns = measures.finish()
-    columns["statistics"] |= {NUMBER: range(len(seconds)), SECONDS: seconds}
+    columns["statistics"] |= {NUMBER: numbers, SECONDS: seconds}
     return Scanned.of(columns)
 
 
@@ -172,7 +196,7 @@ def scan_of_pictures(pictures: np.ndarray, rate: float) -> Scanned:
     seconds = [number / rate for number in range(len(pictures))]
     for number, picture in enumerate(pictures):
         measures.add(_Rendered(number, seconds[number], picture))
-    return _scanned(measures, seconds)
+    return _scanned(measures, range(len(seconds)), seconds)
 
 
 def state_of(path: Path) -> str:
@@ -181,10 +205,12 @@ def state_of(path: Path) -> str:
     return f"{path.name} {found.st_size} {found.st_mtime_ns}"
 
 
-def _code() -> str:
+def _code(decode: Decode) -> str:
     """Changes when what a scan stores may change."""
     folder = ROOT / "stages" / "media" / "read"
     names = ("planes.py", *(f"shots/{name}.py" for name in _STORES))
+    if decode == "needed":
+        names = (*names, "needed.py", "needed_packets.py")
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 

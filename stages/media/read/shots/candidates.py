@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from clipmill.stages.media.read.shots.windows import MOST_FRAMES, Floats, Indexes
 
 AROUND = 8
-"""Number of pictures before and after whose differences are compared with."""
+"""Number of steps before and after whose differences are compared with."""
 # Those next to a cut may be blends of both shots.
 _NEAREST = 2
-# A maximum among this many pictures before and after.
-_PEAK = 2
+_OTHERS = np.r_[-AROUND : -_NEAREST + 1, _NEAREST : AROUND + 1]
+_BESIDE = AROUND * MOST_FRAMES
+CONTEXT = _BESIDE + AROUND
+"""Pictures on each side that decide on one."""
 # Pictures further apart differ more, but less than proportionally.
-_GROWTH = 0.7
+GROWTH = 0.7
 # What counts as no difference: noise of the encoder.
 _FLOOR = {"l1": 1.0, "correlation": 0.01, "histogram": 0.01}
 
@@ -40,18 +42,15 @@ STORED = Rule(1.4, 1.0, 0.8)
 class Differences:
     """Differences of each picture from the one before, NaN where there is none.
 
-    `gaps` are distances in frames: 1, or more where pictures between were not decoded.
+    `gaps` are distances in frames: 1, or more where pictures between were not decoded. `steps`
+    are the frames of a step.
     """
 
     l1: Floats
     correlation: Floats
     histogram: Floats
     gaps: Floats
-
-    def __getitem__(self, part: slice) -> Differences:
-        return Differences(
-            self.l1[part], self.correlation[part], self.histogram[part], self.gaps[part]
-        )
+    steps: Indexes
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,15 @@ class Relative:
 
 
 def relative(differences: Differences) -> Relative:
-    growth = np.maximum(differences.gaps, 1.0) ** _GROWTH
+    gaps = np.maximum(differences.gaps, 1.0)
+    growth = gaps**GROWTH
+    # On a line of frames, each difference stands at all frames that it spans.
+    spanned = np.minimum(gaps, _BESIDE).astype(np.intp)
+    places = np.cumsum(spanned) - 1 + _BESIDE
+    others = places[:, None] + differences.steps[:, None] * _OTHERS
     return Relative(
         *(
-            _against_median(getattr(differences, name) / growth, floor)
+            _against_median(getattr(differences, name) / growth, spanned, others, floor)
             for name, floor in _FLOOR.items()
         )
     )
@@ -76,27 +80,22 @@ def relative(differences: Differences) -> Relative:
 def candidates(found: Relative, rule: Rule) -> NDArray[np.bool_]:
     """Which pictures may begin a shot."""
     score = np.nan_to_num(found.l1)
-    is_peak = np.ones(len(score), bool)
-    for step in range(1, _PEAK + 1):
-        is_peak &= score > _shifted(score, step)
-        is_peak &= score >= _shifted(score, -step)
     return (
-        is_peak
+        (score > _shifted(score, 1))
+        & (score >= _shifted(score, -1))
         & (score >= rule.l1)
         & (_widened(found.correlation) >= rule.correlation)
         & (_widened(found.histogram) >= rule.histogram)
     )
 
 
-def _against_median(values: Floats, floor: float) -> Floats:
-    padded = np.pad(values, AROUND, constant_values=np.nan)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1)
-    others = np.r_[0 : AROUND - _NEAREST + 1, AROUND + _NEAREST : 2 * AROUND + 1]
-    sorted_ = np.sort(windows[:, others], axis=1)  # NaN comes last
+def _against_median(values: Floats, spanned: Indexes, others: Indexes, floor: float) -> Floats:
+    line = np.pad(np.repeat(values, spanned), _BESIDE, constant_values=np.nan)
+    sorted_ = np.sort(line[others], axis=1)  # NaN comes last
     count = np.count_nonzero(~np.isnan(sorted_), axis=1)
     rows = np.arange(len(values))
     low, high = np.maximum(count - 1, 0) // 2, count // 2
-    middle = (sorted_[rows, low] + sorted_[rows, np.minimum(high, len(others) - 1)]) / 2
+    middle = (sorted_[rows, low] + sorted_[rows, np.minimum(high, len(_OTHERS) - 1)]) / 2
     middle = np.where(count > 0, middle, 0.0)
     # `high` is past the last value only where there is none.
     return (values + floor) / (middle + floor)

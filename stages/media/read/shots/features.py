@@ -1,22 +1,39 @@
-"""Describes candidates by the thumbnails around them, for the logistic regression.
+"""Describes candidates by the thumbnails around them, for the model.
 
-`windows` are [candidates, 16, 27, 48, 3] in RGB: eight pictures before the candidate, and eight
-from it on. Near the ends of a video the first or last picture stands for those that are missing.
+Windows are [candidates, 16, 27, 48, 3] in RGB: eight pictures before the candidate, and eight from
+it on. Most of what describes it is there twice: of the two shots that meet at it only, since
+another cut nearby says nothing about it, and of the whole window, which shows that a flash or a
+blow leads back to the same picture.
 """
 
 from __future__ import annotations
 
-import cv2
+from dataclasses import dataclass
+
 import numpy as np
-from numpy.typing import NDArray
 
-from clipmill.stages.media.read.shots.candidates import Differences, Relative
-from clipmill.stages.media.read.shots.thumbnails import HEIGHT, WIDTH
+from clipmill.stages.media.read.shots import compared
+from clipmill.stages.media.read.shots.candidates import GROWTH, Differences, Relative
+from clipmill.stages.media.read.shots.windows import AFTER, BEFORE, Floats, Indexes
 
-Floats = NDArray[np.float64]
-
-BEFORE, AFTER = 8, 8
-"""Pictures of a window before the candidate, and from it on."""
+_IN_SHOTS = (
+    "nearest_of_4",
+    "mean_of_4",
+    "nearest_by_step",
+    "nearest",
+    "nearest_later",
+    "nearest_of_8",
+    "stillness",
+    "moved_by_most",
+    "moved_by_median",
+    "moved_evenly_lit",
+    "quarter_by_most",
+    "alike_across",
+    "alike_within",
+    "unlike",
+    "unlike_by_step",
+    "least",
+)
 NAMES = (
     "l1_times",
     "correlation_times",
@@ -24,140 +41,171 @@ NAMES = (
     "l1",
     "correlation",
     "histogram",
-    "nearest_of_4",
-    "mean_of_4",
-    "nearest_by_step",
-    "nearest",
-    "nearest_later",
-    "nearest_of_8",
-    "moved_by_most",
-    "moved_by_median",
     "moved",
-    "moved_evenly_lit",
     "evenly_lit",
     "changed_blocks",
     "unchanged_blocks",
-    "alike_across",
-    "alike_within",
+    "changed_textured",
+    "unchanged_textured",
+    "textured",
     "contrast",
-    "unlike",
-    "unlike_by_step",
-    "stillness",
-    "quarter_by_most",
-    "least",
+    *_IN_SHOTS,
+    *(f"{name}_beyond" for name in _IN_SHOTS),
+    "returns_after",
+    "returns_before",
+    "pictures_before",
+    "pictures_after",
+    "of_strongest",
+    "strong_around",
 )
-# Blocks of 12x9 pixels are looked for this far away.
-_REACH = 4
-_BLOCKS = (WIDTH // 12, HEIGHT // 9)
-# Grey levels by which a block differs if it shows something else.
+# Levels by which a block differs if it shows something else.
 _CHANGED = 12.0
-# Grey levels of noise, added to both sides of a ratio.
+# Levels of noise, added to both sides of a ratio.
 _NOISE, _NOISE_WITHIN = 1.0, 1.5
+# Another candidate ends a shot from this share of one's own difference on.
+_AS_STRONG = 0.5
+# Steps within which others count.
+_FAR = 24
+_T, _N = BEFORE, BEFORE + AFTER
+# Without the pictures next to the cut if they are blends of both shots.
+_ACROSS = [(_T, _T - 1), (_T + 1, _T - 2), (_T, _T - 2), (_T + 1, _T - 1)]
+_WITHIN = [(_T - 2, _T - 3), (_T - 3, _T - 4), (_T + 2, _T + 1), (_T + 3, _T + 2)]
 
 
 def described(
-    windows: np.ndarray, indexes: NDArray[np.intp], found: Relative, values: Differences
+    windows: np.ndarray,
+    shown: Indexes,
+    numbers: Indexes,
+    places: Indexes,
+    found: Relative,
+    values: Differences,
 ) -> Floats:
-    """The features of the candidates at these pictures: [candidates, names]."""
-    if not len(indexes):
+    """The features of the candidates at these places: [candidates, names].
+
+    `shown` are the pictures of the windows, [candidates, 16], and `numbers` those of all frames.
+    """
+    if not len(places):
         return np.empty((0, len(NAMES)))
-    around = np.clip(indexes[:, None] + np.array([-1, 0, 1]), 0, len(values.l1) - 1)
+    strength = _strength(values)[places]
+    steps = values.steps[places]
+    windows, share = compared.without_bars(windows)
+    luma = compared.luma_of(windows)
+    seen = _Seen(
+        compared.distances(windows),
+        compared.unlike(luma),
+        compared.alike_colours(windows),
+        compared.moved(luma, _ACROSS + _WITHIN),
+        compared.moved(compared.even(luma), [*_ACROSS, _WITHIN[0], _WITHIN[2]]).mean(2),
+        np.diff(numbers[shown], axis=1) / steps[:, None],
+    )
+    own = _own_rows(shown, places, strength, len(values.l1))
+    around = np.clip(places[:, None] + np.array([-1, 0, 1]), 0, len(values.l1) - 1)
 
     def most(series: Floats) -> Floats:
         found: Floats = np.nan_to_num(series)[around].max(1)
         return found
 
-    distances, motion, shapes = _distances(windows), _motion(windows), _shapes(windows)
-    # What any of these explains is no cut: motion, light, more motion than before, an overlay.
-    ratios = (motion[0], motion[3], distances[2], motion[-1], shapes[1])
+    near = np.abs(places[:, None] - places[None]) <= _FAR * steps[:, None]
+    strongest = np.where(near, strength[None], 0).max(1)
     columns = [
-        np.log(np.nan_to_num(found.l1)[indexes] + 0.1),
+        np.log(np.nan_to_num(found.l1)[places] + 0.1),
         np.log(most(found.correlation) + 0.1),
         np.log(most(found.histogram) + 0.1),
-        np.log(np.nan_to_num(values.l1)[indexes] + 1),
+        np.log(np.nan_to_num(values.l1)[places] / share + 1),
         most(values.correlation),
         most(values.histogram),
-        *distances[:-1],
-        *motion[:-1],
-        *_colours(windows),
-        np.log(windows.std((2, 3, 4)).max(1) + 1),
-        *shapes,
-        distances[-1],
-        motion[-1],
-        np.minimum.reduce(ratios),
+        *_blocks(luma, seen),
+        np.log(luma.std((2, 3), dtype=np.float32).max(1) + 1),
+        *_in_shots(seen.rows(own)),
+        *_in_shots(seen),
+        *_returns(seen, own),
+        BEFORE - own[:, 0],
+        own[:, -1] - BEFORE + 1,
+        np.log((strength + _NOISE) / (strongest + _NOISE)),
+        np.log((near & (strength[None] >= _AS_STRONG * strength[:, None])).sum(1)),
     ]
     return np.stack(columns, 1)
 
 
-def _distances(windows: np.ndarray) -> list[Floats]:
-    """Pictures on both sides against each other, and against those of their own side.
-
-    The picture next to the cut may be a blend of both shots, as in films of a changed frame rate:
-    it doesn't count among its own side's, and the sides are also compared without it.
-    """
-    flat = windows.reshape(*windows.shape[:2], -1)
-    before, after = flat[:, :BEFORE], flat[:, BEFORE:]
-    across = _pairs(before, after)
-    clear = np.maximum.reduce([across[:, -4:, :4], across[:, -5:-1, :4], across[:, -4:, 1:5]])
-    nearest = np.maximum.reduce(
-        [
-            part.min((1, 2))
-            for part in (across[:, -4:, :4], across[:, -5:-1, :4], across[:, -4:, 1:5])
-        ]
-    )
-    sides = (before[:, -7:-1], after[:, 1:7])
-    upper = np.triu_indices(6, 1)
-    within = np.maximum(*(np.median(_pairs(s, s)[:, upper[0], upper[1]], 1) for s in sides))
-    moves = [_steps(side) for side in (before[:, :-1], after[:, 1:])]
-    steps = np.maximum(*(move.max(1) for move in moves))
-    quiet, lively = np.sort([np.median(move, 1) for move in moves], axis=0)
-    return [
-        _log_ratio(nearest, within),
-        _log_ratio(clear.mean((1, 2)), within),
-        _log_ratio(nearest, steps),
-        np.log(nearest + 1),
-        _log_ratio(across[:, -4:, 4:].min((1, 2)), within),
-        _log_ratio(across.min((1, 2)), within),
-        np.log((quiet + 0.5) / (lively + 0.5)),
-    ]
-
-
-def _pairs(first: np.ndarray, second: np.ndarray) -> Floats:
-    """Mean absolute differences of all pairs: [candidates, first, second]."""
-    found = np.empty((len(first), first.shape[1], second.shape[1]))
-    for i in range(first.shape[1]):
-        for j in range(second.shape[1]):
-            found[:, i, j] = cv2.absdiff(first[:, i], second[:, j]).mean(1)
+def _strength(values: Differences) -> Floats:
+    """The differences, as of neighbouring frames."""
+    found: Floats = np.nan_to_num(values.l1) / np.maximum(values.gaps, 1.0) ** GROWTH
     return found
 
 
-def _steps(side: np.ndarray) -> Floats:
-    pairs = range(side.shape[1] - 1)
-    return np.stack([cv2.absdiff(side[:, i], side[:, i + 1]).mean(1) for i in pairs], 1)
+def _own_rows(shown: Indexes, places: Indexes, strength: Floats, count: int) -> Indexes:
+    """Rows of the windows, with those of other shots replaced by the nearest of one's own.
+
+    Shots end at other places that differ about as much.
+    """
+    first, last = np.zeros_like(places), np.full_like(places, count - 1)
+    for i in range(len(places)):
+        enough = _AS_STRONG * strength[i]
+        before = np.flatnonzero(strength[max(i - _N, 0) : i] >= enough)
+        after = np.flatnonzero(strength[i + 1 : i + 1 + _N] >= enough)
+        if len(before):
+            first[i] = places[max(i - _N, 0) + before[-1]]
+        if len(after):
+            last[i] = places[i + 1 + after[0]] - 1
+    rows = np.arange(_N)
+    lowest = np.minimum((shown < first[:, None]).sum(1), BEFORE - 1)
+    highest = np.maximum((shown <= last[:, None]).sum(1) - 1, BEFORE)
+    return np.clip(rows, lowest[:, None], highest[:, None])
 
 
-def _motion(windows: np.ndarray) -> list[Floats]:
-    """What motion of blocks doesn't explain, across the candidate and within its shots."""
-    t = BEFORE
-    # Without the pictures next to the cut if they are blends of both shots.
-    across = [(t, t - 1), (t + 1, t - 2), (t, t - 2), (t + 1, t - 1)]
-    within = [(t - 2, t - 3), (t - 3, t - 4), (t + 2, t + 1), (t + 3, t + 2)]
-    blocks = _moved(windows, across + within)
-    nearest_blocks = _clear(blocks)
-    left = blocks.mean(2)
-    moved, inside = _clear(left), left[:, 4:]
-    lit = _moved(evenly_lit(windows), [*across, within[0], within[2]]).mean(2)
-    evenly = _clear(lit)
-    quarter = np.quantile(nearest_blocks, 0.25, axis=1)
+@dataclass(frozen=True)
+class _Seen:
+    """What was compared: tables of all pairs of a window, blocks, and the steps between."""
+
+    apart: Floats
+    unlike: Floats
+    colours: Floats
+    blocks: Floats
+    lit: Floats
+    gaps: Floats
+
+    def rows(self, chosen: Indexes) -> _Seen:
+        """With these rows in place of those that are there.
+
+        Blocks are compared close to the candidate; where a row is repeated, `gaps` is 0.
+        """
+        count = np.arange(len(chosen))[:, None, None]
+        pairs = (count, chosen[:, :, None], chosen[:, None, :])
+        at = np.concatenate([np.zeros((len(chosen), 1)), np.cumsum(self.gaps, 1)], 1)
+        gaps = np.diff(np.take_along_axis(at, chosen, 1), axis=1)
+        tables = (self.apart[pairs], self.unlike[pairs], self.colours[pairs])
+        return _Seen(*tables, self.blocks, self.lit, gaps)
+
+
+def _returns(seen: _Seen, own: Indexes) -> list[Floats]:
+    """How far the shot before the candidate is shown again after the next one, and the other way
+    round, as after a flash: differences, of those at the candidate."""
+    rows = np.arange(_N)[None, :, None]
+    nearest = np.log(_nearest(seen.rows(own).apart[:, :_T, _T:]) + 1)
+    later, earlier = rows > own[:, -1:, None], rows < own[:, :1, None]
+    found = []
+    for beyond, beside in ((later, slice(_T - 3, _T)), (earlier, slice(_T, _T + 3))):
+        apart = np.where(beyond, seen.apart[:, :, beside], np.inf).min((1, 2))
+        found.append(np.minimum(np.log(apart + 1) - nearest, 0))
+    return found
+
+
+def _blocks(luma: np.ndarray, seen: _Seen) -> list[Floats]:
+    """What motion and light don't explain across the candidate."""
+    nearest = _clear(seen.blocks)
+    changed = nearest > _CHANGED
+    textured = compared.textured(luma[:, [0, BEFORE - 1, BEFORE, _N - 1]])
+    known = np.maximum(textured.sum(1), 1)
+    only = np.sort(np.where(textured, nearest, np.inf), 1)
+    low = only[np.arange(len(only)), (known - 1) // 4]
     return [
-        _log_ratio(moved, inside.max(1)),
-        _log_ratio(moved, np.median(inside, 1)),
-        np.log(moved + 1),
-        _log_ratio(evenly, lit[:, 4:].max(1)),
-        np.log(evenly + 1),
-        (nearest_blocks > _CHANGED).mean(1),
-        np.log(quarter + 1),
-        _log_ratio(quarter, inside.max(1)),
+        np.log(_clear(seen.blocks.mean(2)) + 1),
+        np.log(_clear(seen.lit) + 1),
+        changed.mean(1),
+        np.log(np.quantile(nearest, 0.25, axis=1) + 1),
+        (changed & textured).sum(1) / known,
+        np.log(np.where(np.isfinite(low), low, 0.0) + 1),
+        textured.mean(1),
     ]
 
 
@@ -169,95 +217,96 @@ def _clear(across: Floats) -> Floats:
     return found
 
 
-def _moved(windows: np.ndarray, pairs: list[tuple[int, int]]) -> Floats:
-    """Of each block of the first pictures the smallest difference from a place nearby in the
-    second: [candidates, pairs, blocks]."""
-    shown = np.ascontiguousarray(windows[:, [a for a, _ in pairs]])
-    searched = windows[:, [b for _, b in pairs]]
-    return unmoved(
-        shown.reshape(-1, *shown.shape[2:]), searched.reshape(-1, *shown.shape[2:])
-    ).reshape(len(windows), len(pairs), -1)
+def _in_shots(seen: _Seen) -> list[Floats]:
+    """Pictures on both sides against each other, and against those of their own side.
+
+    The picture next to the cut may be a blend of both shots, as in films of a changed frame rate:
+    it doesn't count among its own side's, and the sides are also compared without it.
+    """
+    across = seen.apart[:, :_T, _T:]
+    clear = np.maximum.reduce([across[:, -4:, :4], across[:, -5:-1, :4], across[:, -4:, 1:5]])
+    nearest = _nearest(across)
+    within = np.maximum(_inside(seen, _T - 7, _T - 1), _inside(seen, _T + 1, _T + 7))
+    rows = np.arange(_N - 1)
+    moves = _per_step(seen.apart[:, rows, rows + 1], seen.gaps)
+    sides = (moves[:, : _T - 2], moves[:, _T + 1 :])
+    quiet, lively = np.sort([_median(side) for side in sides], axis=0)
+    apart = seen.gaps[:, [min(pair) for pair in _WITHIN]]
+    inside = _per_step(seen.blocks.mean(2)[:, 4:], apart)
+    lit = _per_step(seen.lit[:, 4:], apart[:, [0, 2]])
+    moved = _clear(seen.blocks.mean(2))
+    unlike = _nearest(seen.unlike[:, :_T, _T:])
+    changes = _per_step(seen.unlike[:, rows, rows + 1], seen.gaps)
+    change = np.maximum(_most(changes[:, _T - 7 : _T - 2]), _most(changes[:, _T + 1 : _T + 6]))
+    found = {
+        "nearest_of_4": _log_ratio(nearest, within),
+        "mean_of_4": _log_ratio(clear.mean((1, 2)), within),
+        "nearest_by_step": _log_ratio(nearest, np.maximum(*map(_most, sides))),
+        "nearest": np.log(nearest + 1),
+        "nearest_later": _log_ratio(across[:, -4:, 4:].min((1, 2)), within),
+        "nearest_of_8": _log_ratio(across.min((1, 2)), within),
+        "stillness": np.log((quiet + 0.5) / (lively + 0.5)),
+        "moved_by_most": _log_ratio(moved, _most(inside)),
+        "moved_by_median": _log_ratio(moved, _median(inside)),
+        "moved_evenly_lit": _log_ratio(_clear(seen.lit), _most(lit)),
+        "quarter_by_most": _log_ratio(
+            np.quantile(_clear(seen.blocks), 0.25, axis=1), _most(inside)
+        ),
+        **_colours(seen.colours),
+        "unlike": np.log(unlike + 0.02),
+        "unlike_by_step": np.log((unlike + 0.02) / (change + 0.03)),
+    }
+    # What any of these explains is no cut: motion, light, more motion than before, an overlay.
+    explained = ("moved_by_most", "moved_evenly_lit", "nearest_by_step", "quarter_by_most")
+    least = np.minimum.reduce([found[name] for name in (*explained, "unlike_by_step")])
+    return [*found.values(), least]
 
 
-def unmoved(shown: np.ndarray, searched: np.ndarray) -> Floats:
-    """[pictures, blocks]: how much each block differs from the most similar place nearby."""
-    count = len(shown)
-    edge = ((0, 0), (_REACH, _REACH), (_REACH, _REACH), (0, 0))
-    padded = np.pad(searched, edge, mode="edge")
-    tall = shown.reshape(count * HEIGHT, WIDTH, -1)
-    best = None
-    for down in range(2 * _REACH + 1):
-        for right in range(2 * _REACH + 1):
-            other = padded[:, down : down + HEIGHT, right : right + WIDTH]
-            other = np.ascontiguousarray(other).reshape(tall.shape)
-            means = cv2.resize(
-                cv2.absdiff(tall, other),
-                (_BLOCKS[0], count * _BLOCKS[1]),
-                interpolation=cv2.INTER_AREA,
-            )
-            total = means.reshape(count, _BLOCKS[0] * _BLOCKS[1], -1).sum(2, dtype=np.uint16)
-            best = total if best is None else np.minimum(best, total)
-    assert best is not None
-    found: Floats = best / tall.shape[2]
+def _nearest(across: Floats) -> Floats:
+    """The smallest difference of four pictures before and four after, also without the next one."""
+    parts = (across[:, -4:, :4], across[:, -5:-1, :4], across[:, -4:, 1:5])
+    found: Floats = np.maximum.reduce([part.min((1, 2)) for part in parts])
     return found
 
 
-def evenly_lit(windows: np.ndarray) -> np.ndarray:
-    """Luma with the same mean and contrast in each picture: a change of light is none."""
-    luma = windows @ np.array([0.299, 0.587, 0.114], np.float32)
-    mean = luma.mean((2, 3), keepdims=True)
-    deviation = luma.std((2, 3), keepdims=True)
-    even = (luma - mean) / (deviation + 4) * 40 + 128
-    found: np.ndarray = np.clip(even, 0, 255).astype(np.uint8)[..., None]
-    return found
+def _inside(seen: _Seen, first: int, last: int) -> Floats:
+    """The median difference of different pictures of a side."""
+    one, other = np.triu_indices(last - first, 1)
+    found = seen.apart[:, first + one, first + other]
+    gaps = np.cumsum(seen.gaps[:, first : last - 1], 1)
+    at = np.concatenate([np.zeros((len(gaps), 1)), gaps], 1)
+    return _median(np.where(at[:, one] == at[:, other], np.nan, found))
 
 
-def _shapes(windows: np.ndarray) -> list[Floats]:
-    """How unlike the pictures of both sides are, whatever their light, and those of a side."""
-    luma = (windows @ np.array([0.299, 0.587, 0.114], np.float32)).reshape(*windows.shape[:2], -1)
-    luma -= luma.mean(2, keepdims=True)
-    luma /= np.sqrt((luma**2).mean(2, keepdims=True) + 4) * np.sqrt(luma.shape[2])
-    unlike = 1 - np.einsum("nix,njx->nij", luma, luma)
-    t = BEFORE
-    near = np.maximum.reduce(
-        [
-            unlike[:, t - 4 : t, t : t + 4].min((1, 2)),
-            unlike[:, t - 5 : t - 1, t : t + 4].min((1, 2)),
-            unlike[:, t - 4 : t, t + 1 : t + 5].min((1, 2)),
-        ]
-    )
-    at = np.arange(luma.shape[1] - 1)
-    steps = unlike[:, at, at + 1]
-    most = np.maximum(steps[:, t - 7 : t - 2].max(1), steps[:, t + 1 : t + 6].max(1))
-    return [np.log(near + 0.02), np.log((near + 0.02) / (most + 0.03))]
-
-
-def _colours(windows: np.ndarray) -> list[Floats]:
+def _colours(alike: Floats) -> dict[str, Floats]:
     """How alike the colours of both sides are, and those within the sides."""
-    count, length = windows.shape[:2]
-    counted = histograms(windows.reshape(-1, HEIGHT, WIDTH, 3)).reshape(count, length, -1)
-    counted /= np.linalg.norm(counted, axis=2, keepdims=True)
-    before, after = counted[:, BEFORE - 6 : BEFORE], counted[:, BEFORE : BEFORE + 6]
-    means = [side.mean(1) for side in (before, after)]
-    across = (means[0] * means[1]).sum(1) / np.prod(
-        [np.linalg.norm(mean, axis=1) for mean in means], axis=0
-    )
-    within = np.minimum(*((side[:, 0] * side[:, -1]).sum(1) for side in (before, after)))
-    return [across, within]
+    before, after = slice(_T - 6, _T), slice(_T, _T + 6)
+    lengths = [np.sqrt(alike[:, side, side].mean((1, 2))) for side in (before, after)]
+    return {
+        "alike_across": alike[:, before, after].mean((1, 2)) / np.prod(lengths, axis=0),
+        "alike_within": np.minimum(alike[:, _T - 6, _T - 1], alike[:, _T, _T + 5]),
+    }
 
 
-def histograms(rgb: np.ndarray) -> np.ndarray:
-    """Counts of 8x8x8 colours: [pictures, 512]."""
-    count = len(rgb)
-    bins = rgb.reshape(count, HEIGHT * WIDTH, 3) >> 5
-    index = bins[..., 0].astype(np.intp)
-    index <<= 3
-    index |= bins[..., 1]
-    index <<= 3
-    index |= bins[..., 2]
-    index += np.arange(count)[:, None] * 512
-    found: np.ndarray = np.bincount(index.ravel(), minlength=count * 512)
-    return found.reshape(count, 512).astype(np.float32)
+def _per_step(values: Floats, gaps: Floats) -> Floats:
+    """Differences as of pictures a step apart; NaN where a picture is repeated."""
+    found: Floats = np.where(gaps > 0, values / np.maximum(gaps, 1.0) ** GROWTH, np.nan)
+    return found
+
+
+def _median(values: Floats) -> Floats:
+    """Of those that are known, 0 if none is: [candidates]."""
+    ordered = np.sort(values, 1)  # NaN comes last
+    count = np.count_nonzero(~np.isnan(values), 1)
+    rows = np.arange(len(values))
+    low, high = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, values.shape[1] - 1)
+    found: Floats = np.where(count > 0, (ordered[rows, low] + ordered[rows, high]) / 2, 0.0)
+    return found
+
+
+def _most(values: Floats) -> Floats:
+    found: Floats = np.nan_to_num(values).max(1)
+    return found
 
 
 def _log_ratio(across: Floats, within: Floats) -> Floats:

@@ -13,10 +13,11 @@ from clipmill.stages.media.read.lean_measures import NUMBER, SECONDS
 from clipmill.stages.media.read.shots import blends, mixes, model
 from clipmill.stages.media.read.shots.candidates import RULE, candidates, relative
 from clipmill.stages.media.read.shots.fades import fades
-from clipmill.stages.media.read.shots.features import AFTER, BEFORE, NAMES, described
+from clipmill.stages.media.read.shots.features import NAMES, described
 from clipmill.stages.media.read.shots.measures import differences
 from clipmill.stages.media.read.shots.spans import Kind, Span
 from clipmill.stages.media.read.shots.thumbnails import HEIGHT, WIDTH, by_number
+from clipmill.stages.media.read.shots.windows import AFTER, BEFORE, around
 
 Floats = NDArray[np.float64]
 
@@ -26,8 +27,8 @@ _MIXED = {"dissolve": 0.6, "wipe": 0.6}
 # Between these shares of the second shot a picture belongs to neither.
 _FIRST_SHARE, _LAST_SHARE = 0.06, 0.94
 _SHAPE = (HEIGHT, WIDTH, 3)
-NETWORK = "network"
-"""The feature that the judge gives."""
+FUSED = ("features", "network")
+"""What a judged candidate is decided by: the logits of the features and of the judge."""
 _ROUNDING = 1e-9
 
 
@@ -109,20 +110,20 @@ def find_shots(
 def candidates_of(scanned: Scanned) -> Candidates:
     """The places at which a cut may be, described."""
     count = len(scanned.seconds)
-    values = differences(scanned.numbers, [0] * count, scanned.statistics, slice(0, count))
+    numbers = np.array(scanned.numbers, np.intp)
+    values = differences(numbers, scanned.seconds, [0] * count, scanned.statistics)
     times = relative(values)
-    indexes = np.flatnonzero(candidates(times, RULE))
-    windows = []
-    kept = []
-    for index in indexes:
-        around = np.clip(np.arange(index - BEFORE, index + AFTER), 0, count - 1)
-        shown = [scanned.numbers[i] for i in around]
-        if all(number in scanned.thumbnails for number in shown):
-            windows.append(np.stack([scanned.thumbnails[number] for number in shown]))
-            kept.append(index)
-    indexes = np.array(kept, np.intp)
-    pictures = np.stack(windows) if windows else np.empty((0, BEFORE + AFTER, *_SHAPE), np.uint8)
-    return Candidates(indexes, described(pictures, indexes, times, values), pictures)
+    stored = np.flatnonzero(np.isin(numbers, np.fromiter(scanned.thumbnails, np.intp)))
+    places = np.flatnonzero(candidates(times, RULE))
+    # The two pictures at a place must be there.
+    places = places[np.isin(places, stored) & np.isin(places - 1, stored)]
+    pictures = np.array([scanned.thumbnails[scanned.numbers[index]] for index in stored])
+    of_stored = np.searchsorted(stored, places)
+    ends = np.zeros_like(places), np.full_like(places, len(stored) - 1)
+    shown = around(numbers[stored], of_stored, values.steps[places], *ends)
+    windows = pictures[shown] if len(places) else np.empty((0, BEFORE + AFTER, *_SHAPE), np.uint8)
+    described_ = described(windows, stored[shown], numbers, places, times, values)
+    return Candidates(places, described_, windows)
 
 
 def probabilities_of(
@@ -134,9 +135,9 @@ def probabilities_of(
         return probabilities
     unsure = np.flatnonzero((probabilities < SURE) & (probabilities > 1 - SURE))
     if len(unsure):
-        logits = judge.logits(found.windows[unsure])
-        rows = np.c_[found.features[unsure], logits]
-        probabilities[unsure] = weights[model.JUDGED].probabilities(rows, (*NAMES, NETWORK))
+        own = np.log(probabilities[unsure] / (1 - probabilities[unsure]))
+        rows = np.c_[own, judge.logits(found.windows[unsure])]
+        probabilities[unsure] = weights[model.JUDGED].probabilities(rows, FUSED)
     return probabilities
 
 

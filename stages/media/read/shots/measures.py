@@ -14,14 +14,15 @@ import numpy as np
 
 from clipmill.stages.media.read.shots import blends
 from clipmill.stages.media.read.shots.candidates import (
-    AROUND,
+    CONTEXT,
     STORED,
     Differences,
     candidates,
     relative,
 )
-from clipmill.stages.media.read.shots.features import AFTER, BEFORE, histograms
+from clipmill.stages.media.read.shots.compared import histograms
 from clipmill.stages.media.read.shots.thumbnails import HEIGHT, PER_IMAGE, WIDTH, packed
+from clipmill.stages.media.read.shots.windows import Indexes, around, steps_of
 
 L1 = "tiny_l1"
 CORRELATION = "tiny_correlation"
@@ -43,8 +44,6 @@ _MIDDLE = (
 )
 _PIXELS = HEIGHT * WIDTH
 _DECIMALS = 4
-# Candidates compare themselves with what comes before and after, and those with their neighbours.
-_CONTEXT = 2 * AROUND + 4
 # How long a picture may wait until all that decides on its thumbnail is known.
 _AHEAD_SECONDS = blends.SPREAD * blends.LONGEST + 0.1
 
@@ -153,7 +152,7 @@ class ShotMeasures:
     def _decide(self, *, is_end: bool) -> None:
         """Chooses the thumbnails that are stored, as far as what comes after is known."""
         count = len(self._numbers)
-        self._decide_on_cuts(count if is_end else count - _CONTEXT, count)
+        self._decide_on_cuts(count if is_end else count - CONTEXT, count)
         held = self._held
         seconds = np.array(self._seconds[held:])
         takes = np.array(self._takes[held:], np.intp)
@@ -173,20 +172,27 @@ class ShotMeasures:
             # What decides reaches this far back.
             reach = 2 * _AHEAD_SECONDS + blends.LONGEST
             oldest = held + int(np.searchsorted(seconds, seconds[-1] - reach))
-            self._let_go(min(oldest, max(0, self._decided - _CONTEXT)))
+            self._let_go(min(oldest, max(0, self._decided - CONTEXT)))
             self._write(is_end=False)
 
     def _decide_on_cuts(self, until: int, count: int) -> None:
         if until <= self._decided:
             return
-        low = max(0, self._decided - _CONTEXT)
-        part = slice(low, count)
-        found = candidates(
-            relative(differences(self._numbers, self._takes, self._statistics, part)), STORED
+        low = max(0, self._decided - CONTEXT)
+        numbers = np.array(self._numbers[low:count])
+        values = differences(
+            numbers,
+            np.array(self._seconds[low:count]),
+            self._takes[low:count],
+            {name: self._statistics[name][low:count] for name in _COMPARED},
+            is_start=not low,
         )
-        for place in np.flatnonzero(found[self._decided - low : until - low]):
-            index = self._decided + int(place)
-            self._wanted.update(range(max(0, index - BEFORE), min(count, index + AFTER)))
+        found = candidates(relative(values), STORED)
+        places = np.flatnonzero(found[: until - low])
+        places = places[places >= self._decided - low]
+        first, last = np.zeros_like(places), np.full_like(places, count - low - 1)
+        shown = around(numbers, places, values.steps[places], first, last)
+        self._wanted.update((low + shown).ravel().tolist())
         self._decided = until
 
     def _decide_on_blends(
@@ -229,21 +235,23 @@ class ShotMeasures:
 
 
 def differences(
-    numbers: Sequence[int],
+    numbers: Indexes,
+    seconds: np.ndarray,
     takes: Sequence[int],
     statistics: Mapping[str, Sequence[float]],
-    part: slice,
+    *,
+    is_start: bool = True,
 ) -> Differences:
-    """The differences of a part of the pictures."""
-    l1, correlation, chi = (np.array(statistics[name][part], float) for name in _COMPARED)
-    number, take = np.array(numbers[part]), np.array(takes[part])
-    gaps = np.diff(number, prepend=number[:1] - 1).astype(float)
+    """The differences of some pictures; the first has none if they are the start of the film."""
+    l1, correlation, chi = (np.array(statistics[name], float) for name in _COMPARED)
+    take = np.array(takes)
+    gaps = np.diff(numbers, prepend=numbers[:1] - 1).astype(float)
     starts = np.diff(take, prepend=take[:1]) != 0
-    if len(starts) and not part.start:
+    if len(starts) and is_start:
         starts[0] = True
     for value in (l1, correlation, chi):
         value[starts] = np.nan
-    return Differences(l1, correlation, chi, gaps)
+    return Differences(l1, correlation, chi, gaps, steps_of(numbers, seconds))
 
 
 def _rounded(values: np.ndarray) -> list[float]:

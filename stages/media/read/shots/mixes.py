@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmill.stages.media.read.shots.blends import PER_SPREAD
-from clipmill.stages.media.read.shots.features import evenly_lit, histograms, unmoved
+from clipmill.stages.media.read.shots.compared import evenly_lit, histograms, unmoved
 from clipmill.stages.media.read.shots.spans import Kind
 
 Floats = NDArray[np.float64]

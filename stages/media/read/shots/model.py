@@ -1,4 +1,8 @@
-"""Logistic regressions; their weights are a file here, made by `benchmarks.shots.train`."""
+"""The models that weigh features; their weights are a file here, made by `benchmarks.shots.train`.
+
+Cuts have small networks, since a feature means another thing in the dark or amid fast cuts;
+what else is decided has logistic regressions.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ from clipmill.stages.media.read.shots.weights import WEIGHTS
 Floats = NDArray[np.float64]
 
 CUTS, JUDGED, DISSOLVES, WIPES = "cuts", "judged_cuts", "dissolves", "wipes"
+EDGE = 5.0
+"""Features count up to this many standard deviations from their mean."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,11 @@ class Regression:
     bias: float
 
     def probabilities(self, rows: Floats, names: Sequence[str]) -> Floats:
-        if tuple(names) != self.names:
-            raise ValueError(f"{WEIGHTS.name} is for other features; train again")
-        found: Floats = 1 / (
-            1 + np.exp(-((rows - self.mean) / self.scale @ self.weights + self.bias))
-        )
+        return _probability(self.logits(rows, names))
+
+    def logits(self, rows: Floats, names: Sequence[str]) -> Floats:
+        _check(names, self.names)
+        found: Floats = (rows - self.mean) / self.scale @ self.weights + self.bias
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -58,15 +64,63 @@ class Regression:
         )
 
 
-Weights = Mapping[str, Regression]
-"""The regressions by name: `CUTS`, `JUDGED`, `DISSOLVES`, `WIPES`."""
+@dataclass(frozen=True)
+class Networks:
+    """The mean of some networks with one hidden layer each: their logits."""
+
+    names: tuple[str, ...]
+    mean: Floats
+    scale: Floats
+    hidden: Floats
+    """[networks, features and bias, neurons]."""
+    output: Floats
+    """[networks, neurons and bias]."""
+
+    def probabilities(self, rows: Floats, names: Sequence[str]) -> Floats:
+        return _probability(self.logits(rows, names))
+
+    def logits(self, rows: Floats, names: Sequence[str]) -> Floats:
+        _check(names, self.names)
+        # Far from all examples nothing is known: it counts as the edge.
+        inputs = np.clip((rows - self.mean) / self.scale, -EDGE, EDGE)
+        sums = np.c_[inputs, np.ones(len(inputs))] @ self.hidden
+        neurons = sums * _probability(sums)
+        found: Floats = ((neurons * self.output[:, None, :-1]).sum(2) + self.output[:, -1:]).mean(0)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "features": {
+                name: {"mean": _short(m), "scale": _short(s)}
+                for name, m, s in zip(self.names, self.mean, self.scale, strict=True)
+            },
+            "hidden": [[[_short(x, 4) for x in row] for row in one] for one in self.hidden],
+            "output": [[_short(x, 4) for x in row] for row in self.output],
+        }
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> Networks:
+        features = found["features"]
+        mean, scale = (
+            np.array([feature[column] for feature in features.values()])
+            for column in ("mean", "scale")
+        )
+        hidden, output = (np.array(found[name], float) for name in ("hidden", "output"))
+        return Networks(tuple(features), mean, scale, hidden, output)
+
+
+Weights = Mapping[str, Regression | Networks]
+"""The models by name: `CUTS`, `JUDGED`, `DISSOLVES`, `WIPES`."""
 
 
 @functools.cache
 def shipped() -> Weights:
     """Those of this package."""
     found = json.loads(WEIGHTS.read_text("utf-8"))
-    return {name: Regression.from_json(found[name]) for name in found}
+    return {
+        name: (Networks if "hidden" in found[name] else Regression).from_json(found[name])
+        for name in found
+    }
 
 
 def fitted(
@@ -93,5 +147,15 @@ def fitted(
     return Regression(tuple(names), mean, scale, found[:-1], float(found[-1]))
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+def _check(given: Sequence[str], known: tuple[str, ...]) -> None:
+    if tuple(given) != known:
+        raise ValueError(f"{WEIGHTS.name} is for other features; train again")
+
+
+def _probability(logits: Floats) -> Floats:
+    found: Floats = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
+    return found
+
+
+def _short(value: float, digits: int = 6) -> float:
+    return float(f"{value:.{digits}g}")
