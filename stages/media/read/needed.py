@@ -93,7 +93,9 @@ class NeededVideo(FastVideo):
             # Each picture waits for the next one, which decides with it.
             for following in itertools.chain(others, (None,)):
                 if before is not None and doubts.are_there(before, held, following):
-                    for number, frame in again.frames(range(before.number + 1, held.number)):
+                    missing = range(before.number + 1, held.number)
+                    frames = again.frames(missing) if budget.affords(missing) else ()
+                    for number, frame in frames:
                         yield self._picture(number, frame, index.pts[number])
                     budget.sent_place = again.sent_place
                     more = again.newly_decoded()
@@ -201,13 +203,15 @@ def _frames_apart(before: Picture, after: Picture) -> float:
 
 
 class _Budget:
-    """Decides which packets are left out in fact: none whose frame, if it were wanted after all,
-    would cost so much that both decoders returned more frames than `_MOST_DECODED` allows.
+    """Sees to it that both decoders return no more frames than `_MOST_DECODED` allows.
 
-    `again` counts the second decoder's frames, `sent_place` is how far it is.
+    What a frame costs that is wanted after all is known from the packets. The first time that it
+    is too much, the frame stays left out; from then on, only packets are left out whose frames
+    could be paid for. `again` counts the second decoder's frames, `sent_place` is how far it is.
     """
 
     def __init__(self, index: PacketIndex, places: Collection[int]) -> None:
+        self._index = index
         self._places = places
         self._entries = sorted({0, *(entry.place for entry in index.entries)})
         # How many of the packets before each place the second decoder can't leave out.
@@ -215,6 +219,7 @@ class _Budget:
         self._before = list(itertools.accumulate(kept, initial=0))
         self._more = max(_MOST_MORE, int((_MOST_DECODED - 1) * index.n_frames))
         self._spared = self._in_a_row = self.again = 0
+        self._is_careful = False
         self.sent_place = -1
 
     def leaves_out(self, place: int) -> bool:
@@ -222,12 +227,25 @@ class _Budget:
             self._in_a_row = 0
             return False
         self._in_a_row += 1
-        entry = self._entries[bisect.bisect_right(self._entries, place) - 1]
-        cost = self._before[place] - self._before[max(entry, self.sent_place + 1)]
-        if cost + self._in_a_row > self._more + self._spared + 1 - self.again:
+        if self._is_careful and self._cost(place) + self._in_a_row > self._left + 1:
             return False
         self._spared += 1
         return True
+
+    def affords(self, numbers: range) -> bool:
+        """Whether the second decoder may return these frames."""
+        place = max(self._index.places[number] for number in numbers)
+        is_paid = self._cost(place) + len(numbers) <= self._left
+        self._is_careful |= not is_paid
+        return is_paid
+
+    @property
+    def _left(self) -> int:
+        return self._more + self._spared - self.again
+
+    def _cost(self, place: int) -> int:
+        entry = self._entries[bisect.bisect_right(self._entries, place) - 1]
+        return self._before[place] - self._before[max(entry, self.sent_place + 1)]
 
 
 class _Again:
