@@ -117,7 +117,7 @@ def candidates_of(scanned: Scanned) -> Candidates:
     places = np.flatnonzero(candidates(times, RULE))
     # The two pictures at a place must be there.
     places = places[np.isin(places, stored) & np.isin(places - 1, stored)]
-    pictures = np.array([scanned.thumbnails[scanned.numbers[index]] for index in stored])
+    pictures = np.array([scanned.thumbnails[scanned.numbers[at]] for at in stored.tolist()])
     of_stored = np.searchsorted(stored, places)
     ends = np.zeros_like(places), np.full_like(places, len(stored) - 1)
     shown = around(numbers[stored], of_stored, values.steps[places], *ends)
