@@ -142,7 +142,8 @@ def _edges(spread: dict[str, float], whole_numbers: bool) -> tuple[Decimal, int,
     span = high - low
     if not span:  # a single value: a bar with some space on either side
         span = 2.0 if whole_numbers else abs(high) / 10 or 1.0
-        low, high = low - span / 2, high + span / 2
+        # Nothing that is measured from 0 on shows negative values.
+        low, high = max(low - span / 2, min(low, 0.0)), high + span / 2
     if whole_numbers and span < BINS:
         width = Decimal(1)
     else:

@@ -131,6 +131,23 @@ def test_clips_at_both_ends_of_each_signal_are_shown_with_their_values(root):
     assert sum(int(count) for count, _ in numbers(root, "signal-text_area").values()) == 24
 
 
+def test_axis_of_a_single_value_does_not_go_below_zero(tmp_path):
+    folder = tmp_path / "dataset"
+    row = {"video_id": "a", "clip_id": "a-0-2000", "start_seconds": 0.0, "end_seconds": 2.0}
+    write_shard(folder, "split_clips", "1", "000000", [row | {"duration_seconds": 2.0}], CLIPS)
+    made = {"clip_id": "a-0-2000", "speech_share": 0.0}
+    schema = TABLES["detect_speech"]
+    write_shard(folder, "detect_speech", "1", "000000", [made], schema)
+    steps = {
+        "split_clips": ("split_clips", "1", CLIPS),
+        "detect_speech": ("detect_speech", "1", schema),
+    }
+    write_run(folder, run_record("r1", START, steps))
+    write_report(folder, tmp_path / "page.html")
+    figure = parse(tmp_path / "page.html").one("figure", id="signal-speech_share")
+    assert "-" not in figure.one("svg").text
+
+
 def test_section_has_the_figures_that_distributions_would_have(root):
     section = root.one("section", id="distributions")
     titles = {card.one("h3").text for card in section.all("figure")}
