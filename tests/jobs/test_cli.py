@@ -155,7 +155,8 @@ def test_unavailable_models_are_reported_before_anything_starts(tmp_path):
     assert f"--set caption_frames.model=./models/{blip} " in done.stderr
     assert "--set score_aesthetic.head=./sa_0_4_vit_b_32_linear.pth" in done.stderr
     assert (
-        "Recipes that download no models: demo, internvid-metadata, timestamps-only." in done.stderr
+        "Recipes that download no models: demo, internvid-metadata, signals, timestamps-only."
+        in done.stderr
     )
     assert done.stderr.count("does not answer") == 2  # the hub, and the server of the head
     assert "Traceback" not in done.stderr

@@ -17,7 +17,7 @@ SAFE = ("safe_left", "safe_top", "safe_right", "safe_bottom")
 RECIPE = """
 rules:
   - {name: no bars, where: bars <= 0.02, crop: safe}
-  - {name: little text, where: text <= 0.1, crop: safe}
+  - {name: little text, where: lettering <= 0.1, crop: safe}
   - {name: long, where: duration_seconds >= 2}
 """
 BOX, WHOLE, NONE = (0.0, 0.1, 1.0, 0.9), (0.0, 0.0, 1.0, 1.0), (None,) * 4
@@ -42,16 +42,16 @@ SECONDS = 3.0
 def clips() -> list[Clip]:
     found = []
     for number, (bars, text, box, _, _) in enumerate(ROWS):
-        values = {"bars": bars, "text": text, **dict(zip(SAFE, box, strict=True))}
+        values = {"bars": bars, "lettering": text, **dict(zip(SAFE, box, strict=True))}
         found.append(Clip("generic-v", 10.0 * number, 10.0 * number + SECONDS, values=values))
     # Regained by the first rules, lost to the last one.
-    values = {"bars": 0.2, "text": 0.0, **dict(zip(SAFE, BOX, strict=True))}
+    values = {"bars": 0.2, "lettering": 0.0, **dict(zip(SAFE, BOX, strict=True))}
     return [*found, Clip("generic-w", 0.0, 1.0, values=values)]
 
 
 @pytest.fixture(scope="module")
 def dataset(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = [own(name) for name in ("bars", "text", *SAFE)]
+    made = [own(name) for name in ("bars", "lettering", *SAFE)]
     return build(tmp_path_factory.mktemp("crop") / "dataset", clips, made, shards=1)
 
 
