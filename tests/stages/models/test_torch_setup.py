@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -18,8 +19,11 @@ from clipmill.stages.models.torch_setup import (
 
 
 def _run(code: str) -> str:
+    # What `prepare_torch` sets, a program that is started here would inherit.
+    environment = {name: os.environ[name] for name in os.environ if name != "THP_MEM_ALLOC_ENABLE"}
     done = subprocess.run(
         [sys.executable, "-c", code],
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
