@@ -183,7 +183,8 @@ def _print(dataset: Path, figures: list[Figure]) -> None:
     _out.print(
         "\nThe captioner, summariser, CLIP and aesthetic head of this demo were trained on this "
         "world of\nmoving shapes and know nothing else: on any other video their output is "
-        "meaningless. For real\nvideos use the recipes `small-cpu` or `internvid`.\n\nTry next:"
+        "meaningless. For real\nvideos use the recipes `signals` (measures, no captions), "
+        "`small-cpu` or `internvid`.\n\nTry next:"
     )
     for query in QUERIES:
         _out.print(f'  {this_command()} sql {shown_path(dataset)} "{query}"')
