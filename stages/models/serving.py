@@ -28,3 +28,14 @@ class ServedStage(Stage):
         default_factory=dict,
         description="additional fields of each request; null removes a default (temperature: null)",
     )
+
+    @property
+    def client_settings(self) -> dict[str, Any]:
+        """These settings, by the names that a client of servers has for them."""
+        return {
+            "timeout_seconds": self.server_timeout_seconds,
+            "retries": self.server_retries,
+            "first_wait_seconds": self.server_first_wait_seconds,
+            "key_variable": self.server_key_variable,
+            "options": self.server_options,
+        }

@@ -81,11 +81,7 @@ def server_engine(
         reference,
         setting=setting,
         concurrency=stage.requests_at_once,
-        timeout_seconds=stage.server_timeout_seconds,
-        retries=stage.server_retries,
-        first_wait_seconds=stage.server_first_wait_seconds,
-        key_variable=stage.server_key_variable,
-        options=stage.server_options,
+        **stage.client_settings,
         **more,
     )
 

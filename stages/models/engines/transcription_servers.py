@@ -139,14 +139,7 @@ def transcription_servers(
 ) -> TranscriptionServers:
     """The client for a reference to servers; errors name `setting`."""
     return TranscriptionServers(
-        reference,
-        setting=setting,
-        concurrency=stage.requests_at_once,
-        timeout_seconds=stage.server_timeout_seconds,
-        retries=stage.server_retries,
-        first_wait_seconds=stage.server_first_wait_seconds,
-        key_variable=stage.server_key_variable,
-        options=stage.server_options,
+        reference, setting=setting, concurrency=stage.requests_at_once, **stage.client_settings
     )
 
 
