@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +26,7 @@ from typer.testing import CliRunner
 from clipmill.jobs.cli import app
 from clipmill.jobs.run import run
 from clipmill.pipeline.catalog.catalog import Catalog, open_catalog
+from clipmill.pipeline.catalog.user_sql import readable_errors
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.pipeline.run import load
 from clipmill.schemas.errors import ClipmillError, UsageError
@@ -393,6 +395,16 @@ def test_query_that_exceeds_memory_is_a_clear_error(small, query, tmp_path):
         )
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
     assert cli("sql", small, "SELECT count(*) AS n FROM clips", "--memory-limit", "200MB")
+
+
+def test_lack_of_memory_that_duckdb_reports_as_internal_is_a_clear_error():
+    """It does so where none is left to format the error itself, which no test can provoke."""
+    said = (
+        "INTERNAL Error: Primary exception: (%s %s %s)\n"
+        "Secondary exception in ExceptionFormatValue: std::bad_alloc"
+    )
+    with pytest.raises(ClipmillError, match="--memory-limit"), readable_errors():
+        raise duckdb.InternalException(said)
 
 
 def test_rules_have_the_memory_limit(small, tmp_path):

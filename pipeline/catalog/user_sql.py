@@ -164,12 +164,9 @@ def readable_errors(query: str = "") -> Iterator[None]:
         # Errors from reading rows through Arrow have this class, but no error number.
         if error.errno is not None:
             raise
-        said = _first_part(error)
-        if "Out of Memory" in said:
-            raise ClipmillError(_out_of_memory(said)) from error
-        raise ClipmillError(f"the query could not be completed: {said}") from error
+        raise ClipmillError(_incomplete(_first_part(error))) from error
     except (duckdb.IOException, duckdb.InternalException, duckdb.FatalException) as error:
-        raise ClipmillError(f"the query could not be completed: {_first_part(error)}") from error
+        raise ClipmillError(_incomplete(_first_part(error))) from error
     except duckdb.CatalogException as error:
         known = ", ".join(views.VIEWS)
         raise UsageError(
@@ -215,6 +212,15 @@ def _keyword_hint(query: str) -> str:
         f'"{name}", in double quotes'
         for name in sorted(found)
     )
+
+
+def _incomplete(said: str) -> str:
+    if "Out of Memory" in said:
+        return _out_of_memory(said)
+    # Where no memory is left to format an error either, DuckDB reports that as an internal one.
+    if "bad_alloc" in said:
+        return _out_of_memory("its rows could not be held")
+    return f"the query could not be completed: {said}"
 
 
 def _out_of_memory(reason: str) -> str:
