@@ -26,7 +26,8 @@ SPLIT_ONLY = """
 shard_videos: {shard_videos}
 stages:
   download_videos: {{min_duration_seconds: null, min_height: null}}
-  split_clips: {{frames_per_second: 8}}
+  # The parts of a film of 2 s that is cut in a wrong place are clips, too; one frame is none.
+  split_clips: {{frames_per_second: 8, min_clip_seconds: 0.2}}
 """
 
 
