@@ -426,6 +426,7 @@ FOR_EVER = [
 ]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_endless_queries(small, tmp_path):
     """Including those during which DuckDB never checks for interrupts."""
     # Even if the tests run in a shell's background, which ignores Ctrl-C.

@@ -181,6 +181,7 @@ rules:
 """
 
 
+@pytest.mark.slow
 def test_command_printed_by_a_refused_subset_adds_only_its_scorer(dataset, tmp_path, capsys):
     """Typed as shown, it computes only the missing scores, and then the subset is created."""
     recipe = tmp_path / "dark.yaml"

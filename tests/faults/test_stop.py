@@ -51,7 +51,7 @@ def make_recipe(folder: Path, urls: list[str], pace_seconds: float) -> Path:
 @pytest.mark.parametrize(
     ("where", "how"),
     [
-        ("download", signal.SIGTERM),
+        pytest.param("download", signal.SIGTERM, marks=pytest.mark.slow),
         *(
             pytest.param(where, how, marks=pytest.mark.faults)
             for where, how in (

@@ -124,6 +124,7 @@ def test_ready_made_recipes_are_listed_and_load(clipmill):
         assert shown == (ROOT / "jobs" / folder / f"{name}.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_unavailable_models_are_reported_before_anything_starts(tmp_path):
     """Once for all models: which, how to fetch them, and what needs none. Nothing is written."""
     (tmp_path / "list.txt").write_text("https://example.test/a.mp4\n")

@@ -68,6 +68,7 @@ def bash(home: Path, script: str, typed: str = "") -> str:
     ).stdout
 
 
+@pytest.mark.slow
 def test_bash_uses_the_installed_completion(home: Path):
     """Recipes, stages, settings, a dataset's subsets and runs, columns; nothing if unknown."""
     answers = bash(home, ASK, "".join(f"{line}\n" for line in EXPECTED)).splitlines()

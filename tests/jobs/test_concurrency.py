@@ -137,6 +137,7 @@ def test_writers_during_a_run_are_refused_and_told_its_process(tmp_path, capsys)
     assert report["totals"]["clips"] == 2 * CLIPS
 
 
+@pytest.mark.slow
 def test_wait_starts_the_second_when_the_first_is_done(tmp_path):
     """It then uses the recipe of the run that it waited for."""
     gate, dataset = tmp_path / "gate", tmp_path / "dataset"

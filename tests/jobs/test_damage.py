@@ -294,14 +294,10 @@ PAIRS = [(kind, harm) for kind in FILES for harm in HARMS]
 # Each kind of damage, and each file that a run needs; `make test-slow` has all pairs.
 SOME = [
     ("clips", truncate),
-    ("newest_run", put_latin_1),
     ("request", empty),
     ("journal", fill_with_garbage),
     ("videos", put_a_pipe),
-    ("retried", put_a_folder),
-    ("scans", turn_pages),
     ("subset", put_another_object),
-    ("sources", fill_with_zeros),
 ]
 FEW = ("run", "status", "sql steps", "failures", "retry")
 IDS = {"ids": lambda value: value if isinstance(value, str) else value.__name__}

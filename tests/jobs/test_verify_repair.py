@@ -223,15 +223,20 @@ def without_all_tables(dataset: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     "harm",
     [
-        without_its_end,
         with_other_bytes,
         gone,
-        with_another_length,
-        with_a_clip_past_its_end,
-        with_flipped_bytes,
-        without_a_shard,
-        without_shots,
         without_all_tables,
+        *(
+            pytest.param(harm, marks=pytest.mark.slow)
+            for harm in (
+                without_its_end,
+                with_another_length,
+                with_a_clip_past_its_end,
+                with_flipped_bytes,
+                without_a_shard,
+                without_shots,
+            )
+        ),
     ],
     ids=lambda harm: harm.__name__,
 )

@@ -123,6 +123,7 @@ def test_a_wider_choice_does_only_what_is_new(world, split):
     assert not world.run(split).did_anything
 
 
+@pytest.mark.slow
 def test_choice_also_holds_for_rows_that_an_earlier_run_let_in(world, tmp_path):
     """Most videos were let in after a sample, by a request, before there was a stage to choose
     for."""

@@ -72,6 +72,7 @@ def gate(where: str) -> str:
     return f"name_words.where={where}"
 
 
+@pytest.mark.slow
 def test_changed_gate_computes_only_what_it_newly_lets_in(words):
     data = words("a?clips=4", "b?clips=4", "c?clips=1")
     data.run(gate("start_seconds >= 2"))

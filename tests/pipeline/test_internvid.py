@@ -239,6 +239,7 @@ def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sorted_rows, name, value)
 
 
+@pytest.mark.slow
 def test_rows_sorted_on_disk_give_the_sources_of_rows_sorted_in_memory(tmp_path, monkeypatch):
     rng = random.Random(11)
     # Ids that differ in any place, also only in the last letter.

@@ -198,7 +198,8 @@ def test_dry_run_changes_nothing(dataset: Path, capsys):
     assert capsys.readouterr().out == planned
 
 
-@pytest.mark.parametrize("after", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 9))])
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0, 3, 9])
 def test_killed_removal_is_in_effect_and_completed_later(dataset: Path, monkeypatch, after: int):
     """At whatever shard it was killed: nothing is shown, the accounting is right, the rest
     follows."""

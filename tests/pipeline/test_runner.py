@@ -192,6 +192,7 @@ def test_row_that_kills_its_worker_twice_is_a_crash(words):
     }["cut_words"] == 1
 
 
+@pytest.mark.slow
 def test_local_engine_gets_past_a_row_that_kills_the_process(words, tmp_path):
     """Two runs die at the row, the third records it as a crash and continues."""
     data = words("a", "k?kill=cut", "b")

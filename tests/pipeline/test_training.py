@@ -166,7 +166,9 @@ def test_size_scales_and_crops_the_centre_without_distortion(numbered):
         assert abs(edge - shape[1] / 2) <= 2
 
 
-@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.parametrize(
+    ("start", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)]
+)
 def test_all_kinds_of_workers_give_the_same_frames(start, workers, numbered):
     """Even if this process has videos open, and in a later epoch of the same workers."""
     dataset, _ = numbered

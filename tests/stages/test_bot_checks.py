@@ -147,6 +147,7 @@ class Late:
         self.file.answer(handler)
 
 
+@pytest.mark.slow
 def test_started_video_download_ends_the_pause(tmp_path, site, platform):
     download(tmp_path, homes(site, 0, 1, 2), **{**HASTY, "host_pause_seconds": 1.0})
     time.sleep(1.1)
@@ -413,6 +414,7 @@ def test_only_messages_about_bots_are_bot_checks(message, kind, is_check):
 # Across runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["retry", "a killed run's successor"])
 def test_next_run_requests_immediately(tmp_path, site, platform, way):
     """With new cookies, for example; the site's checks in the last run don't fail these rows."""

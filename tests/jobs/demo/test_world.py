@@ -39,6 +39,7 @@ def test_same_seed_gives_the_same_world() -> None:
     assert make_world(42, 4) != WORLD
 
 
+@pytest.mark.slow
 def test_film_is_rendered_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.mp4"
     render_film(WORLD[0], again)

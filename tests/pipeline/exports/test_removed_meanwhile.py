@@ -135,10 +135,11 @@ def assert_left_out(output: Path, done: Exported, clips: int = 3 * VIDEOS) -> No
     [
         ("parquet", ("select", 1)),
         ("parquet", ("write", 2)),
-        ("csv", ("write", 3)),
-        ("internvid", ("write", 1)),
-        ("interleaved", ("write", 2)),
         ("webdataset", ("render", 2)),
+        *(
+            pytest.param(format, ("write", number), marks=pytest.mark.slow)
+            for format, number in (("csv", 3), ("internvid", 1), ("interleaved", 2))
+        ),
     ],
 )
 def test_clip_removed_during_an_export_is_left_out_and_counted(small, tmp_path, format, at):
@@ -158,10 +159,15 @@ def test_clip_removed_during_an_export_is_left_out_and_counted(small, tmp_path, 
 @pytest.mark.parametrize(
     ("format", "at"),
     [
-        ("parquet", ("cut", 2)),
         ("webdataset", ("cut", 0)),
-        ("webdataset", ("write", 1)),
-        ("huggingface", ("write", 1)),
+        *(
+            pytest.param(format, at, marks=pytest.mark.slow)
+            for format, at in (
+                ("parquet", ("cut", 2)),
+                ("webdataset", ("write", 1)),
+                ("huggingface", ("write", 1)),
+            )
+        ),
     ],
 )
 def test_media_of_a_removed_clip_is_left_out(small, tmp_path, format, at):
