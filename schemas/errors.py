@@ -44,8 +44,8 @@ class RowFailed(Exception):
 class ServerRefused(RowFailed):
     """A server refuses a model's requests whatever they ask: no other row would fare better.
 
-    The key is wrong (`status` 401, 403), or there is no such model or address (404). `setting`
-    names the model, as `<stage>.<setting>`.
+    The key is wrong (`status` 401, 403), its account has no credit (402), or there is no such model
+    or address (404, a redirect). `setting` names the model, as `<stage>.<setting>`.
     """
 
     def __init__(self, kind: ErrorKind, message: str, status: int, setting: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -59,7 +60,7 @@ def retry_after_seconds(value: str | None) -> float | None:
     if not value:
         return None
     value = value.strip()
-    if value.isascii() and value.isdigit():
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", value):
         return min(float(value), _LONGEST_RETRY_AFTER_SECONDS)
     try:
         at = parsedate_to_datetime(value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from clipmill.schemas.errors import ClipmillError, RowFailed, ServerRefused
 from clipmill.stages.models.checks.pictures import example_jpeg
+from clipmill.stages.models.engines.chat_protocol import NO_CREDIT, NO_KEY, NOT_THE_PROXYS, NotTaken
 from clipmill.stages.references import ModelReference
 
 if TYPE_CHECKING:
@@ -47,14 +49,14 @@ def check_server(
         pictures, f"a request with {pictures} pictures"
     )
     if not isinstance(answer, RowFailed):
-        return f"answers {kind}"
+        return f"answers {kind}{said_of_list(reference, names)}"
     if isinstance(answer, ServerRefused):
         raise ClipmillError(said_of_refusal(answer, names))
     if answer.kind == "transient":
         return f"not checked further: {answer.message}"
     step = (
         "; if that is too many, show it fewer, or raise its limit (vLLM: --limit-mm-per-prompt)"
-        if pictures > 1
+        if pictures > 1 and isinstance(answer, NotTaken)
         else ""
     )
     raise ClipmillError(f"{setting}: the server fails on {kind}: {answer.message}{step}")
@@ -66,14 +68,33 @@ def said_of_refusal(error: ServerRefused, names: list[str] | None = None) -> str
     `names` are the models that it serves, if it says so.
     """
     setting = error.setting or "the model"
-    if error.status == 404:
+    if error.status in NO_KEY:
+        step = "set it to a key that the server accepts"
+    elif error.status == NO_CREDIT:
+        step = f"add credit to the key's account, or name another server with --set {setting}="
+    elif error.status == NOT_THE_PROXYS:
+        step = (
+            "give the proxy of the environment a name and a password (http://NAME:PASSWORD@HOST:"
+            "PORT), or go without it for this host (NO_PROXY)"
+        )
+    else:
         step = (
             "check the address (usually http://HOST:PORT/v1) and the model's name, and change "
             f"them with --set {setting}=http://HOST:PORT/v1#MODEL"
         )
         if names:
-            more = ", …" if len(names) > _MOST_NAMES else ""
-            step += f" (it serves: {', '.join(names[:_MOST_NAMES])}{more})"
-    else:
-        step = "set it to a key that the server accepts"
+            step += f" (it serves: {_shown(names)})"
     return f"{setting}: {error.message}; {step}"
+
+
+def said_of_list(reference: ModelReference, names: Collection[str]) -> str:
+    """That a server answers for a model that it doesn't list; empty if it lists it, or none."""
+    own = (str(reference.model), reference.served_as, f"{reference.model}:latest")
+    if not names or any(name.removeprefix("models/") in own for name in names):
+        return ""
+    return f", though it lists no model {reference.model} (it serves: {_shown(names)})"
+
+
+def _shown(names: Collection[str]) -> str:
+    more = ", …" if len(names) > _MOST_NAMES else ""
+    return ", ".join(list(names)[:_MOST_NAMES]) + more

@@ -9,7 +9,7 @@ import numpy as np
 from clipmill.schemas.errors import ClipmillError, RowFailed, ServerRefused
 from clipmill.stages.media.read.samples import RATE
 from clipmill.stages.models.checks.packages import packages_explained
-from clipmill.stages.models.checks.servers import said_of_refusal
+from clipmill.stages.models.checks.servers import said_of_list, said_of_refusal
 from clipmill.stages.models.checks.skeleton import load_skeleton
 from clipmill.stages.references import ModelReference
 
@@ -65,4 +65,4 @@ def _check_server(reference: ModelReference, stage: TranscribingStage, setting: 
         if answer.kind == "transient":
             return f"not checked further: {answer.message}"
         raise ClipmillError(f"{setting}: the server fails on a second of sound: {answer.message}")
-    return "transcribes"
+    return f"transcribes{said_of_list(reference, names)}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 import urllib.request
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -45,6 +47,9 @@ class Address:
         direct: bool = False,
     ) -> None:
         self.url = url.rstrip("/")
+        proxy = None if direct else _proxy_for(self.url)
+        self.name = f"{self.url} ({proxy})" if proxy else self.url
+        """For messages: it says so where a proxy stands before the server."""
         self.in_flight = 0
         self.out_until = 0.0
         self._failures = 0
@@ -59,26 +64,28 @@ class Address:
             return self._exchange("POST", path, seconds, body)
         except httpx.TimeoutException as error:
             raise TryAgain(
-                "transient", f"{self.url} did not answer within {seconds:g} s", lost=True
+                "transient",
+                f"{self.name} did not answer within {seconds:g} s (server_timeout_seconds)",
+                lost=True,
             ) from error
         except httpx.HTTPError as error:
             raise TryAgain(
-                "transient", f"{self.url}: {type(error).__name__}: {error}", lost=True
+                "transient", f"{self.name}: {type(error).__name__}: {error}", lost=True
             ) from error
         except TooLong as error:
             raise TryAgain(
-                "model", f"{self.url} answered with more than {MOST_BYTES >> 20} MiB"
+                "model", f"{self.name} answered with more than {MOST_BYTES >> 20} MiB"
             ) from error
 
     def models(self, seconds: float) -> dict[str, dict[str, Any]]:
         """What the server says about its models, by id; empty if it says nothing about them.
 
-        Raises httpx.ConnectError if nothing answers at the address: not every server lists its
-        models, and one may be slow or ask for another key.
+        Raises httpx.ConnectError or ConnectTimeout if nothing answers at the address: not every
+        server lists its models, and one may be slow or ask for another key.
         """
         try:
             answer = self._exchange("GET", "models", min(CHECK_SECONDS, seconds))
-        except httpx.ConnectError:
+        except (httpx.ConnectError, httpx.ConnectTimeout):
             raise
         except (httpx.HTTPError, TooLong):
             return {}
@@ -121,3 +128,32 @@ class Address:
     def close(self) -> None:
         for line in list(self._lines):
             line.close()
+
+
+def not_reached(name: str, error: Exception) -> str:
+    """Why no server could be reached, and what helps."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"{name} has a certificate that is not trusted here ({cause.verify_message}); if it "
+            "is the right server, name its certificate's file with SSL_CERT_FILE=/path/to/cert.pem"
+        )
+    if cause is not None:
+        return (
+            f"{name} speaks no TLS ({cause}); if that is meant, write http:// instead of https://"
+        )
+    return f"no server answers at {name} ({error}); start it"
+
+
+def _proxy_for(url: str) -> str | None:
+    """What to say about the environment's proxy for an address; None if it has none."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    found = urllib.request.getproxies()
+    proxy = found.get(parts.scheme) or found.get("all")
+    if not proxy or urllib.request.proxy_bypass(host):
+        return None
+    shown = proxy.rpartition("@")[2] if "@" in proxy else proxy.rpartition("//")[2]
+    return f"through the environment's proxy {shown.rstrip('/')}; NO_PROXY={host} goes without"

@@ -1,24 +1,32 @@
-"""OpenAI's chat protocol: requests as JSON, and what servers answer to them."""
+"""OpenAI's protocol: chat requests as JSON, lists of models, and refusals of any request."""
 
 from __future__ import annotations
 
 import base64
 import json
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from clipmill.schemas.errors import ErrorKind, RowFailed, ServerRefused
-from clipmill.stages.models.completions import Completion
+from clipmill.stages.media.fetch.http_answers import retry_after_seconds
 from clipmill.stages.models.engines.lines import Answer
 from clipmill.stages.models.engines.requests import Message, Part, Picture, Request
-from clipmill.stages.usage import TOKENS_IN, TOKENS_OUT, TOLD_TOKENS, use
 
-# `length` is OpenAI's own word; the others are in use for the same.
-_CUT_OFF = ("length", "max_tokens", "model_length")
-# Where servers put what is no part of the answer.
-_REASONING = ("reasoning", "reasoning_content")
 # What `/v1/models` says about a model in vLLM, SGLang, llama.cpp and Ollama, without times.
 _FACTS = ("id", "root", "parent", "revision", "owned_by", "max_model_len", "meta")
+NO_CREDIT = 402
+NO_KEY = (401, 403)
+NOT_THE_PROXYS = 407
+# Redirects, too: an address that is right has none.
+_WRONG_PLACE = (301, 302, 303, 307, 308, 404, 405, 410)
+_NOT_TAKEN = (400, 413, 422)
+# An account without credit never gets further; some services say so with the status of a limit.
+_OF_CREDIT = re.compile(
+    rb'"(insufficient_quota|exceeded_current_quota_error|billing_not_active|'
+    rb'billing_hard_limit_reached|insufficient_balance)"'
+)
 
 
 class TryAgain(Exception):
@@ -36,6 +44,13 @@ class TryAgain(Exception):
         self.kind: ErrorKind = kind
         self.after_seconds = after_seconds
         self.lost = lost
+
+
+class NotUnderstood(TryAgain):
+    """An answer with status 200 that isn't what was asked for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("model", message)
 
 
 class NotTaken(RowFailed):
@@ -80,68 +95,44 @@ def _part(part: Part) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
 
 
-def refusal(url: str, answer: Answer, *, key_variable: str, setting: str) -> Exception:
-    """What an answer with a status other than 200 means."""
+def refusal(name: str, answer: Answer, *, key_variable: str, setting: str) -> Exception:
+    """What an answer with a status other than 200 means; `name` is the server's."""
     status = answer.status
     said = " ".join(answer.content[:500].decode("utf-8", "replace").split())
-    text = f"{url} answered {status}: {said}"
+    text = f"{name} answered {status}: {said}" if status else f"{name} sent an error: {said}"
+    if answer.location:
+        text = f"{name} answered {status}, a redirect to {answer.location}"
+    if status == NO_CREDIT or (status in (0, 403, 429) and _OF_CREDIT.search(answer.content)):
+        return ServerRefused("blocked", text, NO_CREDIT, setting)
     if status in (408, 409, 425, 429) or status >= 500:
-        return TryAgain("transient", text, _retry_after(answer))
-    if status in (401, 403):
-        text = f"{text}; the key is read from ${key_variable}"
+        return TryAgain("transient", text, retry_after_seconds(answer.retry_after))
+    if status in NO_KEY:
+        lacking = "" if os.environ.get(key_variable, "").strip() else ", which is not set"
+        text = f"{text}; the key is read from ${key_variable}{lacking}"
         return ServerRefused("blocked", text, status, setting)
-    if status == 404:
+    if status == NOT_THE_PROXYS:
+        return ServerRefused("blocked", text, status, setting)
+    if status in _WRONG_PLACE:
         return ServerRefused("permanent", text, status, setting)
-    if status in (400, 413, 422):
+    if status in _NOT_TAKEN:
         return NotTaken("model", text)
+    if not status:
+        return TryAgain("model", text)
     return RowFailed("permanent", text)
 
 
-def completion(url: str, content: bytes) -> tuple[Completion, str]:
-    """The answer with status 200, and what it says about the model that gave it."""
+def error_status(content: bytes) -> int | None:
+    """The status in an error that was sent with status 200; 0 if it has none, None if it is no
+    error."""
     try:
-        answer = json.loads(content)
-        counts = _count_tokens(answer.get("usage"))
-        choice = answer["choices"][0]
-        text = choice["message"]["content"]
-        reasoned = any(choice["message"].get(name) for name in _REASONING)
-        reason = choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        said = content[:200].decode("utf-8", "replace")
-        raise TryAgain(
-            "model", f"{url} answered with something that is not a chat completion: {said!r}"
-        ) from error
-    if reason == "content_filter":
-        raise RowFailed("model", f"{url} filtered its answer")
-    if not isinstance(text, str | None):
-        raise RowFailed("model", f"{url} answered with content that is not text")
-    if reasoned and not text:
-        end = " before the token limit" if reason in _CUT_OFF else ""
-        raise RowFailed("model", f"{url} sent reasoning without an answer{end}")
-    by = " ".join(
-        f"{name} {str(answer[name])[:200]}"
-        for name in ("model", "system_fingerprint")
-        if answer.get(name)
-    )
-    return Completion(text or "", reason not in _CUT_OFF, *counts), by
-
-
-def _count_tokens(usage: Any) -> tuple[int | None, int | None]:
-    """The tokens of prompt and answer that a server says it has charged; not all servers do."""
-    told = usage if isinstance(usage, Mapping) else {}
-    into, out = told.get("prompt_tokens"), told.get("completion_tokens")
-    if not (isinstance(into, int) and isinstance(out, int) and min(into, out) >= 0):
-        return None, None
-    use(TOKENS_IN, into)
-    use(TOKENS_OUT, out)
-    use(TOLD_TOKENS)
-    return into, out
-
-
-def _retry_after(answer: Answer) -> float | None:
-    try:
-        return float(answer.retry_after or "")
-    except ValueError:
+        said = json.loads(content)
+        error = said.get("error")
+        if not error and said.get("object") != "error":
+            return None
+        places = [error, said] if isinstance(error, Mapping) else [said]
+        codes = [str(place.get(name)) for place in places for name in ("code", "status")]
+        return next((int(code) for code in codes if re.fullmatch("[45][0-9][0-9]", code)), 0)
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 

@@ -42,6 +42,7 @@ class Answer:
     status: int
     content: bytes
     retry_after: str | None = None
+    location: str | None = None
 
 
 class TooLong(Exception):
@@ -139,7 +140,7 @@ class DirectLine(Line):
             response = connection.getresponse()
             content = _whole(_parts_of(response))
             is_kept = not response.will_close
-            return Answer(response.status, content, response.getheader("Retry-After"))
+            return _answer(response.status, content, response.headers)
         except TimeoutError as error:
             raise httpx.ReadTimeout(str(error)) from error
         except (http.client.HTTPException, zlib.error, ValueError) as error:
@@ -201,7 +202,7 @@ class ProxiedLine(Line):
             extensions={"trace": self._watch},
         ) as response:
             content = _whole(response.iter_bytes())
-        return Answer(response.status_code, content, response.headers.get("Retry-After"))
+        return _answer(response.status_code, content, response.headers)
 
     def _watch(self, event: str, details: Mapping[str, Any]) -> None:
         """An httpcore `trace` that records each new connection."""
@@ -210,6 +211,11 @@ class ProxiedLine(Line):
 
     def close(self) -> None:
         self._client.close()
+
+
+def _answer(status: int, content: bytes, headers: Any) -> Answer:
+    location = headers.get("Location") if 300 <= status < 400 else None
+    return Answer(status, content, headers.get("Retry-After"), location)
 
 
 def _whole(parts: Iterable[bytes]) -> bytes:

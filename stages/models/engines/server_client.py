@@ -18,9 +18,15 @@ import httpx
 
 from clipmill.schemas.errors import ClipmillError, RowFailed, ServerRefused
 from clipmill.schemas.retries import Backoff, retried
-from clipmill.stages.models.engines.addresses import Address
+from clipmill.stages.models.engines.addresses import Address, not_reached
 from clipmill.stages.models.engines.alarm import Alarm
-from clipmill.stages.models.engines.chat_protocol import NotTaken, TryAgain, refusal
+from clipmill.stages.models.engines.chat_protocol import (
+    NotTaken,
+    NotUnderstood,
+    TryAgain,
+    error_status,
+    refusal,
+)
 from clipmill.stages.models.engines.lines import Answer
 from clipmill.stages.models.engines.server_turns import Health, Turns
 from clipmill.stages.models.engines.started_servers import StartedServer
@@ -56,9 +62,9 @@ class ServerClient(ABC, Generic[Asked, Found]):
     that are down cost about a minute per round instead of hours, and are used again once they are
     back.
 
-    A wrong key (401, 403), or a model or address that isn't there (404), is ServerRefused with the
-    `setting` that names the model. Once a server has answered, 403 concerns only its request: some
-    servers refuse what a picture shows that way.
+    A wrong key (401, 403), an account without credit (402), or a model or address that isn't there
+    (404, a redirect), is ServerRefused with the `setting` that names the model. Once a server has
+    answered, 403 concerns only its request: some servers refuse what a picture shows that way.
 
     With a server of its own, `started`, a request whose connection breaks because the server dies
     is sent again, alone, to the server that is started in its place. If that dies, too, the
@@ -117,7 +123,10 @@ class ServerClient(ABC, Generic[Asked, Found]):
 
     @abstractmethod
     def understood(self, url: str, content: bytes) -> tuple[Found, str]:
-        """What an answer with status 200 says, and what it says about the model that gave it."""
+        """What an answer with status 200 says, and what it says about the model that gave it.
+
+        NotUnderstood if it is something else, such as an error.
+        """
 
     def has_more(self, request: Asked) -> bool:
         """Whether a request has something that not all servers take."""
@@ -156,9 +165,9 @@ class ServerClient(ABC, Generic[Asked, Found]):
         for address in self._addresses:
             try:
                 listed = address.models(self._timeout_seconds)
-            except httpx.ConnectError as error:
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 address.leave_out()
-                missing.append(f"no server answers at {address.url} ({error})")
+                missing.append(not_reached(address.name, error))
                 continue
             names.update(dict.fromkeys(listed))
             if self._reference.served_as in listed and self._reference.model not in listed:
@@ -167,7 +176,7 @@ class ServerClient(ABC, Generic[Asked, Found]):
             note_served(self._setting, address.url, listed.get(self._model, {}))
         if len(missing) == len(self._addresses):
             raise ClipmillError(
-                f"{self._setting}: {'; '.join(missing)}; start it, or point to another with "
+                f"{self._setting}: {'; '.join(missing)}, or point to another with "
                 f"--set {self._setting}=http://HOST:PORT/v1#MODEL"
             )
         for said in missing:
@@ -226,7 +235,7 @@ class ServerClient(ABC, Generic[Asked, Found]):
     def _not_contacted(self) -> RowFailed:
         if self._closing.is_set():
             return self._stopped()
-        where = ", ".join(address.url for address in self._addresses)
+        where = ", ".join(address.name for address in self._addresses)
         return RowFailed(
             "transient",
             f"{where} left the last {self._health.unanswered} requests without an answer, so it "
@@ -306,7 +315,7 @@ class ServerClient(ABC, Generic[Asked, Found]):
             answer = address.post(path, body, self._timeout_seconds)
             if answer.status != 200:
                 raise self._refused(address, answer)
-            found, by = self.understood(address.url, answer.content)
+            found, by = self._found(address, answer.content)
             well = True
         except TryAgain as problem:
             if problem.lost and self._started is not None and not self._closing.is_set():
@@ -325,11 +334,22 @@ class ServerClient(ABC, Generic[Asked, Found]):
             self._started.has_answered()
         if by and by not in self._answered_by:
             self._answered_by.add(by)
-            logger.info("%s: %s answers as %s", self._setting, address.url, by)
+            logger.info("%s: %s answers as %s", self._setting, address.name, by)
         return found
 
+    def _found(self, address: Address, content: bytes) -> tuple[Found, str]:
+        try:
+            return self.understood(address.name, content)
+        except NotUnderstood as problem:
+            status = error_status(content)
+            if status is None:
+                raise
+            raise self._refused(address, Answer(status, content)) from problem
+
     def _refused(self, address: Address, answer: Answer) -> Exception:
-        found = refusal(address.url, answer, key_variable=self._key_variable, setting=self._setting)
+        found = refusal(
+            address.name, answer, key_variable=self._key_variable, setting=self._setting
+        )
         if isinstance(found, ServerRefused) and found.status == 403 and self._has_answered:
             return RowFailed(found.kind, found.message)
         return found

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipmill.stages.models.completions import Completion
-from clipmill.stages.models.engines.chat_protocol import body_of, completion
+from clipmill.stages.models.engines.chat_answers import completion
+from clipmill.stages.models.engines.chat_protocol import body_of
 from clipmill.stages.models.engines.requests import CHAT_PROMPT, Request, Sees
 from clipmill.stages.models.engines.server_client import ServerClient
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from clipmill.schemas.errors import RowFailed
 from clipmill.stages.media.read.samples import RATE
-from clipmill.stages.models.engines.chat_protocol import TryAgain
+from clipmill.stages.models.engines.chat_protocol import NotUnderstood
 from clipmill.stages.models.engines.server_client import ServerClient
 from clipmill.stages.models.transcripts import Line, Word, line_of, lines_of_words, spread
 from clipmill.stages.references import ModelReference
@@ -125,8 +125,8 @@ class TranscriptionServers(ServerClient[Asked, Answered]):
             language = answer.get("language")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             said = content[:200].decode("utf-8", "replace")
-            raise TryAgain(
-                "model", f"{url} answered with something that is not a transcription: {said!r}"
+            raise NotUnderstood(
+                f"{url} answered with something that is not a transcription: {said!r}"
             ) from error
         if not isinstance(language, str | None):
             raise RowFailed("model", f"{url} answered with a language that is not text")

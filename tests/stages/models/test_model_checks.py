@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from clipmill.jobs.doctor import examine
-from clipmill.pipeline.engine.preflight import check_models
+from clipmill.pipeline.engine.preflight import check_models, examine_models
 from clipmill.pipeline.recipes.plan import build_plan
 from clipmill.pipeline.recipes.recipe import load_recipe
 from clipmill.schemas.errors import ClipmillError
@@ -247,19 +247,40 @@ def test_server_is_asked_once_with_a_picture_and_counted(tmp_path):
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (401, "the key is read from $OPENAI_API_KEY; set it to a key that the server accepts"),
+        (401, "$OPENAI_API_KEY, which is not set; set it to a key that the server accepts"),
+        (402, "add credit to the key's account"),
         (403, "the key is read from $OPENAI_API_KEY"),
         (404, "check the address (usually http://HOST:PORT/v1) and the model's name"),
         (400, "the server fails on a request with a picture"),
     ],
 )
-def test_server_that_refuses_ends_the_run_before_it_starts(tmp_path, status, words):
+def test_server_that_refuses_ends_the_run_before_it_starts(tmp_path, status, words, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with openai_server(lambda _: "a dog") as stand_in:
         stand_in.always = status
         said = problem(tmp_path, caption_frames={"model": f"{stand_in.url}#m"})
     assert said.startswith("caption_frames.model: ")
     assert words in said
     assert "cookies" not in said
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        (["other"], "answers a request with a picture, though it lists no model m (it serves: oth"),
+        (["m", "other"], "answers a request with a picture"),
+        (["models/m"], "answers a request with a picture"),
+        ([], "answers a request with a picture"),
+    ],
+)
+def test_server_that_answers_for_a_model_it_does_not_list_is_told(tmp_path, listed, words):
+    with openai_server(lambda _: "a dog") as stand_in:
+        stand_in.models = {"data": [{"id": name} for name in listed]}
+        path = recipe(tmp_path, caption_frames={"model": f"{stand_in.url}#m"})
+        [one] = examine_models(build_plan(load_recipe(path)).steps)
+    assert one.problem is None
+    assert one.note.startswith(words)
+    assert ("though" in one.note) == ("though" in words)
 
 
 def test_busy_server_is_left_to_the_run(tmp_path):

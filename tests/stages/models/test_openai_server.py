@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import ssl
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +16,10 @@ from clipmill.stages.models.completions import Completion
 from clipmill.stages.models.engines.requests import Generation, Picture, Request, answers
 from clipmill.stages.models.engines.servers import ServerEngine
 from clipmill.stages.references import ModelReference
-from tests.http_server import refusing_address
+from tests.http_server import refusing_address, serve
 from tests.openai_stand_in import completion, openai_server, picture_of, text_of
+
+SELF_SIGNED = Path(__file__).parents[2] / "files" / "self_signed.pem"
 
 
 def client(url: str, **settings) -> ServerEngine:
@@ -99,6 +103,16 @@ def test_transient_errors_are_retried(misdeed):
         (401, "blocked", 1, "$OPENAI_API_KEY"),
         (404, "permanent", 1, "answered 404"),
         (302, "permanent", 1, "answered 302"),
+        (402, "blocked", 1, "answered 402"),
+        (405, "permanent", 1, "answered 405"),
+        (completion("x", "SAFETY"), "model", 1, "filtered"),
+        (completion("A dog runs and", "abort"), "transient", 2, "broke off its answer (abort)"),
+        (completion("A dog runs and", "error"), "transient", 2, "broke off its answer (error)"),
+        (b'{"error": {"message": "slow down", "code": 429}}', "transient", 2, "slow down"),
+        (b'{"error": {"code": "insufficient_quota"}}', "blocked", 1, "insufficient_quota"),
+        (b'{"object": "error", "message": "no model", "code": 404}', "permanent", 1, "no model"),
+        (b'{"error": "the model is loading"}', "model", 2, "sent an error"),
+        (b"data: {}\n\ndata: [DONE]\n", "model", 2, "a stream of events"),
     ],
 )
 def test_each_error_status_has_its_kind(misdeed, kind, asked, words):
@@ -138,8 +152,9 @@ def test_failure_affects_only_its_own_request():
     assert found[1] == Completion("b")
 
 
-def test_answer_at_the_token_limit_is_incomplete():
-    serving = openai_server(text_of, completion("a dog and", "length"))
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "model_length"])
+def test_answer_at_the_token_limit_is_incomplete(reason):
+    serving = openai_server(text_of, completion("a dog and", reason))
     with serving as stand_in, client(stand_in.url) as server:
         (answer,) = ask(server, "x")
     assert answer == Completion("a dog and", complete=False)
@@ -160,6 +175,75 @@ def test_reasoning_is_no_part_of_the_answer(field):
         answer, failure = ask(server, "x", "y")
     assert answer == Completion("a dog", True, 3, 5)
     assert "reasoning without an answer before the token limit" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        ({"content": [{"type": "text", "text": "a dog"}, {"text": " runs"}]}, "a dog runs"),
+        ({"content": [{"type": "thinking", "thinking": []}, {"text": "a dog"}]}, "a dog"),
+        ({"content": [{"type": "thinking", "thinking": []}]}, "reasoning without an answer"),
+        ({"reasoning": "the user wants"}, "reasoning without an answer"),
+        ({"content": None, "refusal": "I can't help"}, 'refused (it said "I can\'t help")'),
+        ({"refusal": "I can't help"}, "refused"),
+        ({"content": [{"type": "refusal", "refusal": "I can't help"}]}, "refused"),
+        ({"content": "a dog", "refusal": None, "tool_calls": []}, "a dog"),
+        ({"content": None, "tool_calls": [{"type": "function"}]}, "a call of a tool"),
+        ({"content": None}, ""),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("reason", ["stop", "eos", None])
+def test_text_is_found_in_whatever_form_a_message_has(message, found, reason):
+    choice = {"message": message, "finish_reason": reason}
+    body = json.dumps({"choices": [choice]}).encode()
+    with openai_server(text_of, body) as stand_in, client(stand_in.url) as server:
+        (answer,) = ask(server, "x")
+    if isinstance(answer, RowFailed):
+        assert answer.kind == "model"
+        assert found
+        assert found in answer.message
+    else:
+        assert answer == Completion(found)
+
+
+def test_untrusted_certificate_and_port_without_tls_are_told_from_a_server_that_is_down(
+    monkeypatch,
+):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(SELF_SIGNED)
+    with serve(tls=context) as site:
+        url = site.address.replace("127.0.0.1", "localhost") + "/v1"
+        with client(url) as server, pytest.raises(ClipmillError, match=r"not trusted.*SSL_CERT"):
+            server.check()
+        monkeypatch.setenv("SSL_CERT_FILE", str(SELF_SIGNED))
+        with client(url) as server:
+            server.check()
+    with (
+        serve() as site,
+        client(site.url("/v1").replace("http:", "https:")) as server,
+        pytest.raises(ClipmillError, match="speaks no TLS"),
+    ):
+        server.check()
+
+
+def test_proxy_of_the_environment_is_named_where_it_answers(monkeypatch):
+    """Behind one, a server of the same network is often out of reach."""
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with openai_server(text_of, 503, 503, 407) as proxy:
+        place = proxy.url.removesuffix("/v1").removeprefix("http://")
+        monkeypatch.setenv("HTTP_PROXY", f"http://me:secret@{place}")
+        with client("http://gpu1.test:8000/v1") as server:
+            busy, refused = ask(server, "x")[0], ask(server, "y")[0]
+        with client(proxy.url) as server:
+            monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+            (answer,) = ask(server, "x")
+    assert f"the environment's proxy {place}; NO_PROXY=gpu1.test goes without" in busy.message
+    assert "secret" not in busy.message
+    assert isinstance(refused, ServerRefused)
+    assert refused.status == 407
+    assert answer == Completion("x")
 
 
 def test_unreachable_server_is_reported_at_the_start():
