@@ -79,7 +79,8 @@ class ModelCheck:
 
     `run` returns what it found, and raises ClipmillError if the stage can't work with it. It needs
     the libraries that `needs` names, by import name. `depends_on` is what its result depends on
-    beside the files. A check that `asks` costs requests of a server.
+    beside the files. A check that `asks` costs requests of a server. One that doesn't `lasts` looks
+    at more than that, and is made anew for each run.
     """
 
     setting: str
@@ -87,6 +88,7 @@ class ModelCheck:
     depends_on: tuple[Any, ...] = ()
     needs: tuple[str, ...] = ()
     asks: bool = False
+    lasts: bool = True
 
 
 def resource(default: Any, **details: Any) -> Any:

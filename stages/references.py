@@ -31,6 +31,8 @@ from clipmill.stages.packages import PACKAGE, packaged_path, pinned
 # Files of a model's folder that count for its identity: all that could change its output.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _WEB = ("http://", "https://")
+# As the hub takes it.
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _NEXT_ADDRESS = re.compile(r"\s*,\s*(?=https?://)")
 _CONFIG = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
@@ -120,6 +122,21 @@ class DataFile(BaseModel):
         if self.path is None:
             return self
         return DataFile(path=str((folder / self.path).resolve()))
+
+
+def _check_hub_id(name: str) -> None:
+    """ValueError if the hub can't have it: often the beginning of an address or path is missing."""
+    if name.startswith("open_clip:") or _HUB_ID.fullmatch(name):
+        return
+    if "#" in name or re.match(r"[\w.-]+:\d", name):
+        raise ValueError(
+            f"{name}: a server's address begins with http:// or https://, "
+            "e.g. http://127.0.0.1:8000/v1#name"
+        )
+    raise ValueError(
+        f"{name}: expected a hub id (OWNER/NAME), a folder (which begins with ./ or /), "
+        "or a server (http://HOST:PORT/v1#NAME)"
+    )
 
 
 def _check_server(url: str) -> None:
@@ -214,6 +231,8 @@ class ModelReference(BaseModel):
             pinned(f"{PACKAGE}{self.package}#sha256={self.sha256}")
         if self.more_servers and not self.server:
             raise ValueError("more_servers are further addresses of the model that server names")
+        if self.hub is not None:
+            _check_hub_id(self.hub)
         if self.server:
             for address in self.servers:
                 _check_server(address)

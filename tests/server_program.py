@@ -22,7 +22,10 @@ from pathlib import Path
 def environment(folder: Path) -> Path:
     """A script to be used as the Python of a server's environment."""
     script = folder / "python"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I "{Path(__file__).resolve()}" "$@"\n')
+    script.write_text(
+        '#!/bin/sh\n[ "$1" = -c ] && exit 0  # asked whether it has a module\n'
+        f'exec "{sys.executable}" -I "{Path(__file__).resolve()}" "$@"\n'
+    )
     script.chmod(0o755)
     return script
 

@@ -19,6 +19,9 @@ _SMALL: dict[str, Any] = {
 }
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
 def copy_of(name: str, folder: Path) -> Path:
     return Path(shutil.copytree(tiny_model(name), folder))
 
@@ -154,3 +157,73 @@ def embedder_of_another_width(folder: Path) -> Path:
         folder / "open_clip_config.json", lambda config: config["model_cfg"].update(embed_dim=48)
     )
     return folder
+
+
+def pointers(folder: Path) -> Path:
+    copy = copy_of("qwen_vl", folder)
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        (copy / name).write_bytes(POINTER)
+    return copy
+
+
+def pointer_of_an_embedder(folder: Path) -> Path:
+    save_tiny_clip(folder)
+    (folder / "open_clip_model.safetensors").write_bytes(POINTER)
+    return folder
+
+
+def index_as_pointer(folder: Path) -> Path:
+    copy = without_weights(folder)
+    (copy / "model.safetensors.index.json").write_bytes(POINTER)
+    return copy
+
+
+def with_damaged_index(folder: Path) -> Path:
+    copy = without_weights(folder)
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": ')
+    return copy
+
+
+def adapter(folder: Path) -> Path:
+    folder.mkdir()
+    about = {"base_model_name_or_path": "Qwen/Qwen2.5-VL", "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(about))
+    (folder / "adapter_model.safetensors").write_bytes(b"x")
+    return folder
+
+
+def gguf(folder: Path) -> Path:
+    copy = without_weights(folder)
+    (copy / "model-q4_k_m.gguf").write_bytes(b"GGUF")
+    return copy
+
+
+def gguf_file(folder: Path) -> Path:
+    return gguf(folder) / "model-q4_k_m.gguf"
+
+
+def weights_file(folder: Path) -> Path:
+    save_tiny_clip(folder)
+    return folder / "open_clip_model.safetensors"
+
+
+def hubs_cache(folder: Path) -> Path:
+    copy_of("blip", folder / "snapshots" / "0123")
+    return folder
+
+
+def parent(folder: Path) -> Path:
+    save_tiny_clip(folder / "the-model")
+    return folder
+
+
+def empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def without_tokenizer(folder: Path) -> Path:
+    copy = copy_of("qwen_vl", folder)
+    for path in copy.glob("tokenizer*"):
+        path.unlink()
+    return copy

@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipmill.pipeline.engine.named_cluster import has_cluster
 from clipmill.pipeline.engine.passed_checks import has_passed, note_passed
 from clipmill.pipeline.recipes.plan import PlannedStep
 from clipmill.schemas.command_line import shell_word
@@ -143,7 +145,8 @@ def _examined(
                 _get(value, setting, away)
                 is_here = True
                 if (check := checks.get(name)) is not None:
-                    note = _checked(step, check, value, asked, remembers)
+                    with _folder_explained(value, setting):
+                        note = _checked(step, check, value, asked, remembers)
                 elif isinstance(value, ModelReference) and value.server:
                     for address in value.servers:
                         _ask_server(address, setting)
@@ -177,6 +180,8 @@ def _checked(
     if lost := [name for name in check.needs if importlib.util.find_spec(name) is None]:
         return f"not checked here: {' and '.join(lost)} not installed on this machine"
     if not check.asks:
+        if not check.lasts:
+            return _of_workers(check)
         if remembers and (note := has_passed(step, check, value)) is not None:
             return note
         note = check.run()
@@ -192,6 +197,38 @@ def _checked(
     if isinstance(found, ClipmillError):
         raise found
     return found
+
+
+def _of_workers(check: ModelCheck) -> str:
+    """What a check found of what the workers' nodes need; on a cluster these may be others."""
+    from clipmill.stages.models.checks.programs import NotOnThisMachine
+
+    try:
+        return check.run()
+    except NotOnThisMachine as error:
+        if not has_cluster():
+            raise
+        return f"not checked on this machine: {error}"
+
+
+@contextmanager
+def _folder_explained(value: ModelReference | DataFile, setting: str) -> Iterator[None]:
+    """Says of a model's folder what is wrong with it, if its files tell that, instead of what
+    reading it led to."""
+    from clipmill.stages.models.folder_faults import fault_of
+    from clipmill.stages.models.loading import cached_folder, repository_of
+
+    try:
+        yield
+    except Exception as error:
+        folder = None
+        if isinstance(value, ModelReference) and value.folder:
+            folder = Path(value.folder)
+        elif isinstance(value, ModelReference) and value.hub:
+            folder = cached_folder(repository_of(value.hub), value.revision)
+        if folder is None or (fault := fault_of(folder, setting, str(error))) is None:
+            raise
+        raise ClipmillError(f"{setting}: {folder} {fault}") from error
 
 
 def _get(value: ModelReference | DataFile, setting: str, away: dict[str, str]) -> None:
@@ -227,7 +264,7 @@ def _place(value: ModelReference | DataFile) -> str:
 def _without_network(findings: list[CheckedReference]) -> str:
     """One message for everything to fetch: what, how, and which recipes need no downloads."""
     from clipmill.pipeline.recipes.ready_made import names_without_downloads
-    from clipmill.stages.models.loading import repository_of
+    from clipmill.stages.models.loading import as_folder, repository_of
 
     commands: dict[str, None] = {}
     overrides = []
@@ -258,6 +295,9 @@ def _without_network(findings: list[CheckedReference]) -> str:
             *(f"  {command}" for command in commands),
             "Then add this to the command:",
             f"  {' '.join(overrides)}",
+            *dict.fromkeys(
+                f"{said}." for one in findings if (said := as_folder(one.reference)) is not None
+            ),
             f"Recipes that download no models: {', '.join(names_without_downloads())}.",
         ]
     )

@@ -147,9 +147,10 @@ class GeneratingStage(ServedStage):
             served = partial(check_server, reference, self, name, pictures=pictures)
             return ModelCheck(setting, served, (pictures,), asks=True)
         if self.engine is not None:
-            from clipmill.stages.models.checks.skeleton import check_files
+            from clipmill.stages.models.checks.programs import check_program
 
-            return ModelCheck(setting, partial(check_files, reference, name))
+            started = partial(check_program, reference, self.engine, name)
+            return ModelCheck(setting, started, (self.engine.program.python,), lasts=False)
         loading = (self.trust_remote_code, self.quantization, self.device_map)
         needs = ("torch", "transformers")
         return ModelCheck(setting, partial(local, name), (*loading, *depends_on), needs)

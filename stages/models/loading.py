@@ -13,9 +13,10 @@ from pathlib import Path
 
 from clipmill.schemas.errors import ClipmillError, UsageError
 from clipmill.stages.media.fetch.data_files import Unreachable
+from clipmill.stages.models.folder_faults import GGUF
 from clipmill.stages.models.published_weights import PAIR, published_weights
 from clipmill.stages.packages import check_same, installed
-from clipmill.stages.references import ModelReference, folder_sha256
+from clipmill.stages.references import DataFile, ModelReference, folder_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,9 @@ def local_folder(reference: ModelReference, *, setting: str) -> Path:
         return folder
     if reference.folder:
         folder = Path(reference.folder)
+        if folder.is_file():
+            step = f". {GGUF}" if folder.suffix == ".gguf" else f": name {folder.parent}"
+            raise UsageError(f"{setting}: {folder} is a file, and a model is a folder{step}")
         if not folder.is_dir():
             raise UsageError(
                 f"{setting}: no folder {folder}; it should contain a model's "
@@ -87,7 +91,7 @@ def hub_folder(repository: str, revision: str | None, *, setting: str) -> Path:
         if folder := cached_folder(repository, revision):
             logger.warning("%s is loaded from the hub's cache: %s", repository, error)
             return folder
-        explain = partial(_explain, repository, revision, _reason(error))
+        explain = partial(_explain, repository, revision, error)
         if _nobody_answers(error):
             raise Unreachable(explain([setting]), _reason(error)) from error
         raise NotFetched(explain, setting) from error
@@ -166,7 +170,8 @@ def _weights_among(names: Sequence[str]) -> list[str]:
 def _wanted(names: Sequence[str]) -> list[str]:
     chosen = _weights_among(names)
     if not chosen:
-        raise FileNotFoundError("it contains no weights as safetensors or .bin")
+        hint = f". {GGUF}" if any(name.endswith(".gguf") for name in names) else ""
+        raise FileNotFoundError(f"it contains no weights as safetensors or .bin{hint}")
     has_modules = "modules.json" in names
     return [
         *chosen,
@@ -187,14 +192,41 @@ def _reason(error: Exception) -> str:
     return reason if len(reason) <= 300 else reason[:299] + "…"
 
 
-def _explain(repository: str, revision: str | None, reason: str, settings: Sequence[str]) -> str:
+def as_folder(reference: ModelReference | DataFile) -> str | None:
+    """That a hub id is also a folder's path, which a recipe writes in another way."""
+    hub = reference.hub if isinstance(reference, ModelReference) else None
+    if hub is None or hub.startswith(PAIR) or not Path(hub).is_dir():
+        return None
+    return f"{hub} is a hub's id; the folder of that name here is ./{hub}"
+
+
+def _explain(
+    repository: str, revision: str | None, error: Exception, settings: Sequence[str]
+) -> str:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
     name = f"{repository}@{revision}" if revision else repository
     folder = "./models/" + repository.rpartition("/")[2]
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     those = "the setting" if len(settings) == 1 else "the settings"
-    return (
+    said = (
         f"{', '.join(settings)}: the model {name} could not be fetched from the Hugging Face hub"
-        f"{offline}: {reason}\nOn a machine that can reach the hub, `hf download {repository} "
-        f"--local-dir {folder}` gets it; then point {those} to that folder: "
-        f"{' '.join(f'--set {setting}={folder}' for setting in settings)}"
+        f"{offline}: {_reason(error)}"
+    )
+    if isinstance(error, FileNotFoundError):
+        return said
+    own = as_folder(ModelReference(hub=repository))
+    token = "with your token (`hf auth login`, or HF_TOKEN in the environment)"
+    if isinstance(error, GatedRepoError):
+        own = f"Ask for access at https://huggingface.co/{repository}, and run again {token}"
+    elif isinstance(error, RepositoryNotFoundError) and own is None:
+        own = f"Check the name; a private model is fetched {token}"
+    return (
+        said
+        + (f"\n{own}." if own else "")
+        + (
+            f"\nOn a machine that can reach the hub, `hf download {repository} "
+            f"--local-dir {folder}` gets it; then point {those} to that folder: "
+            f"{' '.join(f'--set {setting}={folder}' for setting in settings)}"
+        )
     )

@@ -388,6 +388,8 @@ def test_question_alone_also_asks_for_a_caption(tmp_path):
         ({"fields": {"a": "txt"}}, "Input should be 'text', 'texts', 'number'"),
         ({"fields": {"a": ["x", "X"]}}, "two of the texts in one_of are the same"),
         ({"fields": {"a": {"type": "number", "one_of": ["1"]}}}, "one_of is for texts"),
+        ({"fields": {"a": [True, False]}}, "yes, no, on and off need quotes in YAML"),
+        ({"engine": "vllm"}, "engine needs the server's environment, e.g. engine: {vllm: {pyth"),
         ({"fields": {"a": None}, "questions": {"a": "Is it?"}}, "two columns would be named a"),
         ({"fields": {"a_answer": None}, "questions": {"a": "?"}}, "columns would be named a_answ"),
         ({"fields": {"a": "number"}, "caption_field": "a"}, "which is no field of type text"),
@@ -398,6 +400,14 @@ def test_question_alone_also_asks_for_a_caption(tmp_path):
 def test_settings_that_make_no_sense_are_refused(settings, said):
     with pytest.raises(ValidationError, match=said):
         CaptionClip(**settings)
+
+
+def test_numbers_among_the_only_texts_are_read_as_texts():
+    assert CaptionClip(fields={"size": [1, 2.5, "more"]}).fields["size"].one_of == (
+        "1",
+        "2.5",
+        "more",
+    )
 
 
 def test_columns_come_from_settings_and_from_what_a_run_recorded():

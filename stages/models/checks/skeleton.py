@@ -114,7 +114,7 @@ def weight_files(folder: Path, what: str) -> list[Path]:
         if single.is_file():
             return [single]
         if (folder / index).is_file():
-            names = set(json.loads((folder / index).read_text("utf-8"))["weight_map"].values())
+            names = _names_in(folder / index, what)
             if lost := sorted(name for name in names if not (folder / name).is_file()):
                 raise ClipmillError(
                     f"{what}: {folder} lacks {len(lost)} of its {len(names)} files of weights, "
@@ -130,6 +130,16 @@ def weight_files(folder: Path, what: str) -> list[Path]:
         f"{what}: {folder} contains no weights that transformers loads: expected "
         f"{_SINGLE[0]}, or its parts with {_INDEXES[0]}"
     )
+
+
+def _names_in(index: Path, what: str) -> set[str]:
+    """The files of weights that an index names."""
+    try:
+        return set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ClipmillError(
+            f"{what}: {index} is damaged, fetch it again ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _header(path: Path) -> dict[str, Any]:

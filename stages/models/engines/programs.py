@@ -56,6 +56,16 @@ class ServerPrograms(BaseModel):
     vllm: ServerProgram | None = None
     sglang: ServerProgram | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _not_a_name(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        raise ValueError(
+            "engine needs the server's environment, e.g. "
+            "engine: {vllm: {python: /path/to/env/bin/python}}"
+        )
+
     @model_validator(mode="after")
     def _one(self) -> ServerPrograms:
         if (self.vllm is None) == (self.sglang is None):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from clipmill.schemas.errors import storable
 from clipmill.stages.models.generated_text import fault_of, tidy
@@ -68,6 +68,16 @@ class AskedField(BaseModel):
     type: FieldType = Field("text", description="text, texts, number, integer or boolean")
     one_of: tuple[str, ...] = Field((), description="the only texts that it may be")
     ask: str = Field("", description="what the model is asked for")
+
+    @field_validator("one_of", mode="before")
+    @classmethod
+    def _as_texts(cls, value: Any) -> Any:
+        """YAML reads numbers as such, and yes and no as true and false."""
+        if not isinstance(value, list | tuple):
+            return value
+        if any(isinstance(one, bool) for one in value):
+            raise ValueError('yes, no, on and off need quotes in YAML, e.g. ["yes", "no"]')
+        return [str(one) if isinstance(one, int | float) else one for one in value]
 
     @model_validator(mode="after")
     def _check(self) -> AskedField:

@@ -89,7 +89,8 @@ class _Hub(BaseHTTPRequestHandler):
             self._answer(self.files[name], ETag=f'"{hashlib.sha1(self.files[name]).hexdigest()}"')
         else:
             self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
+            gated = path.startswith("/api/models/org/gated")
+            self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -203,7 +204,27 @@ REFUSED = (
 def test_unknown_model_is_named_with_a_remedy(hub, tmp_path) -> None:
     out = _ask(hub[0], tmp_path, REFUSED.format(model="org/other@v1"))
     assert "embed_clips.model: the model org/other@v1 could not be fetched" in out
+    assert "Check the name; a private model is fetched with your token" in out
     assert "--set embed_clips.model=./models/other" in out
+
+
+def test_model_that_asks_for_consent_is_told_from_one_that_is_not_there(hub, tmp_path) -> None:
+    out = _ask(hub[0], tmp_path, REFUSED.format(model="org/gated"))
+    assert "Ask for access at https://huggingface.co/org/gated, and run again with your" in out
+
+
+def test_hub_id_that_is_a_folders_path_is_told(hub, tmp_path) -> None:
+    (tmp_path / "org" / "other").mkdir(parents=True)
+    code = f"import os\nos.chdir({str(tmp_path)!r})\n" + REFUSED.format(model="org/other")
+    assert "the folder of that name here is ./org/other" in _ask(hub[0], tmp_path, code)
+
+
+def test_repository_of_gguf_files_is_not_sent_for_again(hub, tmp_path) -> None:
+    url, handler = hub
+    handler.files = {"config.json": b"{}", "model-q4.gguf": b"GGUF"}
+    out = _ask(url, tmp_path, REFUSED.format(model="org/model"))
+    assert "GGUF files are for llama.cpp and Ollama" in out
+    assert "hf download" not in out
 
 
 def test_hub_that_never_answers_is_given_up_quickly(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,19 @@ def test_language_models_fit(tmp_path, name):
         ),
         ("summarize_captions", wrong.with_another_tokenizer, "tokenizer's files are another"),
         ("summarize_captions", wrong.with_broken_template, "chat template fails on a prompt"),
+        ("caption_frames", wrong.pointers, "holds pointers of Git LFS instead of 3 files: config"),
+        ("embed_clips", wrong.pointer_of_an_embedder, "instead of 1 file: open_clip_model.safe"),
+        ("caption_frames", wrong.index_as_pointer, "1 file: model.safetensors.index.json; `git"),
+        ("caption_frames", wrong.with_damaged_index, "index.json is damaged, fetch it again"),
+        ("caption_frames", wrong.adapter, "is an adapter (LoRA) for Qwen/Qwen2.5-VL, not a whole"),
+        ("caption_frames", wrong.gguf, "has weights as GGUF only. GGUF files are for llama.cpp"),
+        ("caption_frames", wrong.gguf_file, "is a file, and a model is a folder. GGUF files are"),
+        ("embed_clips", wrong.weights_file, "is a file, and a model is a folder: name "),
+        ("caption_frames", wrong.hubs_cache, "a folder in it has (snapshots/0123): --set caption"),
+        ("embed_clips", wrong.parent, "but a folder in it has (the-model): --set embed_clips.mod"),
+        ("caption_frames", wrong.empty, "is empty; fetch the model again"),
+        ("caption_frames", wrong.without_tokenizer, "has no files of a tokenizer"),
+        ("summarize_captions", wrong.without_tokenizer, "has no files of a tokenizer"),
         ("embed_clips", wrong.embedder_without_configuration, "no open_clip_config.json"),
         ("embed_clips", wrong.embedder_without_a_layer, "lacks 12 weights that CLIP needs"),
         ("embed_clips", wrong.embedder_of_another_width, "and CLIP takes"),
@@ -118,6 +132,29 @@ def test_wrong_model_is_refused_with_its_setting(tmp_path, stage, make, words):
     folder = make(tmp_path / "model")
     said = problem(tmp_path, **{stage: {"model": str(folder)}})
     assert said.startswith(f"{stage}.model: ")
+    assert words in said
+
+
+def test_pointer_beside_the_weights_that_are_read_is_no_fault(tmp_path):
+    """`git lfs pull --include` fetches one set of weights among several."""
+    folder = wrong.without_layers(tmp_path / "model")
+    (folder / "pytorch_model.bin").write_bytes(wrong.POINTER)
+    assert "weights that T5" in problem(tmp_path, summarize_captions={"model": str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("127.0.0.1:8000/v1#m", "a server's address begins with http://"),
+        ("gpu1:8000/v1#m", "a server's address begins with http://"),
+        ("models/qwen/7b", "expected a hub id (OWNER/NAME), a folder (which begins with ./ or /)"),
+        ("Qwen/Qwen2.5 VL", "expected a hub id"),
+        ("hf.co/Qwen/Qwen2.5", "expected a hub id"),
+    ],
+)
+def test_model_that_no_hub_can_have_is_refused_as_it_is_read(tmp_path, model, words):
+    said = problem(tmp_path, caption_frames={"model": model})
+    assert "caption_frames: model: " in said
     assert words in said
 
 
@@ -291,6 +328,34 @@ def test_busy_server_is_left_to_the_run(tmp_path):
         path = recipe(tmp_path, caption_frames=stages)
         said, _ = check_models(build_plan(load_recipe(path)).steps)
     assert "caption_frames.model: not checked further: " in said[-1]
+
+
+@pytest.mark.parametrize("program", ["vllm", "sglang"])
+def test_environment_of_a_server_that_the_run_starts_is_checked(tmp_path, monkeypatch, program):
+    """On a cluster it is only told of: the workers' nodes may have it."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    python = tmp_path / "python"
+    settings = {"model": str(tiny_model("blip")), "engine": {program: {"python": str(python)}}}
+
+    def write(script: str, mode: int = 0o755) -> None:
+        python.write_text(script)
+        python.chmod(mode)
+
+    assert f".engine: no Python at {python}; install {program}" in problem(
+        tmp_path, caption_frames=settings
+    )
+    write("#!/bin/sh\nexit 3\n")
+    assert f"{program} is not installed for {python}" in problem(tmp_path, caption_frames=settings)
+    write("#!/nowhere/sh\n")
+    assert f"{python} can't be started" in problem(tmp_path, caption_frames=settings)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    [said] = check_models(build_plan(load_recipe(recipe(tmp_path, caption_frames=settings))).steps)[
+        0
+    ]
+    assert "not checked on this machine: caption_frames.engine: " in said
+    monkeypatch.delenv("RAY_ADDRESS")
+    write(f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c "exit(0)"\n')
+    found(tmp_path, caption_frames=settings)
 
 
 def test_nothing_is_written_before_the_checks(tmp_path):
