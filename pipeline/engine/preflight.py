@@ -72,7 +72,7 @@ def check_models(
         asked = ", ".join(one.setting for one in findings if _is_server(one.reference))
         told = f"Checked the server of {asked} with {counted(int(spent[REQUESTS]), 'request')}"
         if len(spent) > 1:
-            told += f": {spent[TOKENS_IN]:,} tokens in, {spent[TOKENS_OUT]:,} out"
+            told += f": {int(spent[TOKENS_IN]):,} tokens in, {int(spent[TOKENS_OUT]):,} out"
         said.append(f"{told}.")
     said += [f"{one.setting}: {one.note}" for one in findings if (one.note or "").startswith("not")]
     return said, spent

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from clipmill.schemas.command_line import shell_word
@@ -84,7 +84,7 @@ def _without_configuration(folder: Path, files: dict[str, Path], setting: str) -
     return None if files else "is empty; fetch the model again"
 
 
-def _pointers(files: Iterator[Path] | Sequence[Path]) -> Iterator[str]:
+def _pointers(files: Iterable[Path]) -> Iterator[str]:
     """Names of files whose bytes are elsewhere; not of weights that are here as safetensors."""
     found = {path.name: _is_pointer(path) for path in sorted(files) if path.suffix in _READ}
     has_safe = any(name.endswith(_SAFE) and not elsewhere for name, elsewhere in found.items())

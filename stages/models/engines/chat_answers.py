@@ -54,11 +54,11 @@ def completion(url: str, content: bytes) -> tuple[Completion, str]:
         reason = str(choice.get("finish_reason") or "").lower()
         said = _said(choice["message"])
         calls = any(choice["message"].get(name) for name in _CALLS)
-        error = choice.get("error")
+        trouble = choice.get("error")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise _not_understood(url, content) from error
-    if error or reason in _BROKEN_OFF:
-        told = f": {shortened(tidy(json.dumps(error, ensure_ascii=False)))}" if error else ""
+    if trouble or reason in _BROKEN_OFF:
+        told = f": {shortened(tidy(json.dumps(trouble, ensure_ascii=False)))}" if trouble else ""
         raise TryAgain("transient", f"{url} broke off its answer ({reason or 'error'}){told}")
     if reason.startswith(_FILTERED):
         raise RowFailed("model", f"{url} filtered its answer")
