@@ -154,6 +154,7 @@ def _recipe_findings(recipe: str) -> Iterator[tuple[str, str | None]]:
 def _sources(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
     """The files that a recipe's sources match; lists and sites are not read."""
     from clipmill.pipeline.ingest.source_files import Finder, describe_passed_over
+    from clipmill.pipeline.ingest.source_rows import is_pattern_of_lists
 
     for spec in loaded.recipe.sources:
         if spec.path is None:
@@ -162,6 +163,10 @@ def _sources(loaded: LoadedRecipe) -> Iterator[tuple[str, str | None]]:
         path = loaded.folder / Path(spec.path).expanduser()
         if path.is_file():
             yield f"source {spec.path}: a file", None
+            continue
+        if is_pattern_of_lists(spec.path, loaded.folder):
+            lists = len(finder.lists_of_pattern(loaded.folder, spec.path))
+            yield f"source {spec.path}: {counted(lists, 'list')}", None if lists else "no such file"
             continue
         found = (
             finder.in_folder(path)

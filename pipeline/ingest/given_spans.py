@@ -1,7 +1,7 @@
 """Interprets a list's columns about parts of a video: times and captions, in published forms.
 
 Lists have one clip per row (`start`, `end`), or all clips of a video in one cell (`[['0:00:02.0',
-'0:00:08.5'], …]`). Cells are parsed as data and never executed.
+'0:00:08.5'], …]`, or objects with times). Cells are parsed as data and never executed.
 """
 
 from __future__ import annotations
@@ -11,58 +11,22 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from clipmill.pipeline.ingest.column_names import (
+    CAPTIONS,
+    ENDS,
+    PARTS,
+    SPANS,
+    STARTS,
+    is_milliseconds,
+)
+from clipmill.pipeline.ingest.listed_objects import parts_of, texts_of
 from clipmill.pipeline.ingest.source_lists import clean, word_of
 from clipmill.pipeline.ingest.source_spec import SourceSpec
 from clipmill.schemas.words import counted
 
-_STEMS = (
-    "{}_seconds",
-    "{}",
-    "{}_time",
-    "{}time",
-    "time_{}",
-    "{}_timestamp",
-    "{}_sec",
-    "{}_second",
-    "{}_s",
-    "clip_{}",
-    "span_{}",
-    "segment_{}",
-    "t_{}",
-    "{}_ms",
-    "{}_milliseconds",
-)
-STARTS = tuple(stem.format(word) for word in ("start", "begin") for stem in _STEMS)
-ENDS = tuple(stem.format(word) for word in ("end", "stop") for stem in _STEMS)
-SPANS = (
-    "timestamp",
-    "timestamps",
-    "time_stamp",
-    "time_stamps",
-    "span",
-    "spans",
-    "segment",
-    "segments",
-    "interval",
-    "intervals",
-    "time_range",
-    "time_ranges",
-)
-CAPTIONS = (
-    "caption",
-    "captions",
-    "sentence",
-    "sentences",
-    "dense_caption",
-    "text",
-    "texts",
-    "short_caption",
-    "cap",
-    "caps",
-)
 _OF_THE_VIDEO = frozenset(("video_id", "title", "category", "language", "query"))
 _PROMISED = frozenset(("start_seconds", "end_seconds", "caption"))
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,4}):(\d{1,2}(?:[.,]\d+)?)")
@@ -88,6 +52,9 @@ class Roles:
     spans_were_named: bool = False
     others: tuple[str, ...] = ()
     of_times: tuple[str, ...] = ()
+    captions_were_named: bool = False
+    parts: tuple[str, ...] = ()
+    """Those of the `others` that hold spans in rows where each entry of the cell has times."""
 
     def said(self) -> list[tuple[str, str]]:
         """Columns recognised by a usual name, and their meanings."""
@@ -110,6 +77,8 @@ class Given:
     spans: list[Span] | None = None
     captions: list[str] = field(default_factory=list)
     extra: dict[str, str] | None = None
+    part_column: str | None = None
+    """The column that the spans were found in, if only its cells show that it holds them."""
 
 
 def roles_of(names: Sequence[str], spec: SourceSpec, locator: str | None = None) -> Roles:
@@ -147,15 +116,28 @@ def roles_of(names: Sequence[str], spec: SourceSpec, locator: str | None = None)
         spans,
         captions,
         of_the_video,
-        word_of(start or "").endswith(("_ms", "_milliseconds")),
+        is_milliseconds(word_of(start or "")),
         spec.span_columns is not None,
         tuple(name for name in names if name not in taken and name not in of_the_video),
         tuple(name for name in names if name in (start, end, spans)),
+        spec.caption_column is not None,
+        ()
+        if start or end or spans or spec.span_columns is not None
+        else tuple(by_word[word] for word in PARTS if by_word.get(word, captions) != captions),
     )
 
 
 def given(columns: Mapping[str, Any], roles: Roles) -> Given:
     """What a row gives; ValueError if its times or captions are invalid."""
+    part_column = next((name for name in roles.parts if _are_parts(columns[name])), None)
+    if part_column is not None:
+        roles = replace(
+            roles,
+            spans=part_column,
+            others=tuple(name for name in roles.others if name != part_column),
+        )
+    if roles.spans is not None:
+        columns, roles = _spread(columns, roles)
     times, is_list = _times(columns, roles)
     captions = _captions(columns.get(roles.captions) if roles.captions else None)
     names = roles.others if times is not None else (*roles.others, *roles.of_times)
@@ -177,11 +159,49 @@ def given(columns: Mapping[str, Any], roles: Roles) -> Given:
                 _extras(others, len(times), is_list),
                 strict=True,
             )
-        ]
+        ],
+        part_column=part_column,
+    )
+
+
+def _spread(columns: Mapping[str, Any], roles: Roles) -> tuple[Mapping[str, Any], Roles]:
+    """The row with the fields of the objects that its spans are in as columns."""
+    assert roles.spans is not None
+    parts = parts_of(_listed(columns.get(roles.spans)))
+    if parts is None:
+        return columns, roles
+    names = {name: f"{roles.spans}.{name}" if name in columns else name for name in parts.fields}
+    others, captions = [*roles.others, *names.values()], roles.captions
+    if parts.captions is not None and not roles.captions_were_named:
+        captions = names[parts.captions]
+        others.remove(captions)
+        others += [roles.captions] if roles.captions else []
+    fields = {names[name]: values for name, values in parts.fields.items()}
+    return (
+        {**columns, **fields, roles.spans: parts.pairs},
+        replace(roles, captions=captions, others=tuple(others)),
     )
 
 
 # Times
+
+
+def _are_parts(value: Any) -> bool:
+    """Whether a cell is a list of spans, in a column that may hold anything."""
+    found = _listed(value)
+    if not isinstance(found, list) or not found:
+        return False
+    if all(isinstance(part, list) and len(part) == 2 for part in found):
+        return all(_is_time(time) for part in found for time in part)
+    return parts_of(found) is not None
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        seconds_of("", value)
+    except ValueError:
+        return False
+    return True
 
 
 def _times(
@@ -276,16 +296,9 @@ def _pairs(name: str, value: Any, must_be: bool) -> tuple[list[tuple[Any, Any]],
         return [(value[0], value[1])], False
     pairs = []
     for part in value:
-        pair = part
-        if isinstance(part, dict):
-            by_word = {word_of(str(key)): item for key, item in part.items()}
-            pair = [
-                next((by_word[word] for word in words if word in by_word), None)
-                for words in (STARTS, ENDS)
-            ]
-        if not isinstance(pair, list) or len(pair) != 2:
+        if not isinstance(part, list) or len(part) != 2:
             raise ValueError(f"{name} {shown!r} is not a list of [start, end]")
-        pairs.append((pair[0], pair[1]))
+        pairs.append((part[0], part[1]))
     return pairs, True
 
 
@@ -328,6 +341,8 @@ def _literal(text: str) -> list[Any] | None:
 def _captions(value: Any) -> list[list[str]] | str | None:
     """A cell's captions: one text, or a list whose entries are one caption or several."""
     found = _listed(value)
+    if isinstance(found, list):
+        found = texts_of(found) or found
     if isinstance(found, list) and all(
         isinstance(part, str | list) or part is None for part in found
     ):

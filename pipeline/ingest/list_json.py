@@ -42,7 +42,8 @@ def rows_of_json(path: Path, text: str, counts: Counts) -> Iterator[Value] | Non
     """The rows of one JSON value; None if the text is JSON lines.
 
     Accepts an array, an object that contains one array of objects, one with `videos` and
-    `sentences` (MSR-VTT), an object of objects keyed by id, and an object that is a row.
+    `sentences` (MSR-VTT), an object of objects keyed by id, one that contains such an object
+    (`database` in ActivityNet), and an object that is a row.
     """
     try:
         value = json.loads(text)
@@ -52,10 +53,12 @@ def rows_of_json(path: Path, text: str, counts: Counts) -> Iterator[Value] | Non
         except (ValueError, RecursionError):
             raise UsageError(f"{path} is not valid JSON: {error}") from error
         return None
-    if isinstance(value, dict) and "\n" not in text.strip():
-        tables = _tables(value)
-        if not tables and not _is_by_id(value):
-            return None  # the only line of JSON lines
+    if (
+        isinstance(value, dict)
+        and "\n" not in text.strip()
+        and not (_tables(value) or _is_by_id(value) or _by_id_inside(value))
+    ):
+        return None  # the only line of JSON lines
     return _counted(path, value, counts)
 
 
@@ -69,14 +72,15 @@ def _rows(value: Any) -> Iterator[Any]:
     if isinstance(value, list):
         yield from value
     elif isinstance(value, dict):
-        tables = _tables(value)
+        tables, inside = _tables(value), _by_id_inside(value)
         if {"videos", "sentences"} <= tables.keys():
             yield from _with_sentences(tables["videos"], tables["sentences"])
+        elif inside is not None:
+            yield from _rows_by_id(inside)
         elif len(tables) == 1:
             yield from next(iter(tables.values()))
         elif _is_by_id(value):
-            for name, row in value.items():
-                yield {"video_id": name, **row}
+            yield from _rows_by_id(value)
         else:
             yield value
     else:
@@ -93,6 +97,17 @@ def _tables(value: dict[str, Any]) -> dict[str, list[Any]]:
 
 def _is_by_id(value: dict[str, Any]) -> bool:
     return bool(value) and all(isinstance(row, dict) for row in value.values())
+
+
+def _by_id_inside(value: dict[str, Any]) -> dict[str, Any] | None:
+    """The only object in an object, if it is one of objects keyed by id."""
+    objects = [inside for inside in value.values() if isinstance(inside, dict)]
+    return objects[0] if len(objects) == 1 and _is_by_id(objects[0]) else None
+
+
+def _rows_by_id(value: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, row in value.items():
+        yield {"video_id": name, **row}
 
 
 def _with_sentences(videos: list[Any], sentences: list[Any]) -> Iterator[dict[str, Any]]:

@@ -26,6 +26,7 @@ from clipmill.pipeline.ingest.source_lists import (
     ListFile,
     ListRow,
     Reading,
+    find_column,
     holds_bytes,
     rows_of_batch,
     text_of_locator,
@@ -225,6 +226,9 @@ def _parquet(file: ListFile, candidates: Sequence[str], reading: Reading) -> Ite
     except (pa.ArrowException, OSError):
         return None  # the reader of rows says what is wrong
     kinds = [each.type for each in schema if not holds_bytes(each.type)]
+    chosen = find_column(schema.names, file.column, candidates)
+    if chosen is None or holds_bytes(schema.field(chosen).type):
+        return None
     if not all(_is_simple(kind) for kind in kinds):
         return None
     return _parquet_pieces(file, candidates, reading)

@@ -21,6 +21,12 @@ from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES
 
 YOUTUBE: Literal["youtube"] = "youtube"
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+_YOUTUBE_CLIP = re.compile(
+    r"(?:v_)?(?P<id>[A-Za-z0-9_-]{11})"
+    r"(?:_(?P<start>\d{1,6}(?:\.\d+)?)_(?P<end>\d{1,6}(?:\.\d+)?))?"
+)
+"""Ids as in ActivityNet (`v_` and the id), and VATEX, MSVD or Kinetics (id, start, end)."""
+
 WATCH_URL = "https://www.youtube.com/watch?v="
 
 _INVISIBLE = "\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff"
@@ -142,8 +148,8 @@ def url_or_path(text: str, folder: str, platform: str | None = None) -> str:
         if re.search(r"\s\S*://", text):
             raise ValueError("several URLs in one place; put each on its own line")
         return text
-    if platform == YOUTUBE and YOUTUBE_ID.fullmatch(text):
-        return WATCH_URL + text
+    if platform == YOUTUBE and (found := youtube_clip(text)) is not None:
+        return WATCH_URL + found[0]
     if "\0" in text:
         raise ValueError("NUL in the path")
     url = url_without_scheme(text, folder)
@@ -152,6 +158,17 @@ def url_or_path(text: str, folder: str, platform: str | None = None) -> str:
     if text != given.strip() and os.path.lexists(os.path.join(folder, given)):
         return _path(given, folder)
     return _path(text, folder)
+
+
+def youtube_clip(text: str) -> tuple[str, tuple[float, float] | None] | None:
+    """The YouTube id in a published name of a video or clip, and the clip's times in seconds."""
+    match = _YOUTUBE_CLIP.fullmatch(bare(text))
+    if match is None:
+        return None
+    if match["end"] is None:
+        return match["id"], None
+    start, end = float(match["start"]), float(match["end"])
+    return (match["id"], (start, end)) if start < end else None
 
 
 def url_without_scheme(text: str, folder: str) -> str | None:
@@ -221,7 +238,7 @@ def _refusal(text: str) -> str:
         return "a misspelt URL? It begins with https://"
     if _DRIVE.match(text):
         return "a Windows path; give the path on this machine"
-    if YOUTUBE_ID.fullmatch(text):
+    if youtube_clip(text) is not None:
         return (
             "neither a URL nor an existing file. For YouTube ids, set `platform: "
             "youtube` on the source in the recipe, or --set platform=youtube"

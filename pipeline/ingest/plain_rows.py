@@ -85,6 +85,8 @@ class PlainForm:
             return PLAIN_ROWS.empty_table(), is_plain
         columns = {name: _text(piece.columns[name]) for name in piece.columns}
         start, end = self._times(columns, is_plain)
+        for name in self.roles.parts:
+            is_plain &= ~_true(pc.match_substring_regex(columns[name], _A_LIST))
         caption = columns.get(self.roles.captions) if self.roles.captions else None
         if caption is None:
             caption = pa.nulls(rows, _TEXT)

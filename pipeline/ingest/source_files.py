@@ -1,7 +1,7 @@
 """Selects the files of a folder or a pattern that are sources; counts the others by kind."""
 
 # A folder may hold a million files, and path objects would take most of the time.
-# ruff: noqa: PTH100, PTH111, PTH112, PTH114, PTH118, PTH207
+# ruff: noqa: PTH100, PTH111, PTH112, PTH113, PTH114, PTH118, PTH207
 from __future__ import annotations
 
 import glob
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from clipmill.pipeline.ingest.source_lists import LIST_SUFFIXES
 from clipmill.schemas.words import counted
 from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES, has_media_head, suffix_of
 
@@ -18,6 +19,7 @@ ALL_SUFFIXES = "all"
 WITHOUT_SUFFIX = "without a suffix"
 FOLDER = "folder"
 LINK = "link to a folder"
+ARCHIVES = frozenset((".tar", ".tgz", ".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"))
 _KINDS_SHOWN = 6
 
 
@@ -46,15 +48,16 @@ class Finder:
                 if not name.startswith(".") and self.takes(os.path.join(parent, name)):
                     yield os.path.join(parent, name)
 
+    def lists_of_pattern(self, base: Path, pattern: str) -> list[str]:
+        return [path for path in _matches(base, pattern) if os.path.isfile(path)]
+
     def of_pattern(self, base: Path, pattern: str) -> Iterator[str]:
         """Files that match a pattern; a suffix that it spells out is accepted.
 
         The pattern is relative to the folder `base`, whose own name is never treated as a pattern.
         """
         spelt_out = suffix_of(pattern)
-        whole = os.path.join(glob.escape(str(base)), os.path.expanduser(pattern))
-        for name in sorted(glob.glob(whole, recursive=True)):
-            path = os.path.abspath(name)
+        for path in _matches(base, pattern):
             if os.path.isdir(path):
                 # `**` also matches folders and everything in them.
                 self.passed_over[FOLDER] += "**" not in pattern
@@ -75,6 +78,11 @@ class Finder:
         self.unreadable.append((str(error.filename), error.strerror or str(error)))
 
 
+def _matches(base: Path, pattern: str) -> list[str]:
+    whole = os.path.join(glob.escape(str(base)), os.path.expanduser(pattern))
+    return [os.path.abspath(name) for name in sorted(glob.glob(whole, recursive=True))]
+
+
 def describe_passed_over(passed_over: Mapping[str, int]) -> str:
     """`3 files passed over: 2 .jpg, 1 .txt; …takes them`, or nothing."""
     counts = Counter({kind: count for kind, count in passed_over.items() if count})
@@ -85,13 +93,8 @@ def describe_passed_over(passed_over: Mapping[str, int]) -> str:
         shown = [f"{count:,} {kind}" for kind, count in common[:_KINDS_SHOWN]]
         if len(common) > _KINDS_SHOWN:
             shown.append(f"{sum(count for _, count in common[_KINDS_SHOWN:]):,} others")
-        takes = ",".join(kind for kind, _ in common[:_KINDS_SHOWN] if kind != WITHOUT_SUFFIX)
-        value = takes if takes and WITHOUT_SUFFIX not in counts else ALL_SUFFIXES
-        them = "it" if total == 1 else "them"
-        parts.append(
-            f"{counted(total, 'file')} passed over: {', '.join(shown)}; "
-            f"`--set take_suffixes={value}` takes {them}"
-        )
+        parts.append(f"{counted(total, 'file')} passed over: {', '.join(shown)}")
+        parts += _ways_to_use(counts)
     if links:
         parts.append(f"{counted(links, 'link')} to folders not followed")
     if folders:
@@ -99,3 +102,22 @@ def describe_passed_over(passed_over: Mapping[str, int]) -> str:
             f"{counted(folders, 'folder')} not searched; use `**` in a pattern for everything below"
         )
     return "; ".join(parts)
+
+
+def _ways_to_use(counts: Counter[str]) -> Iterator[str]:
+    """How to use files of these kinds, if they are not what usually lies next to videos."""
+    lists, archives = (
+        [kind for kind, _ in counts.most_common() if kind in kinds]
+        for kinds in (LIST_SUFFIXES, ARCHIVES)
+    )
+    others = counts.keys() - set(lists) - set(archives)
+    if others:
+        shown = [kind for kind, _ in counts.most_common() if kind in others][:_KINDS_SHOWN]
+        value = ALL_SUFFIXES if WITHOUT_SUFFIX in others else ",".join(shown)
+        takes_all = value == ALL_SUFFIXES or len(shown) == len(counts)
+        them = ("it" if counts.total() == 1 else "them") if takes_all else "such files"
+        yield f"`--set take_suffixes={value}` takes {them}"
+    elif lists:
+        yield f"lists are read if you name them: --sources 'FOLDER/*{lists[0]}'"
+    if archives:
+        yield "archives are not opened: unpack them"

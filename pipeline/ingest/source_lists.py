@@ -226,7 +226,12 @@ class ListFile:
             raise UsageError(f"{self.path} is not a Parquet file: {error}") from error
         with file:
             schema = file.schema_arrow
+            of_bytes = [each.name for each in schema if holds_bytes(each.type)]
+            if self.column is None and find_column(schema.names, None, candidates) is None:
+                self._check_place(of_bytes)
             chosen = reading.column = self.choose(schema.names, candidates)
+            if pa.types.is_struct(schema.field(chosen).type):
+                self._check_place([name for name in of_bytes if name == chosen])
             # Bytes of videos and pictures are not metadata.
             wanted = [
                 each.name for each in schema if each.name == chosen or not holds_bytes(each.type)
@@ -235,6 +240,8 @@ class ListFile:
             try:
                 for batch in file.iter_batches(_PARQUET_ROWS, columns=wanted):
                     for row, problem in rows_of_batch(batch):
+                        if isinstance(name := row.get(chosen), bytes) and b"\0" in name:
+                            self._check_place([chosen])
                         number += 1
                         reading.counts.rows += 1
                         yield ListRow(
@@ -245,6 +252,14 @@ class ListFile:
                         )
             except (pa.ArrowException, OSError) as error:
                 raise UsageError(f"cannot read {self.path} after row {number}: {error}") from error
+
+    def _check_place(self, of_bytes: Sequence[str]) -> None:
+        if of_bytes:
+            raise UsageError(
+                f"{self.path}: its column {of_bytes[0]!r} holds files, not their paths or URLs; "
+                "write the videos into a folder and name that, or a list of them "
+                "(docs/sources.md, Videos inside other files)"
+            )
 
     def choose(self, present: Sequence[str], candidates: Sequence[str]) -> str:
         """The column with the locators, by its exact name or, for usual names, in any case."""

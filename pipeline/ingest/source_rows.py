@@ -21,12 +21,12 @@ from clipmill.pipeline.ingest.given_spans import Roles, given, roles_of, text_of
 from clipmill.pipeline.ingest.list_pieces import Piece, pieces
 from clipmill.pipeline.ingest.list_text import list_suffix
 from clipmill.pipeline.ingest.listed_rows import ListNote, ListPart, Source
-from clipmill.pipeline.ingest.locators import YOUTUBE, url_or_path
+from clipmill.pipeline.ingest.locators import YOUTUBE, url_or_path, youtube_clip
 from clipmill.pipeline.ingest.ordered_threads import in_threads
 from clipmill.pipeline.ingest.plain_rows import Named, PlainForm
 from clipmill.pipeline.ingest.platforms import Identity, identify, looks_like_url
 from clipmill.pipeline.ingest.playlists import Expander
-from clipmill.pipeline.ingest.source_files import ALL_SUFFIXES, Finder
+from clipmill.pipeline.ingest.source_files import ALL_SUFFIXES, ARCHIVES, Finder
 from clipmill.pipeline.ingest.source_lists import (
     LIST_SUFFIXES,
     QUERY_COLUMNS,
@@ -42,7 +42,7 @@ from clipmill.schemas.errors import RowFailed, UsageError
 from clipmill.schemas.ids import source_key
 from clipmill.schemas.step_tables import EXPANDED_RULE
 from clipmill.schemas.words import counted
-from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES, has_media_head
+from clipmill.stages.media.read.suffixes import MEDIA_SUFFIXES, has_media_head, suffix_of
 
 DEFAULT_SEARCH_RESULTS = 20
 _SEARCHES_AT_A_TIME = 4
@@ -59,6 +59,14 @@ def list_of(spec: SourceSpec, folder: Path) -> str | None:
 
 def _absolute(text: str, folder: Path) -> Path:
     return Path(os.path.abspath(folder / Path(text).expanduser()))
+
+
+def is_pattern_of_lists(text: str, folder: Path) -> bool:
+    return (
+        glob.has_magic(text)
+        and list_suffix(Path(text)) in LIST_SUFFIXES
+        and not os.path.lexists(_absolute(text, folder))
+    )
 
 
 class Reader:
@@ -78,6 +86,13 @@ class Reader:
         self._has_failed = has_failed
         self._is_full = is_full
         self.lists: list[ListNote] = []
+
+    def lists_of(self, spec: SourceSpec) -> list[SourceSpec]:
+        """One item for each list that a pattern like `lists/*.csv` matches; otherwise the item."""
+        if spec.path is None or not is_pattern_of_lists(spec.path, self._base):
+            return [spec]
+        found = self.finder.lists_of_pattern(self._base, spec.path)
+        return [spec.model_copy(update={"path": path}) for path in found] or [spec]
 
     def rows(self, spec: SourceSpec) -> Iterator[Source]:
         listed_in = list_of(spec, self._base)
@@ -126,6 +141,7 @@ class Reader:
                 for place, row in sorted(others, key=lambda other: other[0]):
                     made = self._of_row(spec, row, path.parent, roles=how.roles, platform=platform)
                     for at, source in enumerate(made):
+                        note.say_parts_of(source)
                         source.row_of = number if at == 0 else None
                         source.listed_in = listed_in
                         sources.append((place, source))
@@ -164,6 +180,11 @@ class Reader:
             yield from self._of_list(spec, path)
         elif path.is_file() and (has_media_head(str(path)) or self.finder.takes(str(path))):
             yield _of_file(str(path))
+        elif path.is_file() and suffix_of(str(path)) in ARCHIVES:
+            raise UsageError(
+                f"sources: {path} is an archive, which is not opened; unpack it into a folder "
+                "and name that, or a list of its files (docs/sources.md, Videos inside other files)"
+            )
         elif path.is_file():
             suffix = path.suffix or ALL_SUFFIXES
             raise UsageError(
@@ -197,6 +218,7 @@ class Reader:
                     platform = YOUTUBE
             found = self._of_row(spec, row, path.parent, roles=roles, platform=platform)
             for at, source in enumerate(found):
+                note.say_parts_of(source)
                 source.row_of = number if at == 0 else None
                 yield source
 
@@ -386,7 +408,8 @@ def _understand(row: ListRow, folder: Path, roles: Roles, platform: str | None) 
 def _take_locator(
     source: Source, text: str, folder: Path, platform: str | None
 ) -> tuple[float, float] | None:
-    """Fills in what a URL or a path names; returns the span in a URL (`#t=10,20`)."""
+    """Fills in what a URL or a path names; returns the span in it (`#t=10,20`)."""
+    clip = youtube_clip(text) if platform == YOUTUBE else None
     text = url_or_path(text, str(folder), platform)
     if not looks_like_url(text):
         _set_path(source, text)
@@ -397,7 +420,7 @@ def _take_locator(
     source.extractor = identity.extractor
     source.platform_id = identity.platform_id
     source.is_list = identity.is_list
-    return identity.span
+    return identity.span if clip is None else clip[1]
 
 
 def _named(text: str, folder: str, platform: str | None) -> Named | None:
@@ -429,6 +452,7 @@ def _take_columns(source: Source, row: ListRow, roles: Roles) -> None:
         source.video_id = None  # no id given by the user
     found = given(row.columns, roles)
     source.spans, source.extra = found.spans, found.extra
+    source.part_column = found.part_column
     if found.captions:
         source.caption = found.captions[0]
         source.captions = found.captions if len(found.captions) > 1 else None

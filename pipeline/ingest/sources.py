@@ -184,17 +184,18 @@ def ingest(
                 }
             )
             before = listing.rows
-            # A limit is about sources, in the order of their rows.
-            for part in reader.rows(spec) if limit is not None else reader.parts(spec):
-                if isinstance(part, ListPart):
-                    listing.add_part(part)
-                else:
-                    listing.add(part)
+            for one in reader.lists_of(spec):
+                # A limit is about sources, in the order of their rows.
+                for part in reader.rows(one) if limit is not None else reader.parts(one):
+                    if isinstance(part, ListPart):
+                        listing.add_part(part)
+                    else:
+                        listing.add(part)
+                if not (one.search_file and listing.full):
+                    read_wholly.add(list_of(one, base))
             if listing.rows == before and not listing.full:
                 why = describe_passed_over(reader.finder.passed_over) or _hint(spec)
                 raise UsageError(f"sources: {_name(spec)} gives no sources; {why}")
-            if not (spec.search_file and listing.full):
-                read_wholly.add(list_of(spec, base))
         ended = [
             key
             for key, listed_in in known.failures.items()

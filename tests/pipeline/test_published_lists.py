@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.pipeline.test_lists import kept, said, take
@@ -208,3 +210,140 @@ def test_other_column_names_for_times(tmp_path, header):
     assert said(rows[0]) == [(2, 4, "x")]
     first, last = header.split(",")
     assert read_as(report) == f"`{first}` and `{last}` as spans, `sentence` as captions."
+
+
+# Spans in objects
+
+
+def test_hd_vila(tmp_path):
+    rows = [
+        {
+            "video_id": one,
+            "url": WATCH + one,
+            "clip": [
+                {"clip_id": f"{one}.{at}.mp4", "span": [f"00:00:{at}0.000", f"00:00:{at}8.900"]}
+                for at in range(1, count + 1)
+            ],
+        }
+        for one, count in ((ONE, 2), (TWO, 1), (THREE, 0))
+    ]
+    report, found = take(tmp_path, "hdvila.jsonl", "\n".join(map(json.dumps, rows)))
+    assert said(found[0]) == [(10, 18.9, None), (20, 28.9, None)]
+    assert said(found[1]) == [(10, 18.9, None)]
+    assert found[2]["spans"] is None
+    assert dict(found[0]["spans"][1]["extra"])["clip_id"] == f"{ONE}.2.mp4"
+    assert read_as(report) == "`clip` as spans."
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "parquet"])
+def test_clips_of_video2dataset(tmp_path, form):
+    clips = [[1.0, 3.5], ["00:00:05.000", "00:00:09.000"]]
+    if form == "parquet":
+        clips[1] = [5.0, 9.0]
+        table = pa.table({"url": [WATCH + ONE], "clips": [clips], "caption": ["A ball."]})
+        pq.write_table(table, tmp_path / "list.parquet")
+        text = (tmp_path / "list.parquet").read_bytes()
+    elif form == "csv":
+        # counts are also named so
+        text = f'url,clips,caption\n{WATCH}{ONE},"{clips}",A ball.\n{WATCH}{TWO},12,A cube.\n'
+    else:
+        text = json.dumps([{"url": WATCH + ONE, "clips": clips, "caption": "A ball."}])
+    report, rows = take(tmp_path, f"list.{form}", text)
+    assert said(rows[0]) == [(1, 3.5, "A ball."), (5, 9, "A ball.")]
+    assert read_as(report).startswith("`clips` as spans")
+    if form == "csv":
+        assert (rows[1]["caption"], dict(rows[1]["extra"])["clips"]) == ("A cube.", "12")
+
+
+@pytest.mark.parametrize("clips", ["[1, 2]", '["a.mp4", "b.mp4"]', '[[1, 2], "x"]', "many", "{}"])
+def test_other_columns_of_these_names_stay_text(tmp_path, clips):
+    report, rows = take(
+        tmp_path, "list.jsonl", json.dumps({"url": WATCH + ONE, "annotations": clips})
+    )
+    assert (rows[0]["spans"], dict(rows[0]["extra"])) == (None, {"annotations": clips})
+    assert read_as(report) == ""
+
+
+def test_objects_with_times_keep_their_other_fields(tmp_path):
+    row = {
+        "url": WATCH + ONE,
+        "caption": "All of it.",
+        "id": 7,
+        "segments": [
+            {"id": 0, "start": 0, "end": 4.5, "text": " Hello."},
+            {"id": 1, "start": 4.5, "end": 6, "text": None},
+        ],
+    }
+    _, rows = take(tmp_path, "list.jsonl", json.dumps(row))
+    assert said(rows[0]) == [(0, 4.5, "Hello."), (4.5, 6, None)]
+    assert dict(rows[0]["spans"][1]["extra"]) == {
+        "caption": "All of it.",
+        "id": "7",
+        "segments.id": "1",
+    }
+    named = row | {"url": WATCH + TWO}
+    (tmp_path / "other").mkdir()
+    _, rows = take(tmp_path / "other", "list.jsonl", json.dumps(named), caption_column="caption")
+    assert said(rows[0]) == [(0, 4.5, "All of it."), (4.5, 6, "All of it.")]
+    assert dict(rows[0]["spans"][0]["extra"])["text"] == "Hello."
+
+
+def test_milliseconds_in_objects(tmp_path):
+    row = {"url": WATCH + ONE, "segments": [{"start_ms": 1500, "end_ms": 4000}]}
+    assert said(take(tmp_path, "list.jsonl", json.dumps(row))[1][0]) == [(1.5, 4, None)]
+
+
+def test_activity_net(tmp_path):
+    database = {
+        ONE: {"url": WATCH + ONE, "annotations": [{"segment": [0.3, 12.5], "label": "Juggling"}]},
+        TWO: {"url": WATCH + TWO, "annotations": []},
+    }
+    taxonomy = [{"nodeName": "Playing", "nodeId": 1}]
+    text = json.dumps({"version": "1.3", "taxonomy": taxonomy, "database": database})
+    report, rows = take(tmp_path, "activity_net.json", text)
+    assert kept(rows, "platform_id") == [ONE, TWO]
+    assert said(rows[0]) == [(0.3, 12.5, None)]
+    assert dict(rows[0]["spans"][0]["extra"]) == {"label": "Juggling"}
+    assert read_as(report) == "`annotations` as spans."
+
+
+def test_youcook(tmp_path):
+    annotations = [{"segment": [90, 102], "id": 0, "sentence": "Spread."}]
+    row = {"video_url": WATCH + ONE, "subset": "training", "annotations": annotations}
+    _, rows = take(tmp_path, "youcook.json", json.dumps({"database": {ONE: row}}))
+    assert said(rows[0]) == [(90, 102, "Spread.")]
+    assert kept(rows, "platform_id") == [ONE]
+
+
+def test_activity_net_captions(tmp_path):
+    text = json.dumps({f"v_{ONE}": {"timestamps": [[0.8, 9], [7, 60.8]], "sentences": ["A", "B"]}})
+    _, rows = take(tmp_path, "train.json", text, platform="youtube")
+    assert said(rows[0]) == [(0.8, 9, "A"), (7, 60.8, "B")]
+    assert kept(rows) == [WATCH + ONE]
+
+
+@pytest.mark.parametrize("name", [f"{ONE}_000010_000020", f"{ONE}_10_20"])
+def test_times_in_the_name_of_a_clip(tmp_path, name):
+    text = f"videoID,caption\n{name},A ball.\n{ONE}_40_52.5,A cube.\n{ONE}_9_3,Backwards.\n"
+    report, rows = take(tmp_path, "vatex.csv", text, platform="youtube")
+    assert said(rows[0]) == [(10, 20, "A ball."), (40, 52.5, "A cube.")]
+    assert kept(rows) == [WATCH + ONE]
+    assert (report.gathered, report.failed) == (1, 1)
+    (tmp_path / "other").mkdir()
+    _, rows = take(tmp_path / "other", "vatex.csv", text)
+    assert "--set platform=youtube" in rows[0]["error"]["message"]
+
+
+def test_captions_in_objects(tmp_path):
+    captions = [{"idx": "-1", "content": "All."}, {"idx": "0", "content": "A ball."}]
+    row = {"url": WATCH + ONE, "timestamp": ["0:00:01.0", "0:00:11.9"], "captions": captions}
+    _, rows = take(tmp_path, "sharegpt4video.jsonl", json.dumps(row))
+    assert said(rows[0]) == [(1, 11.9, ["All.", "A ball."])]
+
+
+@pytest.mark.parametrize(
+    "names", ["timestamp_start,timestamp_end", "video_start_time,video_end_time"]
+)
+def test_further_names_of_times(tmp_path, names):
+    _, rows = take(tmp_path, "list.csv", f"url,{names}\n{WATCH}{ONE},0:10,0:30\n")
+    assert said(rows[0]) == [(10, 30, None)]

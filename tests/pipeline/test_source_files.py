@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clipmill.jobs.cli import main
@@ -71,7 +73,7 @@ def test_skipped_files_are_counted_by_kind(tmp_path):
         found, report = take(tmp_path, path)
         assert found == [str(tmp_path / "films" / "a.mp4")]
         assert report.describe().endswith(
-            "; 12 files passed over: 9 .jpg, 3 .txt; `--set take_suffixes=.jpg,.txt` takes them."
+            "; 12 files passed over: 9 .jpg, 3 .txt; `--set take_suffixes=.jpg` takes such files."
         )
         found, report = take(tmp_path, path, ".jpg", ".txt")
         assert len(found) == 13
@@ -96,6 +98,46 @@ def test_single_file_is_recognised_by_its_name_or_bytes(tmp_path):
     with pytest.raises(UsageError, match=r"`--set take_suffixes=\.dat` treats it as one"):
         take(tmp_path, "other.dat")
     assert take(tmp_path, "other.dat", ".dat")[0] == [str(tmp_path / "other.dat")]
+
+
+def test_pattern_of_lists_reads_each_list(tmp_path):
+    for name in "ab":
+        text = f"url,caption\nhttps://a.example/{name}.mp4,A film.\n"
+        put(tmp_path, f"lists/part_{name}.csv", data=text.encode())
+    found, report = take(tmp_path, "lists/part_*.csv")
+    assert found == ["https://a.example/a.mp4", "https://a.example/b.mp4"]
+    assert [Path(counts.name).name for counts in report.lists] == ["part_a.csv", "part_b.csv"]
+    with pytest.raises(UsageError, match=r"2 \.csv; lists are read if you name them: .*/\*\.csv"):
+        take(tmp_path, "lists")
+    with pytest.raises(UsageError, match="part_z"):
+        take(tmp_path, "lists/part_z*.csv")
+
+
+@pytest.mark.parametrize("name", ["000.tar", "films.zip", "shard.tar.gz"])
+def test_archives_are_to_be_unpacked(tmp_path, name):
+    put(tmp_path, f"packed/{name}", data=b"000.mp4" + bytes(600))
+    with pytest.raises(UsageError, match="is an archive, which is not opened; unpack it"):
+        take(tmp_path, f"packed/{name}")
+    with pytest.raises(UsageError, match="archives are not opened: unpack them") as raised:
+        take(tmp_path, "packed")
+    assert "take_suffixes" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        ("video", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("video", pa.binary()),
+        ("mp4", pa.binary()),
+    ],
+)
+def test_videos_inside_parquet_are_not_taken_for_names(tmp_path, column, kind):
+    data = film("mp4")[:4096]
+    value = data if kind == pa.binary() else {"bytes": data, "path": "a.mp4"}
+    table = pa.table({column: pa.array([value], kind), "caption": ["A film."]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(UsageError, match=f"column '{column}' holds files, not their paths or URLs"):
+        take(tmp_path, "train.parquet")
 
 
 def test_folder_without_videos_is_reported_with_its_contents(tmp_path):
@@ -176,7 +218,8 @@ def test_suffixes_can_be_written_in_several_ways(tmp_path, written, meant):
 
 def test_doctor_lists_the_files_in_a_recipes_folders(tmp_path, capsys):
     put(tmp_path, "films/a.mp4", "films/b.jpg")
-    text = RECIPE.replace("[films]", "[films, 'none/*.mp4']")
+    put(tmp_path, "lists/a.csv")
+    text = RECIPE.replace("[films]", "[films, 'lists/*.csv', 'none/*.mp4']")
     (tmp_path / "run.yaml").write_text(text)
     assert examine(str(tmp_path / "run.yaml")) == 1
     said = " ".join(capsys.readouterr().out.split())
@@ -184,4 +227,5 @@ def test_doctor_lists_the_files_in_a_recipes_folders(tmp_path, capsys):
         "source films: 1 file to use; 1 file passed over: 1 .jpg; "
         "`--set take_suffixes=.jpg` takes it"
     ) in said
+    assert "source lists/*.csv: 1 list" in said
     assert "source none/*.mp4: 0 files to use it contains nothing that looks like a video" in said
