@@ -296,8 +296,7 @@ class _Run:
             limit=limit,
             base_folder=self.loaded.folder,
             take_suffixes=recipe.take_suffixes,
-            encoding=recipe.encoding,
-            platform=recipe.platform,
+            for_lists=recipe.for_lists,
             downloads=next(iter(self._downloads()), None),
         )
         said = "\n".join(filter(None, (report.describe_lists(), report.describe())))

@@ -32,6 +32,8 @@ _PROMISED = frozenset(("start_seconds", "end_seconds", "caption"))
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,4}):(\d{1,2}(?:[.,]\d+)?)")
 _ONLY_IN_JSON = re.compile("NaN|Infinity|null|true|false")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?\s*(?:s|secs?|seconds?)?", re.I)
+_DECIMAL_COMMA = re.compile(r"\d+,\d+")
+_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
 _BETWEEN = re.compile(r"\s*(?:-->|->|–|—|;|,|\bto\b|(?<=[\d\s])-)\s*")
 _JSON = json.JSONEncoder(ensure_ascii=False, default=str)
 
@@ -57,14 +59,12 @@ class Roles:
     """Those of the `others` that hold spans in rows where each entry of the cell has times."""
 
     def said(self) -> list[tuple[str, str]]:
-        """Columns recognised by a usual name, and their meanings."""
+        """Columns recognised by a usual name, and their meanings, apart from `spans`."""
         found = []
         if self.start or self.end:
             names = [name for name in (self.start, self.end) if name]
             if not {word_of(name) for name in names} <= _PROMISED:
                 found.append((" and ".join(f"`{name}`" for name in names), "spans"))
-        if self.spans:
-            found.append((f"`{self.spans}`", "spans"))
         if self.captions and self.captions.lower() not in _PROMISED:
             found.append((f"`{self.captions}`", "captions"))
         return found
@@ -77,8 +77,8 @@ class Given:
     spans: list[Span] | None = None
     captions: list[str] = field(default_factory=list)
     extra: dict[str, str] | None = None
-    part_column: str | None = None
-    """The column that the spans were found in, if only its cells show that it holds them."""
+    spans_column: str | None = None
+    """The column whose cell holds the spans; it may hold something else in other rows."""
 
 
 def roles_of(names: Sequence[str], spec: SourceSpec, locator: str | None = None) -> Roles:
@@ -160,7 +160,7 @@ def given(columns: Mapping[str, Any], roles: Roles) -> Given:
                 strict=True,
             )
         ],
-        part_column=part_column,
+        spans_column=roles.spans,
     )
 
 
@@ -261,12 +261,17 @@ def seconds_of(name: str, value: Any) -> float:
                 + int(whole)
                 + float(f"0.{fraction or 0}")
             )
+        elif _DECIMAL_COMMA.fullmatch(text) and not _THOUSANDS.fullmatch(text):
+            seconds = float(text.replace(",", "."))
         elif _NUMBER.fullmatch(text):
             seconds = float(text.rstrip("secondSECOND "))
     elif hasattr(value, "total_seconds"):
         seconds = value.total_seconds()
     if not math.isfinite(seconds):
-        raise ValueError(f"{name} {str(value)[:80]!r} is neither seconds nor HH:MM:SS.mmm")
+        shown = str(value)[:80]
+        if _THOUSANDS.fullmatch(shown.strip()):
+            raise ValueError(f"{name} {shown!r}: decimals or thousands? Write a decimal point")
+        raise ValueError(f"{name} {shown!r} is neither seconds nor HH:MM:SS.mmm")
     return seconds
 
 

@@ -57,7 +57,7 @@ class ListCounts:
             became.get("failed", 0),
             became.get("left out", 0),
             became.get("known", 0),
-            tuple(note.said),
+            tuple(sorted(note.said, key=lambda columns_as: columns_as[1] != "spans")),
         )
 
     def describe(self) -> str:

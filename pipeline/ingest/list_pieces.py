@@ -21,8 +21,7 @@ from clipmill.pipeline.ingest.list_cursor import LineCursor
 from clipmill.pipeline.ingest.list_records import Ahead, Dialect, Records
 from clipmill.pipeline.ingest.list_text import list_suffix
 from clipmill.pipeline.ingest.source_lists import (
-    ID_COLUMNS,
-    URL_COLUMNS,
+    LOCATOR_COLUMNS,
     ListFile,
     ListRow,
     Reading,
@@ -61,7 +60,7 @@ class Piece:
 
 def pieces(file: ListFile, reading: Reading) -> Iterator[Piece] | None:
     """All rows of a list; None if its form has no columns of text, and nothing is read then."""
-    candidates = (*URL_COLUMNS, *ID_COLUMNS)
+    candidates = LOCATOR_COLUMNS
     suffix = list_suffix(file.path)
     if suffix in (".csv", ".tsv"):
         return _delimited(file, candidates, reading)

@@ -19,7 +19,7 @@ class Source:
     channel; `again` a row that is written although the dataset has its key; `listed_in` is the
     list or folder that it is in. `row_of` is the number of the list that counts this row: if a row
     expands to several videos, only the first has it. `captions` has all captions if the row gives
-    several; `part_column` is the column that its spans were found in by its cells alone.
+    several; `spans_column` is the column whose cell holds its spans.
     """
 
     place: str
@@ -43,7 +43,7 @@ class Source:
     listed_in: str | None = None
     captions: list[str] | None = None
     row_of: int | None = None
-    part_column: str | None = None
+    spans_column: str | None = None
 
 
 @dataclass(slots=True)
@@ -54,9 +54,10 @@ class ListNote:
     reading: Reading
     said: dict[tuple[str, str], None] = field(default_factory=dict)
 
-    def say_parts_of(self, source: Source) -> None:
-        if source.part_column is not None:
-            self.said[f"`{source.part_column}`", "spans"] = None
+    def say_spans(self, column: str | None) -> None:
+        """Says that spans were read from a column, if there is one."""
+        if column is not None:
+            self.said[f"`{column}`", "spans"] = None
 
 
 @dataclass(frozen=True)

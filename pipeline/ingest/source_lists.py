@@ -34,8 +34,13 @@ URL_COLUMNS = (
 YOUTUBE_COLUMNS = ("youtube_id", "youtubeid", "ytid", "yt_id")
 ID_COLUMNS = (*YOUTUBE_COLUMNS, "video_id", "videoid", "vid")
 """Columns of names without an address: of YouTube videos, or of files next to the list."""
+LOCATOR_COLUMNS = (*URL_COLUMNS, *ID_COLUMNS)
 QUERY_COLUMNS = ("query", "search", "term", "text", "label")
 _PARQUET_ROWS = 4096
+_HOW_TO_NAME = (
+    "Name the one to use with --set url_column=…, or all of them with --set columns=url,caption,… "
+    "if the first line is not a header (in a recipe, on the source). "
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +82,7 @@ class ListFile:
     names: tuple[str, ...] | None = None
 
     def read(
-        self,
-        candidates: Sequence[str] = (*URL_COLUMNS, *ID_COLUMNS),
-        reading: Reading | None = None,
+        self, candidates: Sequence[str] = LOCATOR_COLUMNS, reading: Reading | None = None
     ) -> Iterator[ListRow]:
         """The rows; the locator is in `column`, else in the first of `candidates`.
 
@@ -270,9 +273,11 @@ class ListFile:
         if self.column is not None:
             hint = did_you_mean(self.column, present, shown=repr)
             raise UsageError(f"{self.path} has no column {self.column!r}; {hint}its columns: {has}")
+        if not present:
+            raise UsageError(f"{self.path} is empty")
         raise UsageError(
-            f"{self.path}: none of the columns {', '.join(candidates)} exists; name "
-            f"the one to use (`url_column`). Its columns: {has}"
+            f"{self.path}: none of the columns {', '.join(candidates)} exists. "
+            f"{_HOW_TO_NAME if candidates == LOCATOR_COLUMNS else ''}Its columns: {has}"
         )
 
 

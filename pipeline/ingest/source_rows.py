@@ -136,12 +136,14 @@ class Reader:
                 ]
                 if len(piece.numbers) or any(row.columns for _, row in others):
                     note.said.update(dict.fromkeys(how.roles.said()))
+                if plain.num_rows:
+                    note.say_spans(how.roles.spans)
                 platform = YOUTUBE if how.bare_ids else None
                 sources = []
                 for place, row in sorted(others, key=lambda other: other[0]):
                     made = self._of_row(spec, row, path.parent, roles=how.roles, platform=platform)
                     for at, source in enumerate(made):
-                        note.say_parts_of(source)
+                        note.say_spans(source.spans_column)
                         source.row_of = number if at == 0 else None
                         source.listed_in = listed_in
                         sources.append((place, source))
@@ -218,7 +220,7 @@ class Reader:
                     platform = YOUTUBE
             found = self._of_row(spec, row, path.parent, roles=roles, platform=platform)
             for at, source in enumerate(found):
-                note.say_parts_of(source)
+                note.say_spans(source.spans_column)
                 source.row_of = number if at == 0 else None
                 yield source
 
@@ -452,7 +454,7 @@ def _take_columns(source: Source, row: ListRow, roles: Roles) -> None:
         source.video_id = None  # no id given by the user
     found = given(row.columns, roles)
     source.spans, source.extra = found.spans, found.extra
-    source.part_column = found.part_column
+    source.spans_column = found.spans_column
     if found.captions:
         source.caption = found.captions[0]
         source.captions = found.captions if len(found.captions) > 1 else None

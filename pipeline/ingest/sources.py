@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -150,16 +150,15 @@ def ingest(
     limit: int | None = None,
     base_folder: Path | None = None,
     downloads: DownloadVideos | None = None,
-    encoding: str | None = None,
-    platform: str | None = None,
+    for_lists: Mapping[str, Any] = {},
     take_suffixes: Collection[str] = (),
 ) -> IngestReport:
     """Adds the sources that the dataset does not have yet.
 
     Relative paths of `sources` are resolved against `base_folder`, those inside a list against the
     list's folder. `limit` bounds how many of the listed sources are taken, including known ones.
-    Playlists and the like are requested with the settings of `downloads`. `encoding` and
-    `platform` apply to sources that set none. Files of folders and patterns are taken if they look
+    Playlists and the like are requested with the settings of `downloads`. `for_lists` has
+    settings for items that leave them open. Files of folders and patterns are taken if they look
     like videos or end in one of `take_suffixes`.
     Raises UsageError if an input can't be read or is empty.
     """
@@ -177,12 +176,7 @@ def ingest(
         )
         read_wholly = set()
         for given in sources:
-            spec = given.model_copy(
-                update={
-                    "encoding": given.encoding or encoding,
-                    "platform": given.platform or platform,
-                }
-            )
+            spec = _with_defaults(given, for_lists)
             before = listing.rows
             for one in reader.lists_of(spec):
                 # A limit is about sources, in the order of their rows.
@@ -222,6 +216,17 @@ def ingest(
         gathered=gathering.gathered_rows,
         lists=lists,
         passed_over=+reader.finder.passed_over,
+    )
+
+
+def _with_defaults(spec: SourceSpec, for_lists: Mapping[str, Any]) -> SourceSpec:
+    """The item with those settings that it leaves open; a list of terms has its own columns."""
+    return spec.model_copy(
+        update={
+            name: value
+            for name, value in for_lists.items()
+            if getattr(spec, name) is None and (spec.path or name in ("encoding", "platform"))
+        }
     )
 
 

@@ -70,6 +70,25 @@ class Recipe(BaseModel):
         None,
         description="platform whose ids lists hold instead of URLs, if a source sets no `platform`",
     )
+    url_column: str | None = Field(
+        None, description="column of lists that names the videos, if a source sets no `url_column`"
+    )
+    caption_column: str | None = Field(
+        None,
+        description="column of lists that holds the caption, if a source sets no `caption_column`",
+    )
+    span_columns: tuple[str, ...] | None = Field(
+        None,
+        max_length=2,
+        description="columns of lists that give a part of the video, if a source sets no "
+        "`span_columns`",
+    )
+    columns: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="column names of lists whose first line is a row, if a source sets no "
+        "`columns`",
+    )
     exclude_ids: DataFile | None = Field(
         None, description="a file of known video ids, one per line, which are rejected at ingest"
     )
@@ -133,6 +152,18 @@ class Recipe(BaseModel):
             raise ValueError("expected file endings, such as .dat,.bin, or `all`")
         words = [one.strip().lower() for one in given if one.strip()]
         return tuple(one if one == ALL_SUFFIXES else f".{one.lstrip('*.')}" for one in words)
+
+    @field_validator("span_columns", "columns", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+    @property
+    def for_lists(self) -> dict[str, Any]:
+        """Settings of lists whose sources don't set them."""
+        names = ("url_column", "caption_column", "span_columns", "columns")
+        given = {name: getattr(self, name) for name in (*names, "encoding", "platform")}
+        return {name: value for name, value in given.items() if value is not None}
 
     @field_validator("encoding")
     @classmethod

@@ -11,7 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.pipeline.test_lists import kept, said, take
+from clipmill.pipeline.ingest.sources import SourceSpec, ingest
+from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import UsageError
+from tests.pipeline.test_lists import kept, read, said, take
 
 WATCH = "https://www.youtube.com/watch?v="
 ONE, TWO, THREE = "nVbIUDjzWY4", "CTPAZ2euJ2Q", "_97kyZVWVG0"
@@ -347,3 +350,43 @@ def test_captions_in_objects(tmp_path):
 def test_further_names_of_times(tmp_path, names):
     _, rows = take(tmp_path, "list.csv", f"url,{names}\n{WATCH}{ONE},0:10,0:30\n")
     assert said(rows[0]) == [(10, 30, None)]
+
+
+@pytest.mark.parametrize("value", ["10,5", "0:10,5", "10.5"])
+def test_decimal_comma(tmp_path, value):
+    text = f"url;start;end\r\n{WATCH}{ONE};{value};20,25\r\n{WATCH}{TWO};1;1,234\r\n"
+    _, rows = take(tmp_path, "excel.csv", text)
+    assert said(rows[0]) == [(10.5, 20.25, None)]
+    assert "'1,234': decimals or thousands?" in rows[1]["error"]["message"]
+
+
+def test_dates_are_not_reported_as_spans(tmp_path):
+    text = f"url,timestamp\n{WATCH}{ONE},2021-01-01 10:00\n"
+    report, rows = take(tmp_path, "list.csv", text)
+    assert (rows[0]["spans"], read_as(report)) == (None, "")
+
+
+def test_empty_list(tmp_path):
+    for name in ("list.csv", "list.tsv"):
+        with pytest.raises(UsageError, match=rf"{name} is empty"):
+            take(tmp_path, name, "\n")
+
+
+def test_columns_named_for_all_lists(tmp_path):
+    (tmp_path / "a.csv").write_text(f"watch,from,until,said\n{WATCH}{ONE},1,4,A ball.\n")
+    (tmp_path / "b.csv").write_text(f"{TWO},5,9,A cube.\n")
+    (tmp_path / "run.yaml").write_text("stages: {download_videos: {}}")
+    with pytest.raises(UsageError, match=r"--set url_column=.*Its columns: watch, from"):
+        take(tmp_path, "a.csv", (tmp_path / "a.csv").read_bytes())
+
+    def read_with(name, *overrides):
+        recipe = load_recipe(tmp_path / "run.yaml", overrides=list(overrides)).recipe
+        dataset = tmp_path / f"of_{name}"
+        spec = SourceSpec(path=name)
+        ingest(dataset, [spec], shard_videos=16, base_folder=tmp_path, for_lists=recipe.for_lists)
+        return read(dataset)
+
+    columns = ("url_column=watch", "span_columns=from,until", "caption_column=said")
+    assert said(read_with("a.csv", *columns)[0]) == [(1, 4, "A ball.")]
+    rows = read_with("b.csv", "columns=youtube_id,start,end,caption")
+    assert (said(rows[0]), kept(rows)) == ([(5, 9, "A cube.")], [WATCH + TWO])
