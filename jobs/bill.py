@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipmill import Bill, Cost, Range
+from clipmill.jobs.whole_tables import print_whole
 from clipmill.pipeline.costs.words import UNKNOWN, plain_count, plain_money, shown, totals_in_words
 from clipmill.schemas.words import counted, plain_hours, plain_size, plain_time
 
@@ -80,7 +81,7 @@ def show_plan(found: Bill) -> None:
         if found.currency:
             cells.append(_money(stage.money, found.currency))
         table.add_row(*cells)
-    _print_table(console, table)
+    print_whole(console, table)
     if parts := totals_in_words(found):
         label = "In all" if not found.unknown else "What is known of it"
         console.print(f"{label}: {', '.join(parts)}.", markup=False, soft_wrap=True)
@@ -142,7 +143,7 @@ def show_cost(cost: Cost) -> None:
         row("", "per 1,000 kept clips", totals["per_1000"])
         row("", "the next 1,000", totals["next_1000"])
     console.print()
-    _print_table(console, table)
+    print_whole(console, table)
     console.print(f"{counted(cost['kept_clips'], 'clip')} kept by every stage.")
     if cost["unmeasured_shards"]:
         console.print(
@@ -177,8 +178,3 @@ def _table(first: str, *others: str) -> Table:
     for name in others:
         table.add_column(Text(name), justify="right", no_wrap=True)
     return table
-
-
-def _print_table(console: Console, table: Table) -> None:
-    console.width = max(console.width, console.measure(table).maximum)
-    console.print(table)

@@ -24,11 +24,13 @@ from clipmill.schemas.words import plain_time
 
 REFRESH_PER_SECOND = 4
 _MOST_BAR_COLUMNS = 40
+_LEAST_BAR_COLUMNS = 4
 _MOST_WORKERS = 8
 _LINES_AROUND = 3
 # Shorter pauses are normal: stages report once per batch.
 _STILL_SECONDS = 30.0
 _NO_FIGURE = "–"
+_FIRST_TO_GO = ("video", "rate", "skipped", "rejected", "left")
 
 
 @dataclass
@@ -193,27 +195,46 @@ class TerminalProgress:
 
     def _bars(self, now: float) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        table.add_column("stage", no_wrap=True)
-        table.add_column("", ratio=1, max_width=_MOST_BAR_COLUMNS)
         # Only runs with gates, or with a choice, skip rows.
         skips = any(stage.counts["skipped"] for stage in self._stages.values())
-        last = ["skipped"] if skips else []
-        for name in ("rows", "video", "rate", "left", "rejected", "failed", *last):
+        rows = {
+            label: {
+                "rows": stage.shown_rows(),
+                "video": stage.shown_hours(),
+                "rate": stage.shown_rate(),
+                "left": stage.shown_left(now),
+                "rejected": f"{stage.counts['rejected']:,}",
+                "failed": f"{stage.counts['failed']:,}",
+                **({"skipped": f"{stage.counts['skipped']:,}"} if skips else {}),
+            }
+            for label, stage in self._stages.items()
+        }
+        names = self._fitting(rows)
+        table.add_column("stage", no_wrap=True)
+        table.add_column("", ratio=1, max_width=_MOST_BAR_COLUMNS)
+        for name in names:
             table.add_column(name, justify="right", no_wrap=True)
         for label, stage in self._stages.items():
-            failed = stage.counts["failed"]
+            style = "red" if stage.counts["failed"] else ""
             table.add_row(
                 label,
                 ProgressBar(total=1.0, completed=stage.done),
-                stage.shown_rows(),
-                stage.shown_hours(),
-                stage.shown_rate(),
-                stage.shown_left(now),
-                f"{stage.counts['rejected']:,}",
-                Text(f"{failed:,}", "red" if failed else ""),
-                *(f"{stage.counts[name]:,}" for name in last),
+                *(Text(rows[label][name], style if name == "failed" else "") for name in names),
             )
         return table
+
+    def _fitting(self, rows: Mapping[str, Mapping[str, str]]) -> list[str]:
+        """The columns for which the terminal has room; numbers are never truncated."""
+        widths = {
+            name: max(len(name), *(len(row[name]) for row in rows.values())) + 1
+            for name in next(iter(rows.values()), {})
+        }
+        room = self._console.width - max(map(len, rows), default=0) - 1 - _LEAST_BAR_COLUMNS
+        for name in _FIRST_TO_GO:
+            if sum(widths.values()) <= room:
+                break
+            widths.pop(name, None)
+        return list(widths)
 
     def _still(self, now: float) -> str:
         still = now - self._moved

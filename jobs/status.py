@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import clipmill
 from clipmill.jobs.lines_below import lines_below
+from clipmill.jobs.whole_tables import print_whole
 from clipmill.pipeline.ingest.list_counts import ListCounts
 from clipmill.schemas.words import counted, plain_hours, plain_time
 
@@ -73,9 +74,7 @@ def show_status(report: Status) -> None:
         )
     for counts in report["lists"]:
         console.print(ListCounts(**counts).describe(), markup=False, soft_wrap=True)
-    # A truncated number is worse than a wrapped line.
-    console.width = max(console.width, console.measure(table).maximum)
-    console.print(table)
+    print_whole(console, table)
     totals = report["totals"]
     console.print(
         f"{counted(totals['videos'], 'video')}, {counted(totals['clips'], 'clip')}, "

@@ -7,6 +7,7 @@ failure; a source that the dataset already has is left unchanged.
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -235,6 +236,8 @@ def _name(spec: SourceSpec) -> str:
 
 
 def _hint(spec: SourceSpec) -> str:
+    if spec.path and glob.has_magic(spec.path) and not Path(spec.path).exists():
+        return "no file matches"
     if spec.path or spec.search_file:
         return "the list or folder is empty"
     return "nothing was found there"

@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 
+import pytest
 from rich.console import Console
 
 from clipmill.jobs.progress_bars import TerminalProgress
@@ -74,6 +75,18 @@ def test_progress_fits_80_columns():
     half_done(progress)
     progress.show([worker(700, is_standing=True)])
     assert max(map(len, screen(progress, to).splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", [30, 40, 50, 60])
+def test_numbers_are_not_truncated_on_narrow_terminals(columns):
+    to = console(columns)
+    progress = TerminalProgress({"download_videos": [2], "split_clips": [2, 2]}, console=to)
+    half_done(progress)
+    lines = screen(progress, to).splitlines()
+    assert all(len(line) <= columns for line in lines)
+    assert not any("…" in line for line in lines)
+    assert "16/~32" in lines[1]
+    assert re.search(r"\b2 *$", lines[1])
 
 
 def test_stalled_worker_comes_first():
