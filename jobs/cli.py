@@ -90,7 +90,11 @@ def main() -> None:
     except BaseException as leaving:
         stopped = interruption_behind(leaving)
         if stopped is None:
-            raise
+            if debug or not isinstance(leaving, OSError) or leaving.filename is None:
+                raise
+            where = printable(str(leaving.filename))
+            print(f"Error: {where}: {leaving.strerror} (--debug shows more)", file=sys.stderr)
+            sys.exit(1)
         with contextlib.suppress(OSError):  # the terminal may be closed
             print(
                 "Stopped. What is committed stays; run the same command to continue.",

@@ -263,7 +263,7 @@ def _as_it_is(dataset: Path, record: RunRecord) -> RunRecord:
 
 
 def check_place(dataset: Path) -> None:
-    """UsageError if no catalog could be opened at the path `dataset`, whatever it contains."""
+    """UsageError if no dataset can be at the path `dataset`, whatever it contains."""
     place = str(dataset.absolute())
     if "\\" in place:
         raise UsageError(
@@ -277,6 +277,26 @@ def check_place(dataset: Path) -> None:
             f"{storable(str(dataset))}: the folder's name is not UTF-8, so no "
             "table there can be read; move the dataset elsewhere"
         ) from error
+    for part in (dataset, *dataset.absolute().parents):
+        if part.is_symlink() and not part.exists():
+            raise UsageError(
+                f"{part} is a link to {part.readlink()}, which does not exist; is its disk mounted?"
+            )
+        if part.exists():
+            _check_folder(dataset, part)
+            return
+
+
+def _check_folder(dataset: Path, there: Path) -> None:
+    """UsageError if what exists at or above the dataset's path is not a folder."""
+    if there.is_dir():
+        return
+    if there == dataset:
+        raise UsageError(
+            f"{dataset} is a file, but a dataset is a folder, which `clipmill run` "
+            f"makes{_datasets_in(dataset.parent)}"
+        )
+    raise UsageError(f"no dataset can be at {dataset}: {there} is a file, not a folder")
 
 
 def check_links(dataset: Path, *, without: Collection[str] = ()) -> None:
@@ -313,11 +333,6 @@ def require_dataset(dataset: Path) -> Path:
     """`dataset` if it is one, otherwise a usage error that says what to do."""
     check_place(dataset)
     make = f"to make one, {start_a_run(dataset)}"
-    if dataset.is_file():
-        raise UsageError(
-            f"{dataset} is a file, but a dataset is a folder, which `clipmill run` "
-            f"makes{_datasets_in(dataset.parent)}"
-        )
     if not dataset.is_dir():
         hint = did_you_mean(
             dataset.name,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from clipmill.jobs.cli import main
 from clipmill.pipeline.recipes.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,3 +163,28 @@ def test_unavailable_models_are_reported_before_anything_starts(tmp_path):
     assert done.stderr.count("does not answer") == 2  # the hub, and the server of the head
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "said", "status"),
+    [
+        ("a.txt", "a.txt is a file, but a dataset is a folder", 2),
+        ("a.txt/b", "a.txt is a file, not a folder", 2),
+        ("gone/b", "gone is a link to nowhere, which does not exist; is its disk mounted?", 2),
+        ("x" * 300, "File name too long (--debug shows more)", 1),
+    ],
+)
+@pytest.mark.parametrize("words", [["run", "timestamps-only", "--dataset"], ["status"]])
+def test_place_where_no_dataset_can_be(tmp_path, monkeypatch, capsys, words, place, said, status):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").touch()
+    Path("gone").symlink_to("nowhere")
+    sources = ["--sources", "a.txt"] if words[0] == "run" else []
+    monkeypatch.setattr("sys.argv", ["clipmill", *words, place, *sources])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == status
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("Error: ")
+    assert error.count("\n") == 1
