@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -47,6 +48,16 @@ def _common(
     pass  # main() handles it, wherever it stands
 
 
+def _refuse_empty(arguments: list[str]) -> None:
+    """UsageError for an empty argument: as a path it would mean the working folder."""
+    from clipmill.schemas.errors import UsageError
+
+    for before, word in zip(["clipmill", *arguments], arguments, strict=False):
+        name = before if not word else word[:-1] if re.fullmatch(r"--[\w-]+=", word) else None
+        if name is not None:
+            raise UsageError(f"what follows {name} is empty; is a variable not set?")
+
+
 def main() -> None:
     """Runs the command; errors are one message on standard error and an exit status."""
     from clipmill.jobs.encoding import speak_utf_8
@@ -65,6 +76,7 @@ def main() -> None:
     try:
         with ended_by_signals():
             try:
+                _refuse_empty(arguments)
                 app(arguments)
             except OSError as error:
                 if (full := full_storage(error, None)) is None:

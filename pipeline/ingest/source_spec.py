@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from clipmill.pipeline.ingest.list_text import check_encoding
 from clipmill.pipeline.ingest.locators import bare, url_without_scheme
 from clipmill.pipeline.ingest.platforms import looks_like_url
+from clipmill.schemas.errors import UsageError
 
 PLACES = ("path", "url", "search", "search_file")
 
@@ -21,12 +22,13 @@ class SourceSpec(BaseModel):
 
     path: str | None = Field(
         None,
+        min_length=1,
         description="a list (.csv .tsv .txt .json .jsonl .ndjson .parquet, optionally "
         "compressed: .gz .bz2 .xz .zst), a folder (searched recursively), a glob, or one media "
         "file; relative to the recipe's file",
     )
     url: str | None = Field(
-        None, description="one video, playlist or channel, as supported by yt-dlp"
+        None, min_length=1, description="one video, playlist or channel, as supported by yt-dlp"
     )
     search: list[str] | None = Field(None, description="search terms", min_length=1)
     search_file: str | None = Field(
@@ -126,6 +128,8 @@ class SourceSpec(BaseModel):
 
 def source_from_argument(text: str) -> SourceSpec:
     """The source that `--sources PATH_OR_URL` names; a path is relative to the working folder."""
+    if not text.strip():
+        raise UsageError("sources: an empty path or URL")
     plain = bare(text)
     if plain.lower().startswith("file://"):
         plain = plain[len("file://") :]

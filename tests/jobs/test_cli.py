@@ -11,6 +11,7 @@ import pytest
 
 from clipmill.jobs.cli import main
 from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.schemas.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
@@ -188,3 +189,35 @@ def test_place_where_no_dataset_can_be(tmp_path, monkeypatch, capsys, words, pla
     assert said in error
     assert error.startswith("Error: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["run", "timestamps-only", "--sources", ""], "--sources"),
+        (["run", "timestamps-only", "--dataset="], "--dataset"),
+        (["status", ""], "status"),
+        (["export", "a", "--format", "csv", "--output", ""], "--output"),
+        (["", "status"], "clipmill"),
+    ],
+)
+def test_empty_argument_is_not_the_working_folder(tmp_path, monkeypatch, capsys, words, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["clipmill", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert (
+        capsys.readouterr().err == f"Error: what follows {name} is empty; is a variable not set?\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipe_with_an_empty_source_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    for sources in ("['']", "[{path: ''}]", "[{url: ''}]"):
+        path.write_text(f"sources: {sources}\nstages: {{download_videos: {{}}}}")
+        with pytest.raises(UsageError, match="at least 1 character"):
+            load_recipe(path)
+    with pytest.raises(UsageError, match="an empty path or URL"):
+        load_recipe(path, sources=[" "])
