@@ -167,7 +167,9 @@ def given(columns: Mapping[str, Any], roles: Roles) -> Given:
 def _spread(columns: Mapping[str, Any], roles: Roles) -> tuple[Mapping[str, Any], Roles]:
     """The row with the fields of the objects that its spans are in as columns."""
     assert roles.spans is not None
-    parts = parts_of(_listed(columns.get(roles.spans)))
+    cell = columns.get(roles.spans)
+    # Most cells have no objects, and are long enough not to be parsed twice.
+    parts = None if isinstance(cell, str) and "{" not in cell else parts_of(_listed(cell))
     if parts is None:
         return columns, roles
     names = {name: f"{roles.spans}.{name}" if name in columns else name for name in parts.fields}

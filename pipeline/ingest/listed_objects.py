@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,22 +40,23 @@ def parts_of(entries: Any) -> Parts | None:
         for name, value in entry.items():
             if name not in used:
                 fields.setdefault(str(name), [None] * len(entries))[at] = value
-    return Parts(pairs, fields, _first(fields, CAPTIONS))
+    return Parts(pairs, fields, _first(tuple(fields), CAPTIONS))
 
 
 def texts_of(entries: Sequence[Any]) -> list[Any] | None:
     """The texts of objects that each have one under a usual name; None for anything else."""
-    names = [_first(entry, _TEXTS) if isinstance(entry, dict) else None for entry in entries]
+    names = [_first(tuple(entry), _TEXTS) if isinstance(entry, dict) else None for entry in entries]
     if not names or None in names:
         return None
     return [entry[name] for entry, name in zip(entries, names, strict=True)]
 
 
 def _times_in(entry: Mapping[str, Any]) -> tuple[tuple[Any, Any], tuple[str, ...]] | None:
-    start, end = _first(entry, STARTS), _first(entry, ENDS)
+    names = tuple(entry)
+    start, end = _first(names, STARTS), _first(names, ENDS)
     if start is not None and end is not None:
         return (_time(start, entry[start]), _time(end, entry[end])), (start, end)
-    both = _first(entry, SPANS)
+    both = _first(names, SPANS)
     pair = None if both is None else entry[both]
     if both is not None and isinstance(pair, list | tuple) and len(pair) == 2:
         return (pair[0], pair[1]), (both,)
@@ -67,6 +69,8 @@ def _time(name: str, value: Any) -> Any:
     return value
 
 
-def _first(names: Mapping[str, Any], words: Sequence[str]) -> str | None:
-    by_word = {word_of(str(name)): name for name in reversed(list(names))}
+@functools.lru_cache(4096)
+def _first(names: tuple[str, ...], words: tuple[str, ...]) -> str | None:
+    """The name that is the first of these words; objects of a list mostly have the same names."""
+    by_word = {word_of(str(name)): name for name in reversed(names)}
     return next((by_word[word] for word in words if word in by_word), None)
