@@ -219,7 +219,7 @@ def _footers(catalog: Catalog) -> dict[StepId, _Footers]:
 def _totals(catalog: Catalog, footers: dict[StepId, _Footers]) -> Totals:
     # Only the clips, without the captions and scores that the view joins to them.
     makers = [
-        table for table in catalog.layout.steps if table.name in ("download_videos", "split_clips")
+        table for table in catalog.layout.steps if table.role in ("download_videos", "split_clips")
     ]
     ((clips, hours),) = catalog.connection.execute(
         "SELECT count(*), coalesce(sum(duration_seconds), 0) / 3600 "

@@ -23,7 +23,8 @@ class StepTable:
     them, whose keys may be in several files. `shards` restricts the table to some of them.
     `removed` means that videos were removed from the dataset, whose rows must be hidden. `odd` is
     a path that has a shard's name but isn't a file: DuckDB would skip a folder, and block on a
-    named pipe.
+    named pipe. `role` is the built-in stage that it stands for in the views: its own, or that with
+    the name and some columns of a custom one, which `lacks` the others.
     """
 
     step: str
@@ -38,6 +39,8 @@ class StepTable:
     removed: bool = False
     odd: Path | None = None
     is_built_in: bool = False
+    role: str | None = None
+    lacks: frozenset[str] = frozenset()
 
     @property
     def retried(self) -> bool:
@@ -45,8 +48,8 @@ class StepTable:
 
     @property
     def own_columns(self) -> list[pa.Field]:
-        outcome = {"rejection", "error"}
-        return [field for field in self.schema if field.name not in {self.key, *outcome}]
+        others = {self.key, "rejection", "error", *self.lacks}
+        return [field for field in self.schema if field.name not in others]
 
     @property
     def is_primary(self) -> bool:

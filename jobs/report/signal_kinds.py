@@ -97,11 +97,11 @@ class FoundSignals:
 def find_signals(layout: Layout) -> FoundSignals:
     """Of several stages of a kind, the first one counts."""
     made = layout.clip_columns
-    places: dict[tuple[str, str], str] = {}
+    places: dict[tuple[str | None, str], str] = {}
     for name, (table, column) in made.items():
         kind = table.schema.field(column).type
         if pa.types.is_floating(kind) or pa.types.is_integer(kind):
-            places.setdefault((table.name, column), name)
+            places.setdefault((table.role, column), name)
     columns = {kind: place for kind in KINDS if (place := places.get((kind.stage, kind.column)))}
     later = {
         name

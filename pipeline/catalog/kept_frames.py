@@ -64,7 +64,7 @@ def kept_frames(
 
 def _files(catalog: Catalog, folder: Path, video_ids: list[str]) -> dict[str, list[Path]]:
     """The frame files that may hold each video, newest first: the clip's shard names them."""
-    split = next(step for step in catalog.layout.steps if step.name == "split_clips")
+    split = next(step for step in catalog.layout.steps if step.role == "split_clips")
     catalog.make_views(f"steps.{split.step}")
     rows = catalog.connection.execute(
         f"SELECT DISTINCT video_id, shard FROM steps.{quoted(split.step)} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ from clipmill.schemas.damage import DamagedFile, reading
 from clipmill.schemas.folders import FRAMES, INDEX, INGEST, SHOTS, SOURCES
 from clipmill.schemas.step_tables import StepTable
 from clipmill.stages import scan_videos, split_clips
-from clipmill.stages.built_in import built_in_stage_names
+from clipmill.stages.built_in import built_in_table
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,8 @@ def read_layout(dataset: Path) -> Layout:
     for step in recorded_steps(dataset, record):
         stage, folder = step.stage_label, step.folder(dataset)
         schema = step.built_in_schema or _found_schema(folder, step)
-        steps.append(
-            _table(folder, step.label, stage, step.name, schema, bool(removals), step.score)
-        )
+        table = _table(folder, step.label, stage, step.name, schema, bool(removals), step.score)
+        steps.append(in_its_role(table, step))
         # Only these: the schemas of all further tables would import every stage.
         for name, schema in ((FRAMES, scan_videos.FRAMES), (SHOTS, split_clips.SHOTS)):
             if name in step.tables:
@@ -136,8 +135,33 @@ def _table(
         score,
         removed=removed,
         odd=odd,
-        is_built_in=name in built_in_stage_names(),
     )
+
+
+def in_its_role(table: StepTable, step: Step) -> StepTable:
+    """A step's table, with what it stands for in the views.
+
+    A custom stage with the name of a built-in one stands for that if it has columns of it; those
+    that it lacks are null.
+    """
+    if step.built_in_schema is not None:
+        return replace(table, is_built_in=True, role=step.name)
+    named = built_in_table(step.name, step.settings)
+    if named is None:
+        return table
+    own = {field.name for field in table.own_columns} - _KEYS
+    if not own & set(named.names):
+        return table
+    lacking = [field for field in named if field.name not in table.schema.names]
+    return replace(
+        table,
+        schema=pa.schema([*table.schema, *lacking]),
+        role=step.name,
+        lacks=frozenset(field.name for field in lacking),
+    )
+
+
+_KEYS = {"source_key", "video_id", "clip_id"}
 
 
 def _found_schema(folder: Path, step: Step) -> pa.Schema:

@@ -247,7 +247,7 @@ def primary(steps: Iterable[StepTable], name: str) -> StepTable | None:
     This is the one whose label is the stage's name; a stage that is not a scorer may have any
     label if it is the only one of its kind.
     """
-    found = [step for step in steps if step.name == name]
+    found = [step for step in steps if step.role == name]
     named = [step for step in found if step.is_primary]
     if named:
         return named[0]
@@ -268,7 +268,8 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
     roles = {name: primary(steps, name) for name in _CLIP_SOURCES} if level == "clip_id" else {}
     for name, step in roles.items():
         if step is not None:
-            taken.add(step.step)
+            if step.is_built_in:
+                taken.add(step.step)
             found.update(
                 (column, _ViewColumn(column, step, column))
                 for column in _CLIP_SOURCES[name]
@@ -279,12 +280,14 @@ def _provided(steps: Sequence[StepTable], level: str, promised: Columns) -> list
     # A label of one's own wins over the column of another stage.
     used |= {step.stage for step in steps if step.score is not None and step.stage != step.name}
     for step in steps:
-        if step.key != level or step.step in taken or step.name in base:
+        if step.key != level or step.step in taken or step.role in base:
             continue
         renamed = not step.is_primary
         for field in step.own_columns:
             column = field.name
-            if step.name in tables.EMBEDDERS and column in ("embeddings", "embedding_seconds"):
+            if column in found and found[column].table == step:
+                continue
+            if step.role in tables.EMBEDDERS and column in ("embeddings", "embedding_seconds"):
                 continue  # the view `embeddings` has them
             if step.is_built_in and not _is_shown(step, column):
                 continue
@@ -551,7 +554,7 @@ def embeddings_view(steps: Sequence[StepTable]) -> str:
         f"SELECT clip_id, {literal(step.stage)} AS stage, embeddings, embedding_seconds "
         f"FROM ({kept(step, ['clip_id', 'embeddings', 'embedding_seconds'])})"
         for step in steps
-        if step.name in tables.EMBEDDERS
+        if step.role in tables.EMBEDDERS
     ]
     return _union(parts, EMBEDDINGS_VIEW)
 

@@ -80,8 +80,12 @@ class Step:
 
     @property
     def built_in_schema(self) -> pa.Schema | None:
-        """The declared schema of its own table; None for a custom stage."""
-        return SOURCES_SCHEMA if self.label == SOURCES else built_in_table(self.name, self.settings)
+        """The declared schema of its own table; None for a custom stage, whatever its name."""
+        if self.label == SOURCES:
+            return SOURCES_SCHEMA
+        schema = built_in_table(self.name, self.settings)
+        # Schemas only grow: no column of a built-in stage is missing from it.
+        return None if schema is None or set(self.columns) - set(schema.names) else schema
 
     @cached_property
     def inputs(self) -> dict[str, str]:

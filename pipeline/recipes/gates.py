@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from clipmill.pipeline.catalog.gate_rows import GateRows, rows_before
 from clipmill.pipeline.catalog.gate_sql import GateSql
+from clipmill.pipeline.catalog.layout import in_its_role
 from clipmill.pipeline.dataset.shards import existing, list_shards_in, retry_number
 from clipmill.schemas import tables
 from clipmill.schemas.errors import UsageError
 from clipmill.schemas.folders import INGEST, SOURCES
 from clipmill.schemas.step_tables import StepTable
-from clipmill.stages.built_in import built_in_stage_names
 
 if TYPE_CHECKING:
     from clipmill.pipeline.recipes.plan import PlannedStep
@@ -156,7 +156,7 @@ def _table(
         shards = existing(folder, group)
     else:
         shards, _ = list_shards_in(folder)
-    return StepTable(
+    table = StepTable(
         label,
         stage,
         name,
@@ -166,8 +166,8 @@ def _table(
         tuple(sorted(shard for shard in shards if retry_number(shard))),
         None if step is None else step.score,
         shards=None if group is None else tuple(shards),
-        is_built_in=name in built_in_stage_names(),
     )
+    return table if step is None else in_its_role(table, step)
 
 
 def steps_before(steps: Sequence[PlannedStep], step: PlannedStep) -> list[PlannedStep]:

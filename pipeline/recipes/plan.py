@@ -36,7 +36,7 @@ class PlannedStep(Step):
 
     @property
     def built_in_schema(self) -> pa.Schema | None:
-        return None if super().built_in_schema is None else self.stage.table_schema
+        return self.stage.table_schema if class_reference(self.stage) == self.name else None
 
     @classmethod
     def of(

@@ -483,7 +483,7 @@ class RuleEngine:
         """The step that made the perceptual hashes."""
         layout = self.candidates.catalog.layout
         found = [
-            one for one in layout.steps if one.name == "hash_frames" and one.folder is not None
+            one for one in layout.steps if one.role == "hash_frames" and one.folder is not None
         ]
         if not found:
             raise UsageError(

@@ -45,13 +45,13 @@ class Closest:
 def searched_step(layout: Layout, label: str | None, *, words: bool) -> StepTable:
     """The step to search: the one with this label, else that of texts, else that of pictures."""
     made = [step for step in layout.steps if step.folder is not None]
-    if label is None and words and any(step.name == TEXT_EMBEDDER for step in made):
+    if label is None and words and any(step.role == TEXT_EMBEDDER for step in made):
         found = embeddings_step(layout, "text", option="--by")
-    elif label is None and words and not any(step.name == "embed_clips" for step in made):
+    elif label is None and words and not any(step.role == "embed_clips" for step in made):
         found = embeddings_step(layout, "text", option="--by")  # says what is missing
     else:
         found = embeddings_step(layout, "embedding", label, option="--by")
-    if words and found.name == "embed_images":
+    if words and found.role == "embed_images":
         raise UsageError(
             f"{found.step} has embeddings of pictures alone, which words can't be compared with; "
             "search those of embed_texts or embed_clips, or give a clip (--like)"

@@ -25,9 +25,9 @@ def embeddings_step(
     several and no label, which `option` would give.
     """
     wanted = (TEXT_EMBEDDER,) if kind == "text" else EMBEDDERS
-    there = [step for step in layout.steps if step.name in wanted and step.folder is not None]
+    there = [step for step in layout.steps if step.role in wanted and step.folder is not None]
     if label is None and kind == "embedding":
-        there = [step for step in there if step.name != TEXT_EMBEDDER]
+        there = [step for step in there if step.role != TEXT_EMBEDDER]
     if not there:
         stage = wanted[0]
         raise UsageError(
@@ -40,8 +40,8 @@ def embeddings_step(
         if not found:
             raise UsageError(f"the dataset has no step {label!r}; available: {labels}")
         return found[0]
-    first = min((step.name for step in there), key=EMBEDDERS.index)
-    found = [step for step in there if step.name == first]
+    first = min((step.role for step in there if step.role), key=EMBEDDERS.index)
+    found = [step for step in there if step.role == first]
     if len(found) > 1:
         raise UsageError(
             f"the dataset has {first} more than once; name one with {option}, of "

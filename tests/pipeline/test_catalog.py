@@ -308,6 +308,40 @@ def test_custom_stage_fills_an_unused_column(truth: Truth, tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [
+        ("measure_text", ("text_boxes", pa.float64())),
+        ("embed_images", ("embeddings_reason", pa.string())),
+        ("detect_language", ("language_confidence", pa.float32())),
+        ("tag_clips", ("tags", pa.list_(tables.TAG))),
+    ],
+)
+def test_custom_stage_with_a_built_in_name_keeps_its_columns(
+    truth: Truth, tmp_path: Path, name: str, shared: tuple[str, pa.DataType]
+):
+    """Of a dataset that is older than the built-in stage, say; also where both have a column."""
+    dataset = _copy(truth, tmp_path)
+    steps = {
+        k: v for k, v in STEPS.items() if k in ("download_videos", "scan_videos", "split_clips")
+    }
+    level = "video_id" if name == "detect_language" else "clip_id"
+    key = {"video_id": "generic-v0", "clip_id": "generic-v0-0-1000"}[level]
+    view = "videos" if level == "video_id" else "clips"
+    for day, fields in ((2, []), (3, [shared])):
+        schema = pa.schema(
+            [pa.field(level, pa.string()), ("own", pa.int32()), *fields, *tables.OUTCOME]
+        )
+        row = {level: key, "own": day}
+        write_shard(dataset, name, f"y{day}", "000000", [row], schema)
+        steps[name] = (name, f"y{day}", schema)
+        write_run(dataset, run_record(f"r{day}", START + timedelta(days=day), steps))
+        assert ask(dataset, f"SELECT {level}, own FROM {view} WHERE own IS NOT NULL") == [row]
+        assert ask(dataset, "SELECT count(*) AS n FROM clips")[0]["n"] == truth.clips
+        assert ask(dataset, "SELECT language, * FROM clips LIMIT 1")
+        ask(dataset, "SELECT * FROM embeddings")
+
+
 def test_older_files_may_lack_columns_and_members(truth: Truth, tmp_path: Path):
     """Schemas grow: columns that an older shard lacks are null, even in reordered structs."""
     dataset = _copy(truth, tmp_path)
