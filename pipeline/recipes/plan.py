@@ -146,6 +146,8 @@ def build_plan(loaded: LoadedRecipe, dataset: Path | None = None) -> Plan:
         _check_gpus(stage_label, stage)
         for part in stage.steps():
             label = stage_label if part is stage or part.name == stage.name else part.name
+            if label != stage_label:
+                _check_is_alone(stage, label, stage_label, steps)
             _check_label(label, stage_label, steps)
             steps.append(replace(_step(label, stage_label, part, steps, dataset), gate=gate))
             gate = None  # it chooses what the stage's first step gets
@@ -153,6 +155,21 @@ def build_plan(loaded: LoadedRecipe, dataset: Path | None = None) -> Plan:
     check_gates(steps)
     recipe = loaded.recipe
     return Plan(tuple(steps), recipe.drop_frames, recipe.stop_after_alike_failures)
+
+
+def _check_is_alone(
+    stage: Stage, inner: str, stage_label: str, before: Sequence[PlannedStep]
+) -> None:
+    """UsageError if a stage before it has the same inner step."""
+    same = (step for step in before if step.label == inner != step.stage_label)
+    other = next((step.stage_label for step in same), None)
+    if other is not None:
+        raise UsageError(
+            f"stages.{stage_label}: a recipe can have one {stage.name} only, and {other} is one: "
+            f"both would make the table {inner}. Change the settings of {other} (what it made so "
+            "far is kept, and used again with the former settings), or run the other recipe with "
+            "a dataset of its own"
+        )
 
 
 def _check_label(label: str, stage_label: str, before: Sequence[PlannedStep]) -> None:

@@ -60,6 +60,16 @@ def test_another_stages_table_name_is_refused(tmp_path):
         )
 
 
+@pytest.mark.parametrize("stage", ["split_clips", "detect_speech", "transcribe_clips"])
+def test_second_stage_with_the_same_inner_step_is_refused(tmp_path, stage):
+    recipe = tmp_path / "twice.yaml"
+    first = {"download_videos": {}, "split_clips": {}, "detect_speech": {}}
+    twice = {**first, stage: {}, "again": {"stage": stage}}
+    recipe.write_text(yaml.safe_dump({"stages": twice}, sort_keys=False))
+    with pytest.raises(UsageError, match=rf"stages.again: a recipe can have one {stage} only"):
+        build_plan(load_recipe(recipe))
+
+
 def test_all_folders_of_a_run_are_known(words):
     """Each folder in a dataset is reserved or a stage's table."""
     data = words("a?clips=2", "x?fail=cut")
