@@ -509,7 +509,7 @@ class _Run:
         with started(engine, run, self.watcher.busy) as found:
             tell([*found.lines, *describe_phases(self.steps, self.dataset), *gated.notes(todo)])
             with watched as progress:
-                gated.run(self._ended(found.run_phase), record, note)
+                gated.run(self._ended(found.run_phase), record, note, report)
 
     def _ended(self, run_phase: RunPhase) -> RunPhase:
         """A phase after which the run ends if its budget is spent or a stage only fails."""

@@ -6,9 +6,12 @@ every shard by then, so what it finds does not depend on the order in which they
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,10 +32,15 @@ from clipmill.schemas.damage import reading
 from clipmill.schemas.errors import ClipmillError
 from clipmill.schemas.tables import OUTCOME
 from clipmill.schemas.words import counted
+from clipmill.stages.media.isolation.progress import beat, heard_by
 
 # From this growth on, what was found may no longer describe the rows.
 _GROWN = 4
 _FOOTERS_READ = 200
+_REPORT_SECONDS = 1.0
+
+Report = Callable[[str, Counter[Any]], None]
+"""Takes what a stage has spent, or nothing where it only goes on."""
 
 
 def needs_fit(step: PlannedStep, dataset: Path) -> bool:
@@ -96,8 +104,29 @@ class Rows:
         return [sorted(found[base], key=shard_order) for base in sorted(found)]
 
 
-def fit_step(plan: Plan, step: PlannedStep, dataset: Path, run_id: str) -> Fit | None:
+def fit_step(
+    plan: Plan, step: PlannedStep, dataset: Path, run_id: str, report: Report
+) -> Fit | None:
     """Finds and keeps what a step needs; None if there is nothing yet in which to find it."""
+    with heard_by(_Reports(step.stage_label, report)):
+        return _found(plan, step, dataset, run_id)
+
+
+class _Reports:
+    """Hears of progress, and reports it with the processor time spent, once a second at most."""
+
+    def __init__(self, label: str, report: Report) -> None:
+        self._label, self._report = label, report
+        self._reported, self._counted = time.monotonic(), time.process_time()
+
+    def __call__(self, *_: object, **__: object) -> None:
+        if time.monotonic() - self._reported >= _REPORT_SECONDS:
+            spent = time.process_time() - self._counted
+            self._reported, self._counted = time.monotonic(), self._counted + spent
+            self._report(self._label, Counter({"cpu_seconds": spent}))
+
+
+def _found(plan: Plan, step: PlannedStep, dataset: Path, run_id: str) -> Fit | None:
     rows = Rows(plan, step, dataset)
     count = 0
 
@@ -105,6 +134,7 @@ def fit_step(plan: Plan, step: PlannedStep, dataset: Path, run_id: str) -> Fit |
         nonlocal count
         for table in rows:
             count += table.num_rows
+            beat()
             yield table
 
     found = step.stage.fit_on(read())

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from clipmill.pipeline.dataset.run_records import RecordOfThisRun, RunRecord
 from clipmill.pipeline.dataset.steps import fingerprints
-from clipmill.pipeline.engine.fitting import fit_notes, fit_record, fit_step, needs_fit, require_fit
+from clipmill.pipeline.engine.fitting import (
+    Report,
+    fit_notes,
+    fit_record,
+    fit_step,
+    needs_fit,
+    require_fit,
+)
 from clipmill.pipeline.engine.letting_in import (
     LettingIn,
     groups_that_wait,
@@ -93,7 +100,11 @@ class GatedRun:
         return [*lines, *cheap_first_notes(self._plan.steps, gates)]
 
     def run(
-        self, run_phase: RunPhase, record: RecordOfThisRun, tell: Callable[[str], None]
+        self,
+        run_phase: RunPhase,
+        record: RecordOfThisRun,
+        tell: Callable[[str], None],
+        report: Report,
     ) -> None:
         """Runs phase after phase; before the next one, all that passes only now is done, too.
 
@@ -112,13 +123,18 @@ class GatedRun:
             while todo:
                 for labels in todo:
                     steps = tuple(plan.by_label[label] for label in labels)
-                    self._fit(plan, steps[0], record, tell)
+                    self._fit(plan, steps[0], record, tell, report)
                     run_phase(plan, steps, self._list_shards())
                 done = [plan.by_label[label] for labels in so_far for label in labels]
                 todo = so_far if self._request(plan, done) else []
 
     def _fit(
-        self, plan: Plan, step: PlannedStep, record: RecordOfThisRun, tell: Callable[[str], None]
+        self,
+        plan: Plan,
+        step: PlannedStep,
+        record: RecordOfThisRun,
+        tell: Callable[[str], None],
+        report: Report,
     ) -> None:
         """Lets a phase's first step find what it needs, if it has work and did not find it yet."""
         if not needs_fit(step, self._dataset):
@@ -127,7 +143,7 @@ class GatedRun:
             return
         require_fit(step, self._dataset)
         tell(f"{step.stage_label}: fitting it to the rows of all shards …")
-        if fit_step(plan, step, self._dataset, record.run_id) is not None:
+        if fit_step(plan, step, self._dataset, record.run_id, report) is not None:
             found = fit_record(self._dataset, step)
             assert found is not None  # it was just stored
             record.add_fit(step.stage_label, found)

@@ -11,6 +11,7 @@ import itertools
 
 import numpy as np
 
+from clipmill.stages.media.isolation.progress import beat
 from clipmill.stages.models.integer_vectors import directions, random_words
 
 # Vectors per centre in the sample on which centres are found, and the smallest sample.
@@ -56,6 +57,7 @@ def _first_centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     distances = np.ones(len(pool), np.int64)
     centres: list[np.ndarray] = []
     for own_picks in picks.reshape(clusters, n_candidates):
+        beat()
         running = np.cumsum(distances)
         if not running[-1]:
             break  # every vector of the pool is a centre
@@ -75,6 +77,7 @@ def nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.nd
     """For each vector the centre with the largest product (the first in a tie), and the product."""
     labels, products = np.empty(len(vectors), np.int64), np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), _ROWS_AT_A_TIME):
+        beat()
         part = slice(start, start + _ROWS_AT_A_TIME)
         found = vectors[part] @ centres.T
         labels[part] = found.argmax(axis=1)

@@ -9,7 +9,8 @@ import pytest
 
 from clipmill.pipeline.dataset import fits
 from clipmill.pipeline.dataset.fits import fit_files, read_fit
-from clipmill.pipeline.engine import gated_run
+from clipmill.pipeline.dataset.locks import Hold
+from clipmill.pipeline.engine import fitting, gated_run
 from clipmill.pipeline.removal.under_lock import remove_videos
 from clipmill.pipeline.run import plan_run
 from clipmill.pipeline.status import status_report
@@ -84,6 +85,37 @@ def test_clusters_are_found_once_and_kept_for_later_shards(words, capfd):
     assert verify(data.dataset).faults == []
     # And the former ones are still there.
     assert not later.run(*SETTINGS)
+
+
+def test_fitting_is_progress_and_counts_for_the_budget(words, monkeypatch):
+    data = words("a?clips=5", "b?clips=5", shard_videos=1)
+    reported: list[tuple[str, float]] = []
+    moves: list[Hold] = []
+    monkeypatch.setattr(fitting, "_REPORT_SECONDS", 0)
+    moved, fit_step = Hold.moved, gated_run.fit_step
+
+    def counted(hold):
+        moves.append(hold)
+        moved(hold)
+
+    def watched(*args):
+        *others, report = args
+
+        def noted(label, counts):
+            reported.append((label, counts["cpu_seconds"]))
+            before = len(moves)
+            report(label, counts)
+            assert len(moves) == before + 1
+
+        return fit_step(*others, noted)
+
+    monkeypatch.setattr(Hold, "moved", counted)
+    monkeypatch.setattr(gated_run, "fit_step", watched)
+    data.run(*SETTINGS)
+    assert {label for label, _ in reported} == {"cluster_clips"}
+    assert len(reported) > 2  # more than the shards that are read: what is computed, too
+    assert all(spent >= 0 for _, spent in reported)
+    assert sum(spent for _, spent in reported) > 0
 
 
 @pytest.mark.slow

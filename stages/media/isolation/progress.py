@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _STEP_SECONDS = 1.0
@@ -55,3 +56,14 @@ def listen(listener: Callable[..., None] | None) -> None:
     nobody."""
     global _listener
     _listener = listener
+
+
+@contextlib.contextmanager
+def heard_by(listener: Callable[..., None]) -> Iterator[None]:
+    """All progress goes to this receiver meanwhile, and to the former one afterwards."""
+    global _listener
+    former, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = former
