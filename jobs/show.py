@@ -43,6 +43,9 @@ _QUALITY = 90
 # The minimum width of a recognisable picture, in characters.
 _COLUMNS_A_FRAME = 38
 _PLAYER_SECONDS = 2.0
+# Of a list, such as the words that somebody says.
+_MOST_ITEMS = 20
+_TIMES = ("start_seconds", "seconds", "last_seconds", "end_seconds")
 
 
 @dataclass(frozen=True)
@@ -336,9 +339,28 @@ def _said(name: str, value: Any) -> str | None:
         return "\n".join(f"{clock(one['seconds'])}  {_line(one['text'])}" for one in value)
     if name == "tags":
         return ", ".join(f"{_line(one['tag'])} ({one['score']:.3g})" for one in value)
+    if isinstance(value, list):
+        lines = [_item(one) for one in value[:_MOST_ITEMS]]
+        more = [f"and {len(value) - _MOST_ITEMS} more"] if len(value) > _MOST_ITEMS else []
+        return "\n".join(lines + more)
     if isinstance(value, float):
         return f"{value:.6g}"
     return _line(value)
+
+
+def _item(value: Any) -> str:
+    """One of a list: a text, a record, or a key and value of a map."""
+    if isinstance(value, tuple):
+        return ": ".join(map(_line, value))
+    if not isinstance(value, dict):
+        return _line(value)
+    times = [value[name] for name in _TIMES if value.get(name) is not None]
+    parts = [
+        f"{name} {f'{one:.3g}' if isinstance(one, float) else _line(one)}"
+        for name, one in value.items()
+        if one is not None and name not in _TIMES
+    ]
+    return "  ".join(filter(None, ["–".join(dict.fromkeys(map(clock, times))), ", ".join(parts)]))
 
 
 def _line(value: Any) -> str:

@@ -12,6 +12,7 @@ import select
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import av
@@ -26,7 +27,8 @@ from clipmill.jobs.cli import app
 from clipmill.jobs.terminal_pictures import show_picture, way_of_terminal
 from clipmill.pipeline.catalog.catalog import open_catalog
 from clipmill.schemas.errors import ClipmillError, UsageError
-from tests.synthetic import build_dataset
+from clipmill.stages.measure_text import TEXT_MEASURES
+from tests.synthetic import START, STEPS, build_dataset, run_record, write_run, write_shard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,8 +80,21 @@ def test_reason_for_a_missing_value_is_shown(tmp_path: Path):
     rejection = {"rule": "skipped", "detail": "where motion > 2"}
     rows = [{"clip_id": clip_id, "rejection": rejection}, *table.to_pylist()[1:]]
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    # And lists of records have a line each.
+    texts = [
+        {"seconds": 61.5, "last_seconds": 62.0, "text": f"line {number}", "confidence": 0.98765}
+        for number in range(22)
+    ]
+    measured = {"clip_id": clip_id, "text_lines": texts, "text_read": ["A", "B"]}
+    write_shard(dataset, "measure_text", "m1", "000000", [measured], TEXT_MEASURES)
+    steps = {**STEPS, "measure_text": ("measure_text", "m1", TEXT_MEASURES)}
+    write_run(dataset, run_record("r9", START + timedelta(days=9), steps))
     said = clipmill("show", dataset, clip_id)
     assert re.search(r"^  skipped by +tag_clips: where motion > 2$", said.stdout, re.M)
+    first = r"^  text_lines +1:01.5–1:02.0  text line 0, confidence 0.988$"
+    assert re.search(first, said.stdout, re.M)
+    assert re.search(r"text line 19, .*\n +and 2 more$", said.stdout, re.M)
+    assert re.search(r"^  text_read +A\n +B$", said.stdout, re.M)
 
 
 def test_unknown_clip_is_one_error_with_similar_ids(made, clips):
