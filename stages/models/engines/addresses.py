@@ -8,7 +8,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
@@ -47,8 +47,11 @@ class Address:
         direct: bool = False,
     ) -> None:
         self.url = url.rstrip("/")
+        parts = urlsplit(self.url)
+        self.shown = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        """The address without a password: what is recorded is shared."""
         proxy = None if direct else _proxy_for(self.url)
-        self.name = f"{self.url} ({proxy})" if proxy else self.url
+        self.name = f"{self.shown} ({proxy})" if proxy else self.shown
         """For messages: it says so where a proxy stands before the server."""
         self.in_flight = 0
         self.out_until = 0.0

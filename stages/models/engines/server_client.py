@@ -173,7 +173,7 @@ class ServerClient(ABC, Generic[Asked, Found]):
             if self._reference.served_as in listed and self._reference.model not in listed:
                 # The name itself has an @, which usually begins a revision.
                 self._model = self._reference.served_as
-            note_served(self._setting, address.url, listed.get(self._model, {}))
+            note_served(self._setting, address.shown, listed.get(self._model, {}))
         if len(missing) == len(self._addresses):
             raise ClipmillError(
                 f"{self._setting}: {'; '.join(missing)}, or point to another with "

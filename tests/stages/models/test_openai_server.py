@@ -246,6 +246,16 @@ def test_proxy_of_the_environment_is_named_where_it_answers(monkeypatch):
     assert answer == Completion("x")
 
 
+def test_password_of_an_address_is_sent_and_not_shown():
+    with openai_server(text_of, 400) as stand_in:
+        url = stand_in.url.replace("//", "//me:secret@")
+        with client(url, concurrency=1) as server:
+            failure, answer = ask(server, "x", "y")
+        assert stand_in.headers[0]["Authorization"].startswith("Basic ")
+    assert answer == Completion("y")
+    assert failure.message.startswith(stand_in.url)
+
+
 def test_unreachable_server_is_reported_at_the_start():
     with openai_server(text_of) as stand_in, client(stand_in.url) as server:
         server.check()
