@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from clipmill.pipeline.recipes.recipe import load_recipe
+from clipmill.stages.media.read.decode import frame_rate_of
 from clipmill.stages.protocol import Workspace
 from clipmill.stages.split_clips import SplitClips
 from tests.media import SHARED_VIDEOS, THREE_SHOTS, Scene, cached, cuts_of
@@ -31,6 +33,8 @@ FEW = (
     "llama_drama_30s_vfr.webm",
     "venus_transit_12s.mov",
 )
+# A whole frame rate times these: itself, NTSC's, and what is nearly either.
+NEAR = (1.0, 1000 / 1001, 0.999, 0.99905, 1.00001, 0.9)
 COMMANDS = {
     "content": (["detect-content"], {}),
     "content suppressed": (
@@ -96,6 +100,19 @@ def test_exact_cuts_equal_the_commands_for_uneven_frame_rate(tmp_path):
 
     assert len(ours) == 3
     assert_equal_starts(ours, command_starts(path, tmp_path, ["detect-content"]))
+
+
+def test_frame_rates_are_those_of_the_command():
+    from scenedetect.common import framerate_to_fraction
+
+    chance = random.Random(0)
+    rates = [whole * share for whole in (1, 12, 15, 24, 25, 30, 48, 60, 120) for share in NEAR]
+    rates += [chance.uniform(0.001, 1000) for _ in range(500)]
+    rates += [round(chance.uniform(0.01, 240), places) for places in range(5) for _ in range(50)]
+    rates = [rate for rate in rates if rate]
+    assert [frame_rate_of(rate) for rate in rates] == [
+        framerate_to_fraction(rate) for rate in rates
+    ]
 
 
 @pytest.mark.slow

@@ -49,6 +49,9 @@ _BATCHES_AHEAD = 2
 # How far a frame's time may be from its own timestamp, and for what share of frames further.
 ASTRAY_SECONDS = 0.5
 ASTRAY_SHARE = 0.02
+# PySceneDetect's bounds for frame rates.
+_NTSC_OFF = 0.001
+_MOST_DENOMINATOR = 10_000
 
 
 @dataclass(frozen=True)
@@ -151,13 +154,10 @@ def read_facts(
     framing: Framing | None = None,
 ) -> VideoFacts:
     """The facts of an opened file whose first frame is decoded: only frames know their rotation."""
-    # Imported here: it takes half a second, and only workers that decode need it.
-    from scenedetect.common import framerate_to_fraction
-
     stream = video_stream(container, path)
     rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     # Through a float, like the number that PySceneDetect gets from OpenCV.
-    frame_rate = framerate_to_fraction(float(rate))
+    frame_rate = frame_rate_of(float(rate))
     time_base = time_base_of(stream)
     orientation = orientation_of(first)
     framing = framing or framing_of(stream)
@@ -175,6 +175,22 @@ def read_facts(
         tone_map_of(first),
         framing,
     )
+
+
+def frame_rate_of(rate: float) -> Fraction:
+    """The exact frame rate that a rounded one stands for, as PySceneDetect takes it: a whole
+    number, or 1000/1001 of one, as NTSC's rates are.
+
+    PySceneDetect's own function is not imported, because its package takes a third of a helper's
+    start.
+    """
+    whole = round(rate)
+    if rate == whole:
+        return Fraction(whole)
+    nominal = round(rate * 1001 / 1000)
+    if nominal and abs(nominal * 1000 / 1001 - rate) < _NTSC_OFF:
+        return Fraction(nominal * 1000, 1001)
+    return Fraction(rate).limit_denominator(_MOST_DENOMINATOR)
 
 
 def declared_seconds(

@@ -26,6 +26,7 @@ from clipmill.stages.media.isolation.isolated import (
     stream_isolated,
 )
 from tests import isolated_functions as harm
+from tests.media import THREE_SHOTS, cached
 
 FILE = Path("film.mp4")
 LIMITS = Limits(20, 60, 1 << 30, settings_of="split_clips")
@@ -69,10 +70,25 @@ def test_one_helper_serves_many_calls():
 
 
 def test_helper_imports_only_decoders(tmp_path):
+    from clipmill.stages.media.read.measures import WantedMeasures
     from clipmill.stages.media.read.probe import probe
+    from clipmill.stages.media.read.scan import ScanSettings, scan_video
 
     with pytest.raises(RowFailed):
         run_isolated(probe, tmp_path / "none.mp4", limits=LIMITS)
+    film, _ = cached(THREE_SHOTS)
+    settings = ScanSettings(
+        exact=False,
+        spans=None,
+        starts_at_seconds=None,
+        keep_frames=True,
+        frame_short_side=64,
+        frame_quality=90,
+        frames_per_second=2.0,
+        wanted=WantedMeasures(),
+        lean=True,
+    )
+    collect_isolated(scan_video, film, settings, limits=LIMITS)
     for name in ("read.scan", "read.seek", "cutting.cut", "fetch.sections"):
         run_isolated(harm.load, FILE, f"clipmill.stages.media.{name}", limits=LIMITS)
     loaded = set(run_isolated(harm.modules, FILE, limits=LIMITS))
@@ -84,6 +100,7 @@ def test_helper_imports_only_decoders(tmp_path):
         "transformers",
         "pydantic",
         "pyarrow",
+        "scenedetect",
         "clipmill.stages.models",
         "clipmill.stages.protocol",
         "clipmill.pipeline",
