@@ -14,6 +14,7 @@ frames are used as they are stored.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import queue
 import threading
@@ -85,14 +86,20 @@ class VideoFacts:
     def duration_seconds(self, pts: int) -> float:
         """A number of time base units in seconds."""
         # Rounded once, like the division of the exact fraction, but much faster.
-        return pts * self.time_base.numerator / self.time_base.denominator
+        numerator, denominator = self._unit
+        return pts * numerator / denominator
 
     def position_microseconds(self, pts: int) -> int:
         """The time given to PySceneDetect's detectors: relative to the first frame."""
-        units = (pts - self.start_pts) * self.time_base.numerator * 1_000_000
-        return round(units / self.time_base.denominator)
+        numerator, denominator = self._unit
+        return round((pts - self.start_pts) * numerator * 1_000_000 / denominator)
 
-    @property
+    @functools.cached_property
+    def _unit(self) -> tuple[int, int]:
+        """The time base, without a fraction's methods: each picture has three times."""
+        return self.time_base.numerator, self.time_base.denominator
+
+    @functools.cached_property
     def usual_pts(self) -> int:
         """The distance of frames at the nominal frame rate, in units of the time base."""
         return max(1, round(1 / (self.frame_rate * self.time_base)))

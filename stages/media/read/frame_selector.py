@@ -36,7 +36,9 @@ FIRST_DISTANCE_SECONDS = 0.125
 HELD = 16
 WAITING_BYTES = 64 * 1024 * 1024
 
-_JOBS_WAITING = 8
+# Each hand-over to the encoder's thread is costly.
+_PER_JOB = 4
+_JOBS_WAITING = 2
 
 
 @dataclass
@@ -46,8 +48,16 @@ class _Held:
     image: Callable[[tuple[int, int]], np.ndarray]
 
 
-def _encoded(held: _Held, size: tuple[int, int], quality: int) -> bytes:
-    return encode_jpeg(held.image(size), quality)
+def _encoded(part: list[_Held], size: tuple[int, int], quality: int) -> list[dict[str, object]]:
+    """The frames as FRAME columns."""
+    return [
+        {
+            "frame_number": held.number,
+            "seconds": held.seconds,
+            "jpeg": encode_jpeg(held.image(size), quality),
+        }
+        for held in part
+    ]
 
 
 class FrameKeeper:
@@ -60,7 +70,7 @@ class FrameKeeper:
         self._longest = 1.0 / frames_per_second
         self._quality = quality
         self._held: list[_Held] = []
-        self._jobs: deque[tuple[int, float, Future[bytes]]] = deque()
+        self._jobs: deque[Future[list[dict[str, object]]]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="jpeg")
         self._distance = self._first_distance
         self._take_began: float | None = None
@@ -114,28 +124,24 @@ class FrameKeeper:
 
     def _settle(self, size: tuple[int, int]) -> None:
         """Hands frames that can no longer be dropped to the encoder."""
-        for held in self._held:
+        held, self._held = self._held, []
+        for first in range(0, len(held), _PER_JOB):
             if len(self._jobs) >= _JOBS_WAITING:
                 # Bounds the full frames that wait for the encoder.
-                self._jobs[-_JOBS_WAITING][2].result()
-            job = self._pool.submit(_encoded, held, size, self._quality)
-            self._jobs.append((held.number, held.seconds, job))
-        self._held = []
+                self._jobs[-_JOBS_WAITING].result()
+            part = held[first : first + _PER_JOB]
+            self._jobs.append(self._pool.submit(_encoded, part, size, self._quality))
 
     def ready(self) -> Iterator[dict[str, object]]:
         """Encoded kept frames not returned before, in time order, as FRAME columns.
 
         Those are frame_number, seconds and jpeg.
         """
-        while self._jobs and self._jobs[0][2].done():
-            yield self._first_job()
+        while self._jobs and self._jobs[0].done():
+            yield from self._jobs.popleft().result()
 
     def finish(self, size: tuple[int, int]) -> Iterator[dict[str, object]]:
         """All kept frames not returned before."""
         self._settle(size)
         while self._jobs:
-            yield self._first_job()
-
-    def _first_job(self) -> dict[str, object]:
-        number, seconds, job = self._jobs.popleft()
-        return {"frame_number": number, "seconds": seconds, "jpeg": job.result()}
+            yield from self._jobs.popleft().result()

@@ -98,14 +98,16 @@ def peaks(
     score = apart - 2 * unlike
     reach = half / 2
     is_mix = (left <= _MOST_LEFT * apart) | (split <= _MOST_SPLIT * apart)
-    found = []
-    for index in np.flatnonzero((apart >= _LEAST_APART) & is_mix):
-        low = np.searchsorted(seconds, seconds[index] - reach)
-        high = np.searchsorted(seconds, seconds[index] + reach, "right")
-        before, after = score[low:index], score[index:high]
-        if score[index] > before.max(initial=-np.inf) and score[index] >= after.max():
-            found.append(index)
-    return np.array(found, np.intp)
+    found = np.flatnonzero((apart >= _LEAST_APART) & is_mix)
+    if not len(found):
+        return found
+    low = np.searchsorted(seconds, seconds[found] - reach)[:, None]
+    high = np.searchsorted(seconds, seconds[found] + reach, "right")[:, None]
+    near = low + np.arange((high - low).max())
+    others = np.where(near < high, score[np.minimum(near, len(score) - 1)], -np.inf)
+    own = score[found, None]
+    is_peak = np.where(near < found[:, None], own > others, own >= others).all(1)
+    return found[is_peak]
 
 
 def spread(seconds: Floats, middle: int, half: float) -> NDArray[np.intp]:

@@ -220,10 +220,9 @@ class ShotMeasures:
         drop = until - self._held
         if drop <= 0:
             return
-        for index in range(self._held, until):
-            if index in self._wanted:
-                self._wanted.remove(index)
-                self._stored.append((self._numbers[index], self._rgb[index - self._held].copy()))
+        for index in sorted(index for index in self._wanted if self._held <= index < until):
+            self._wanted.remove(index)
+            self._stored.append((self._numbers[index], self._rgb[index - self._held].copy()))
         self._rgb, self._luma = self._rgb[drop:], self._luma[drop:]
         self._held = until
 
