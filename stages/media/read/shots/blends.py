@@ -107,7 +107,8 @@ def peaks(
     others = np.where(near < high, score[np.minimum(near, len(score) - 1)], -np.inf)
     own = score[found, None]
     is_peak = np.where(near < found[:, None], own > others, own >= others).all(1)
-    return found[is_peak]
+    kept: NDArray[np.intp] = found[is_peak]
+    return kept
 
 
 def spread(seconds: Floats, middle: int, half: float) -> NDArray[np.intp]:
