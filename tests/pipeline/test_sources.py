@@ -340,7 +340,7 @@ def test_unsupported_url_is_a_failure_row(tmp_path, url):
         ("a.csv", "link2,title\nx,y\n", None, "link2, title"),
         ("a.csv", "video_link,title\nx,y\n", "video_lnk", "did you mean 'video_link'"),
         ("a.csv", "url,url\nx,y\n", None, "twice"),
-        ("a.csv", "", None, "columns"),
+        ("a.csv", "", None, "is empty"),
         ("a.txt", "x\n", "url", "no column"),
         ("a.txt", "\n# nothing\n", None, "gives no sources"),
         ("a.parquet", "no parquet", None, "not a Parquet file"),

@@ -7,12 +7,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipmill.schemas.errors import ErrorKind, RowFailed, ServerRefused
 from clipmill.stages.media.fetch.http_answers import retry_after_seconds
-from clipmill.stages.models.engines.lines import Answer
 from clipmill.stages.models.engines.requests import Message, Part, Picture, Request
+
+if TYPE_CHECKING:  # runs without a server don't import its client
+    from clipmill.stages.models.engines.lines import Answer
 
 # What `/v1/models` says about a model in vLLM, SGLang, llama.cpp and Ollama, without times.
 _FACTS = ("id", "root", "parent", "revision", "owned_by", "max_model_len", "meta")
