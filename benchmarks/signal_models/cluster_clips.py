@@ -1,12 +1,13 @@
 """Measures cluster_clips over many clips in a whole run, and its centres against other ways.
 
     python -m benchmarks.signal_models --stage cluster_clips --clips 1000000 --folder DIR
+    python -m benchmarks.signal_models --stage cluster_clips --clips 10000000 --unstored
     python -m benchmarks.signal_models --stage cluster_clips --quality
 
 The first makes a dataset of that many random clips (kept in DIR), finds centres and assigns all
-clips, and then the clips of one shard that is added. The second compares the mean distance from
-the centres, and whether two runs agree, with Lloyd's algorithm over all vectors and with
-scikit-learn's MiniBatchKMeans.
+clips, and then the clips of one shard that is added. The second does so with vectors that are made
+shard by shard and never stored. The third compares the mean distance from the centres, and whether
+two runs agree, with Lloyd's algorithm over all vectors and with scikit-learn's MiniBatchKMeans.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,13 @@ import yaml
 
 from benchmarks import embedded_videos
 from benchmarks.embedded_videos import one_frame_each, vectors
+from clipmill.stages.cluster_clips import ClusterClips
 from clipmill.stages.models.clusters import Centres, fit_centres
 from clipmill.stages.models.integer_vectors import directions
 from clipmill.stages.models.k_means import find_centres
 
 CLIPS_A_VIDEO = 1000
+CLIPS_A_SHARD = 10 * CLIPS_A_VIDEO
 
 
 def main(options: Sequence[str]) -> None:
@@ -40,10 +44,13 @@ def main(options: Sequence[str]) -> None:
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--clusters", type=int, help="by default the square root of the clips")
     parser.add_argument("--folder", type=Path, default=Path("clustered"))
+    parser.add_argument("--unstored", action="store_true")
     parser.add_argument("--quality", action="store_true")
     given = parser.parse_args(options)
     if given.quality:
         quality(given.clips, given.dimensions, given.clusters or 300)
+    elif given.unstored:
+        unstored(given.clips, given.dimensions)
     else:
         whole_run(given.clips, given.dimensions, given.clusters, given.folder)
 
@@ -110,6 +117,40 @@ def _run(folder: Path, what: str, *more: str) -> None:
         f"{used.ru_maxrss / 1024:.0f} | {fit_seconds:.1f} |",
         flush=True,
     )
+
+
+def unstored(clips: int, dimensions: int) -> None:
+    """Finds centres and assigns all clips, apart from what reading and writing them takes."""
+    print("| | clips | CPU seconds | MB at most |\n|---|---|---|---|")
+    spent = 0.0
+
+    def shards() -> Iterator[pa.Table]:
+        nonlocal spent
+        for shard in range(clips // CLIPS_A_SHARD):
+            began = time.process_time()
+            numbers = np.random.default_rng(shard).standard_normal(
+                (CLIPS_A_SHARD, dimensions), np.float32
+            )
+            ids = [f"clip-{shard}-{i}" for i in range(CLIPS_A_SHARD)]
+            table = pa.table({"clip_id": ids, "embeddings": one_frame_each(numbers)})
+            spent += time.process_time() - began
+            yield table
+
+    began = time.process_time()
+    sample = ClusterClips.model_fields["sample_clips"].default
+    fitted = fit_centres(shards(), clusters=None, sample=sample, seed=0)
+    assert fitted is not None
+    _say(f"finding {len(fitted):,} centres", clips, time.process_time() - began - spent)
+    began, spent = time.process_time(), 0.0
+    centres = Centres(fitted)
+    for table in shards():
+        centres.of(table)
+    _say("assigning", clips, time.process_time() - began - spent)
+
+
+def _say(what: str, clips: int, seconds: float) -> None:
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"| {what} | {clips:,} | {seconds:.0f} | {most:.0f} |", flush=True)
 
 
 def quality(n: int, d: int, clusters: int) -> None:
